@@ -1,0 +1,57 @@
+"""MP4 in, MP4 out, through PyAV on one thread (the parallelism is over videos)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+
+from physion.errors import DataError
+
+FPS = 30
+
+
+def read_frames(path: Path, limit: int) -> np.ndarray:
+    """Decode the first `limit` frames of a video.
+
+    Returns uint8 [T, H, W, 3], RGB, T = `limit`.
+
+    Raises DataError naming the file when it cannot be decoded or holds fewer frames.
+    """
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path.name}: holds no video stream")
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            for frame in container.decode(stream):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == limit:
+                    break
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path.name}: cannot be decoded after {len(frames)} frames ({reason})") from error
+    if len(frames) < limit:
+        raise DataError(f"{path.name}: has {len(frames)} frames, {limit} are needed")
+    return np.stack(frames)
+
+
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = FPS, crf: int = 18) -> None:
+    """Encode uint8 RGB frames [H, W, 3] (even sizes) as H.264; the bytes depend on the frames alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = None
+        for array in frames:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
+                stream.height, stream.width = array.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.thread_count = 1
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode())

@@ -1,0 +1,37 @@
+"""What can go wrong, as the person at the keyboard sees it: one clear line and an exit code a scheduler can act on."""
+
+
+class PhysionError(Exception):
+    """An expected failure: its text says what was wrong, with which value, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PhysionError):
+    """The configuration or the command line is wrong, or the machine lacks what it asks for; retrying cannot help."""
+
+    exit_code = 2
+
+
+class DataError(PhysionError):
+    """The input data is bad: unreadable videos, labels that do not match, an artifact that fails its checksum."""
+
+    exit_code = 3
+
+
+class TransientError(PhysionError):
+    """The store, the disk or the network failed; the same command may succeed later."""
+
+    exit_code = 75
+
+
+class Interrupted(PhysionError):
+    """Ctrl-C: the work done so far is saved; the same command goes on."""
+
+    exit_code = 130
+
+
+class Preempted(PhysionError):
+    """SIGTERM: the work done so far is saved; the same command goes on."""
+
+    exit_code = 143
