@@ -1,0 +1,180 @@
+"""The report: one HTML file that holds everything it shows, opens from disk and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from physion.report.metrics import Interval
+from physion.report.plots import MODE_COLOURS, loss_curve, plot_losses
+from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
+
+UNKNOWN = "\N{EN DASH}"
+MODES = {
+    "observed": "slots of the first 1.5 s only",
+    "rollout": "slots of the first 1.5 s, then those that SlotFormer predicts from them",
+    "full": "slots of the whole video as it happened, which shows what the readout could do with perfect prediction",
+}
+FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the results section; `svg` comes from `physion.report.plots` and is put in the page as it is."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; cells of columns after the first are aligned to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference of two modes' accuracies, such as `rollout - observed` (`compare_modes`)."""
+
+    name: str
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class ProvenanceRow:
+    """One stage that the numbers rest on; None where a figure is not known."""
+
+    stage: str
+    fingerprint: str
+    seconds: float | None
+    cached: bool
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class VideoPanel:
+    """One test video: the truth, what each mode says (mean over readout seeds), and clips as (caption, H.264 MP4)."""
+
+    name: str
+    scenario: str
+    label: bool
+    probability: Mapping[str, float]
+    clips: Sequence[tuple[str, bytes]]
+    predicted: Mapping[str, bool] = field(default_factory=dict)  # by mode; where given, right or wrong is marked
+
+
+@dataclass(frozen=True)
+class Still:
+    """A picture, such as a frame beside its reconstruction."""
+
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """Everything the page shows. Modes and stages appear in the order of their mapping; empty sections are left out."""
+
+    title: str
+    preset: str
+    headline: str
+    simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
+    metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
+    comparisons: Sequence[Comparison] = ()
+    paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    videos: Sequence[VideoPanel] = ()
+    stills: Sequence[Still] = ()
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by stage, for `plot_losses`
+    provenance: Sequence[ProvenanceRow] = ()
+    config_yaml: str = ""
+    notes: Sequence[str] = ()  # further sentences for "How to read these numbers"
+
+
+def render_report(context: ReportContext) -> str:
+    """The whole page as text, the same bytes for the same context. All text is escaped."""
+    if not context.metrics:
+        raise ValueError("a report needs the metrics of at least one feature mode")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": lambda fraction: "n/a" if fraction is None else f"{100 * fraction:.1f}",
+        "points": lambda fraction: f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        "data_uri": _data_uri,
+        "duration": _duration,
+        "size": _size,
+        "loss": lambda loss: UNKNOWN if loss is None else f"{loss:.4g}",
+    }
+    modes = list(context.metrics)
+    scenarios = sorted({name for values in context.metrics.values() for name in values["per_scenario"]})
+    return environment.get_template("report.html.j2").render(
+        report=context,
+        first=context.metrics[modes[0]],
+        scenarios=scenarios,
+        scenario_facts={name: entry for values in context.metrics.values()
+                        for name, entry in values["per_scenario"].items()},
+        few_videos=FEW_VIDEOS,
+        mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
+        columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
+        mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},
+        humans={name: HUMAN_BY_SCENARIO.get(name.lower()) for name in scenarios},
+        published=PUBLISHED,
+        published_source=SOURCE,
+        training=[_training(stage, history) for stage, history in context.histories.items()],
+    )
+
+
+def _training(stage: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The plot of one stage's losses and the few numbers beside it."""
+    losses, heldout = (loss_curve(history, key)[1] for key in ("loss", "heldout_loss"))
+    return {
+        "stage": stage,
+        "svg": plot_losses(stage, history),
+        "steps": max((int(entry["step"]) for entry in history), default=0),
+        "loss": float(losses[-1]) if len(losses) else None,
+        "heldout": float(heldout[-1]) if len(heldout) else None,
+        "heldout_best": float(heldout.min()) if len(heldout) else None,
+    }
+
+
+def _data_uri(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _duration(seconds: float | None) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def _size(count: int | None) -> str:
+    """`812 B`, `1.2 MB`, `16.0 GB`."""
+    if count is None:
+        return UNKNOWN
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,0 +1,243 @@
+"""Plots as SVG text, the same bytes for the same numbers.
+
+Colours are CSS variables with a mid-tone fallback and text stays text: inside the report a plot follows the page's
+light or dark scheme and font, and as a file of its own it is readable on either background.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from physion.report.metrics import Interval
+from physion.report.published import HUMAN_ACCURACY, HUMAN_BY_SCENARIO
+
+# CSS variable -> fallback. matplotlib draws with the fallback; `_svg` puts the variable in its place.
+INK, FAINT = "#7d7c79", "#a3a29e"
+MODE_COLOURS = ("#3b82c4", "#d9712f", "#2f9e78", "#a86fc9")
+CSS_VARIABLES = {"plot-ink": INK, "plot-faint": FAINT} | {f"mode-{i}": c for i, c in enumerate(MODE_COLOURS)}
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "physion",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.formatter.useoffset": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.borderaxespad": 0,
+    "legend.handlelength": 1.4,
+    "path.simplify_threshold": 0.2,
+}
+_styled = matplotlib.rc_context(_STYLE)
+_MAX_POINTS = 400  # of a curve in the page; longer ones are averaged in equal bins
+
+
+@_styled
+def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) -> str:
+    """Accuracy of each mode with its interval, against chance and people.
+
+    `metrics` holds the result of `evaluate_predictions` by mode. On `simulated` videos the human mark is labelled as
+    measured on others.
+    """
+    figure, axes = _figure(9.4, 1.25 + 0.42 * len(metrics))
+    intervals = [_interval(values["overall"]["accuracy"]) for values in metrics.values()]
+    for row, interval in enumerate(intervals):
+        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
+        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=colour, linewidth=2.2,
+                  solid_capstyle="round")
+        axes.plot(100 * interval.value, row, "o", color=colour, markersize=8)
+        axes.annotate(interval.percent(), (1.01, row), xycoords=axes.get_yaxis_transform(), va="center")
+    chance = 100 * next(iter(metrics.values()))["chance"]
+    references = sorted([(chance, (0, (4, 3)), f"chance {chance:.1f}"),
+                         (HUMAN_ACCURACY, (0, (1, 2)), f"{_people(simulated)} {HUMAN_ACCURACY}")])
+    for (x, dashes, text), side in zip(references, ("right", "left"), strict=True):  # labels point away from each other
+        axes.axvline(x, color=FAINT, linewidth=1.1, linestyle=dashes, zorder=0)
+        axes.annotate(text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(4 if side == "right" else -4, 4),
+                      textcoords="offset points", ha=side)
+    ends = [100 * end for interval in intervals for end in (interval.low, interval.high)]
+    axes.set_xlim(*_percent_limits([*ends, chance, HUMAN_ACCURACY]))
+    axes.set_ylim(len(metrics) - 0.4, -0.6)
+    axes.set_yticks(range(len(metrics)), labels=list(metrics))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("accuracy on the test videos, %")
+    return _svg(figure, "accuracy", "Accuracy of each feature mode with its interval, against chance and humans")
+
+
+@_styled
+def plot_scenarios(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) -> str:
+    """Accuracy by scenario, grouped by mode, with each scenario's majority rate and the human accuracy on it."""
+    figure, axes = _figure(9.4, 3.6)
+    scenarios = sorted({scenario for values in metrics.values() for scenario in values["per_scenario"]})
+    places = {scenario: x for x, scenario in enumerate(scenarios)}
+    marks = []
+    for row, (mode, values) in enumerate(metrics.items()):
+        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
+        found = {scenario: _interval(entry["accuracy"]) for scenario, entry in values["per_scenario"].items()}
+        x = [places[scenario] + 0.17 * (row - (len(metrics) - 1) / 2) for scenario in found]
+        axes.vlines(x, [100 * interval.low for interval in found.values()],
+                    [100 * interval.high for interval in found.values()], colors=colour, linewidth=1.8)
+        axes.plot(x, [100 * interval.value for interval in found.values()], "o", color=colour, markersize=6,
+                  label=mode)
+        marks += [100 * end for interval in found.values() for end in (interval.low, interval.high)]
+    chances = {scenario: 100 * entry["chance"] for values in metrics.values()
+               for scenario, entry in values["per_scenario"].items()}
+    humans = {scenario: HUMAN_BY_SCENARIO[scenario.lower()] for scenario in scenarios
+              if scenario.lower() in HUMAN_BY_SCENARIO}
+    for heights, dashes, text in ((chances, (0, ()), "always the commoner answer"),
+                                 (humans, (0, (1, 1)), _people(simulated))):
+        if heights:
+            x = [places[scenario] for scenario in heights]
+            axes.hlines(list(heights.values()), [at - 0.36 for at in x], [at + 0.36 for at in x], colors=FAINT,
+                        linewidth=1.4, linestyles=dashes, label=text, zorder=0)
+    axes.set_ylim(*_percent_limits([*marks, *chances.values(), *humans.values()]))
+    axes.set_xlim(-0.6, len(scenarios) - 0.4)
+    axes.set_xticks(range(len(scenarios)), labels=scenarios)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("accuracy, %")
+    figure.legend(loc="outside upper left", ncols=len(metrics) + 2)
+    return _svg(figure, "scenarios", "Accuracy of each feature mode by scenario, with 95 % intervals")
+
+
+@_styled
+def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str:
+    """ROC curves: a line for each readout seed, a colour for each mode. `labels` [N], `probabilities` [R, N] by mode.
+
+    Raises ValueError when the labels hold only one class: there is no curve to draw.
+    """
+    truth = np.asarray(labels).astype(bool)
+    if truth.all() or not truth.any():
+        raise ValueError("a ROC curve needs videos of both classes")
+    figure, axes = _figure(5.2, 4.4)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    for row, (mode, by_seed) in enumerate(probabilities.items()):
+        for index, scores in enumerate(np.asarray(by_seed)):
+            axes.plot(*_roc_points(scores, truth), color=MODE_COLOURS[row % len(MODE_COLOURS)], linewidth=1.3,
+                      label=mode if index == 0 else None)
+    axes.set_aspect("equal")
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.legend(loc="lower right")
+    return _svg(figure, "roc", "ROC curves of the readouts, one line for each readout seed")
+
+
+@_styled
+def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
+    """Training and held-out loss of one stage against the step.
+
+    Reads `step`, `loss` and `heldout_loss` of each entry; either loss may be missing, None or not finite in any of
+    them. The loss axis is logarithmic when the losses are positive and span more than a decade.
+    """
+    figure, axes = _figure(4.6, 2.7)
+    train, heldout = (loss_curve(history, key) for key in ("loss", "heldout_loss"))
+    for (steps, losses), label, colour, marker in ((train, "training", MODE_COLOURS[0], ""),
+                                                   (heldout, "held out", MODE_COLOURS[1], "o")):
+        if len(steps):
+            few = marker if len(steps) <= 30 else ""
+            axes.plot(_binned(steps), _binned(losses), marker=few, markersize=3.5, color=colour, linewidth=1.3, label=label)
+    everything = np.concatenate([train[1], heldout[1]])
+    if len(everything):
+        if everything.min() > 0 and everything.max() > 10 * everything.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.legend(loc="upper right")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_thousands))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    return _svg(figure, f"losses-{stage}", f"Training and held-out loss of {stage} against the step")
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which one loss is given and finite, and its values there."""
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    curve = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    curve = curve[np.isfinite(curve[:, 1])]
+    return curve[:, 0], curve[:, 1]
+
+
+def _binned(values: np.ndarray) -> np.ndarray:
+    """At most 400 points: the means of equal bins where there are more."""
+    if len(values) <= _MAX_POINTS:
+        return values
+    return np.array([part.mean() for part in np.array_split(values, _MAX_POINTS)])
+
+
+def _roc_points(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates from the strictest threshold to the loosest, one point a distinct score."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each group of tied scores
+    true_positives = np.cumsum(labels[order])[last]
+    false_positives = last + 1 - true_positives
+    return (np.append(0, false_positives) / (~labels).sum(), np.append(0, true_positives) / labels.sum())
+
+
+def _people(simulated: bool) -> str:
+    return "humans, on the official videos" if simulated else "humans"
+
+
+def _interval(entry: Mapping[str, float]) -> Interval:
+    return Interval(entry["value"], entry["low"], entry["high"])
+
+
+def _percent_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Tens around the values, so that a change of the data rarely changes the axis."""
+    return max(0, 10 * np.floor((min(values) - 2) / 10)) - 2, min(100, 10 * np.ceil((max(values) + 2) / 10)) + 2
+
+
+def _thousands(value: float, _position: int | None = None) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """An <svg> element that can stand in a page beside others: no prolog, no metadata, ids of its own."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # else it styles the page
+    prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    text = text.replace("'DejaVu Sans'", "var(--sans, sans-serif)")
+    for variable, fallback in CSS_VARIABLES.items():
+        text = text.replace(fallback, f"var(--{variable}, {fallback})")
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", text, count=1)
+    label = html.escape(description)
+    return text.replace("<svg ", f'<svg width="{width}" height="{height}" role="img" aria-label="{label}" '
+                        'style="stroke-linejoin: round; stroke-linecap: butt" ', 1)

@@ -1,0 +1,151 @@
+import base64
+import dataclasses
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from physion.report.html import (
+    Comparison,
+    Plot,
+    ProvenanceRow,
+    ReportContext,
+    Still,
+    Table,
+    VideoPanel,
+    render_report,
+)
+from physion.report.metrics import Interval, evaluate_predictions, paper_protocol
+from physion.report.plots import plot_accuracy
+
+HOSTILE = '<script>alert("x")</script>'
+VOID = {"meta", "img", "br", "link"}
+MP4, PNG = b"not really mp4 \x00\xff", b"not really png"
+
+
+class Page(HTMLParser):
+    """Collects elements and visible text, and checks that every element that opens is closed in its place."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def words(self):
+        return " ".join(self.text.split())
+
+
+def context(**changes):
+    rng = np.random.default_rng(0)
+    names, scenarios = [f"v{index}" for index in range(12)], ["Roll", HOSTILE] * 6
+    labels, scores = np.arange(12) % 2 == 0, rng.random((2, 12))
+    metrics = {mode: evaluate_predictions(names, scenarios, labels, scores, [0.4, 0.5], resamples=50)
+               for mode in ("observed", "rollout", HOSTILE)}
+    whole = ReportContext(
+        title=f"Study {HOSTILE}", preset=HOSTILE, headline=HOSTILE, simulated=True, metrics=metrics,
+        comparisons=[Comparison(HOSTILE, Interval(0.05, -0.01, 0.11))],
+        paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
+        plots=[Plot(HOSTILE, plot_accuracy(metrics, simulated=True), HOSTILE)],
+        tables=[Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]], HOSTILE)],
+        videos=[VideoPanel(HOSTILE, HOSTILE, True, {"rollout": 0.7, HOSTILE: 0.2}, [(HOSTILE, MP4)],
+                           {"rollout": True, HOSTILE: False})],
+        stills=[Still(HOSTILE, PNG)],
+        histories={HOSTILE: [{"step": 1, "loss": 2.0}, {"step": 5, "loss": 1.0, "heldout_loss": 1.5}]},
+        provenance=[ProvenanceRow(HOSTILE, HOSTILE, 3725, True, 1_234_567), ProvenanceRow("x", "y", None, False, None)],
+        config_yaml=f"key: {HOSTILE}\n", notes=[HOSTILE],
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def test_well_formed_deterministic_and_escaped():
+    html = render_report(context())
+    assert html == render_report(context())
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert "<script" not in html
+    assert page.text.count("<script>") >= 20  # everything hostile is there, as text
+
+
+def test_loads_nothing():
+    html = render_report(context())
+    for tag, attributes in Page(html).elements:
+        for name in ("src", "href", "xlink:href", "poster", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), f"{tag} {name}={value}"
+    assert "@import" not in html
+    assert "url(http" not in html
+    assert "default-src 'none'" in html
+
+
+def test_clips_and_stills_are_inside():
+    elements = Page(render_report(context())).elements
+    video = next(attributes for tag, attributes in elements if tag == "video")
+    assert {"autoplay", "loop", "muted", "playsinline"} <= set(video)
+    assert video["src"] == "data:video/mp4;base64," + base64.b64encode(MP4).decode()
+    image = next(attributes for tag, attributes in elements if tag == "img")
+    assert image["src"] == "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+def test_every_link_of_the_page_leads_somewhere():
+    elements = Page(render_report(context())).elements
+    ids = {attributes["id"] for _, attributes in elements if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in elements if tag == "a"]
+    assert len(links) >= 5
+    assert {link[1:] for link in links} <= ids
+
+
+def test_says_what_the_numbers_are():
+    words = Page(render_report(context())).words()
+    assert "12 test videos, 6 of them positive" in words
+    assert "means over 2 readout seeds" in words
+    assert "threshold was chosen on held-out readout videos" in words
+    assert "tested once" in words
+    assert "50 bootstrap resamples" in words
+    assert "fewer than 30 videos" in words
+    assert "selected on test" in words
+    assert "Not comparable on simulated videos." in words
+    assert "includes zero" in words
+    assert "1 h 2 min" in words
+    assert "1.2 MB" in words
+
+
+def test_official_videos_are_compared_like_with_like():
+    words = Page(render_report(context(simulated=False))).words()
+    assert "Not comparable" not in words
+    assert "compare them with this run's “selected on test” row" in words
+
+
+def test_empty_sections_are_left_out():
+    empty = dict.fromkeys(("comparisons", "plots", "tables", "videos", "stills", "provenance", "notes"), ())
+    page = Page(render_report(context(**empty, paper_protocol={}, histories={}, config_yaml="")))
+    headings = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
+    assert headings == {"results", "scenarios", "published"}
+    assert "It picked" not in page.words()
+
+
+def test_one_class_is_said():
+    metrics = evaluate_predictions(["a"], ["Roll"], np.array([True]), np.array([[0.9]]), [0.5], resamples=10)
+    page = Page(render_report(context(metrics={"rollout": metrics}, paper_protocol={})))
+    assert "one class only" in page.words()
+
+
+def test_needs_metrics():
+    with pytest.raises(ValueError, match="at least one feature mode"):
+        render_report(context(metrics={}))

@@ -1,0 +1,270 @@
+import json
+
+import numpy as np
+import pytest
+
+from physion.report.metrics import (
+    PAPER_THRESHOLDS,
+    Interval,
+    accuracy,
+    balanced_accuracy,
+    bootstrap_interval,
+    choose_threshold,
+    compare_modes,
+    evaluate_predictions,
+    headline,
+    paper_protocol,
+    roc_auc,
+)
+
+
+def pair_count_auc(scores, labels):
+    """The definition: every positive against every negative."""
+    wins = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
+    return float(np.mean(wins))
+
+
+def study(videos=120, seeds=3, separation=1.0, rng_seed=0):
+    rng = np.random.default_rng(rng_seed)
+    scenarios = [("Collide", "Drop", "Roll")[index % 3] for index in range(videos)]
+    labels = rng.random(videos) < 0.55
+    logits = separation * (labels - 0.5) + rng.normal(size=videos) + 0.5 * rng.normal(size=(seeds, videos))
+    return [f"video_{index:03d}" for index in range(videos)], scenarios, labels, 1 / (1 + np.exp(-logits))
+
+
+class TestOneReadout:
+    def test_by_hand(self):
+        scores = np.array([0.9, 0.6, 0.4, 0.2, 0.7])
+        labels = np.array([True, True, True, False, False])
+        assert accuracy(scores, labels, 0.5) == pytest.approx(3 / 5)
+        assert balanced_accuracy(scores, labels, 0.5) == pytest.approx((2 / 3 + 1 / 2) / 2)
+        assert roc_auc(scores, labels) == pytest.approx(4 / 6)
+
+    def test_a_score_at_the_threshold_is_negative(self):
+        assert accuracy(np.array([0.5]), np.array([False]), 0.5) == 1.0
+
+    @pytest.mark.parametrize("levels", [3, 10, 10_000])  # many ties, some, none
+    def test_auc_counts_pairs(self, levels):
+        rng = np.random.default_rng(levels)
+        for _ in range(20):
+            scores, labels = rng.integers(levels, size=40) / levels, rng.random(40) < 0.4
+            assert roc_auc(scores, labels) == pytest.approx(pair_count_auc(scores, labels))
+
+    @pytest.mark.parametrize("labels", [[True, True], [False, False], []])
+    def test_undefined_without_both_classes(self, labels):
+        scores = np.full(len(labels), 0.3)
+        assert roc_auc(scores, np.array(labels, dtype=bool)) is None
+        assert balanced_accuracy(scores, np.array(labels, dtype=bool)) is None
+
+    def test_refuses_what_cannot_be_scored(self):
+        with pytest.raises(ValueError, match="no videos"):
+            accuracy(np.array([]), np.array([], dtype=bool))
+        with pytest.raises(ValueError, match=r"in \[0, 1\], got nan"):
+            roc_auc(np.array([0.1, np.nan]), np.array([True, False]))
+        with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
+            roc_auc(np.array([0.1, 0.2]), np.array([True, False, True]))
+        with pytest.raises(ValueError, match="booleans"):
+            roc_auc(np.array([0.1, 0.2]), np.array(["True", "False"]))
+
+
+class TestChooseThreshold:
+    def test_takes_the_midpoint_that_separates(self):
+        scores, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])
+        assert choose_threshold(scores, labels) == pytest.approx(0.25)
+
+    def test_half_stands_where_it_is_as_good(self):
+        assert choose_threshold(np.array([0.1, 0.45, 0.8]), np.array([False, False, True])) == 0.5
+
+    def test_equal_distance_takes_the_lower(self):
+        # 0.4 and 0.6 each get three of four right, 0.5 only two.
+        scores = np.array([0.35, 0.45, 0.55, 0.65])
+        labels = np.array([False, True, False, True])
+        assert choose_threshold(scores, labels) == pytest.approx(0.4)
+
+    @pytest.mark.parametrize(
+        ("scores", "labels"),
+        [([0.7, 0.7, 0.7], [True, False, True]), ([0.2, 0.9], [True, True]), ([0.2, 0.9], [False, False]), ([], [])],
+    )
+    def test_half_without_information(self, scores, labels):
+        assert choose_threshold(np.array(scores), np.array(labels, dtype=bool)) == 0.5
+
+    def test_as_good_as_any_threshold_between_scores(self):
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            labels = rng.random(30) < 0.3
+            scores = np.clip(0.3 * labels + rng.integers(20, size=30) / 30, 0, 1)
+            chosen = balanced_accuracy(scores, labels, choose_threshold(scores, labels))
+            levels = np.unique(scores)
+            others = [balanced_accuracy(scores, labels, limit) for limit in (levels[:-1] + levels[1:]) / 2]
+            assert chosen == pytest.approx(max([*others, balanced_accuracy(scores, labels, 0.5)]))
+
+    def test_order_of_the_videos_does_not_matter(self):
+        rng = np.random.default_rng(3)
+        scores, labels = rng.random(50), rng.random(50) < 0.5
+        order = rng.permutation(50)
+        assert choose_threshold(scores, labels) == choose_threshold(scores[order], labels[order])
+
+
+class TestBootstrap:
+    def test_covers_the_truth_about_as_often_as_it_says(self):
+        rng = np.random.default_rng(0)
+        rates = np.repeat([0.9, 0.6, 0.5], 50)  # strata that differ: the mean is 2/3
+        covered = 0
+        for trial in range(300):
+            values = (rng.random(150) < rates).astype(float)
+            found = bootstrap_interval(values, [str(rate) for rate in rates], resamples=300, seed=trial)
+            covered += found.low <= rates.mean() <= found.high
+        assert 0.91 <= covered / 300 <= 0.98
+
+    def test_stratified_interval_leaves_out_the_mix_of_scenarios(self):
+        values, strata = np.repeat([1.0, 0.0], 100), ["easy"] * 100 + ["hard"] * 100
+        assert bootstrap_interval(values, strata) == Interval(0.5, 0.5, 0.5)
+        together = bootstrap_interval(values, ["all"] * 200)
+        assert together.low < 0.45
+        assert together.high > 0.55
+
+    def test_same_seed_same_interval(self):
+        values, strata = np.random.default_rng(0).random(40), ["a"] * 40
+        assert bootstrap_interval(values, strata, seed=1) == bootstrap_interval(values, strata, seed=1)
+        assert bootstrap_interval(values, strata, seed=1) != bootstrap_interval(values, strata, seed=2)
+
+    def test_refuses_nothing_and_mismatch(self):
+        with pytest.raises(ValueError, match="0 values"):
+            bootstrap_interval(np.array([]), [])
+        with pytest.raises(ValueError, match="2 values and 1 strata"):
+            bootstrap_interval(np.array([1.0, 0.0]), ["a"])
+        with pytest.raises(ValueError, match="resamples must be at least 1"):
+            bootstrap_interval(np.array([1.0]), ["a"], resamples=0)
+
+
+class TestEvaluatePredictions:
+    def test_values_are_means_over_seeds(self):
+        names, scenarios, labels, scores = study()
+        thresholds = [0.4, 0.5, 0.6]
+        found = evaluate_predictions(names, scenarios, labels, scores, thresholds, resamples=200)
+        by_seed = [accuracy(row, labels, limit) for row, limit in zip(scores, thresholds, strict=True)]
+        overall = found["overall"]
+        assert overall["accuracy"]["value"] == pytest.approx(np.mean(by_seed))
+        assert overall["accuracy"]["spread"] == pytest.approx(np.std(by_seed, ddof=1))
+        assert overall["roc_auc"]["value"] == pytest.approx(np.mean([pair_count_auc(row, labels) for row in scores]))
+        assert [row["threshold"] for row in overall["per_seed"]] == thresholds
+        assert [row["accuracy"] for row in overall["per_seed"]] == pytest.approx(by_seed)
+        assert found["n"] == 120
+        assert found["positives"] == labels.sum()
+        assert found["chance"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+        for metric in ("accuracy", "balanced_accuracy", "roc_auc"):
+            assert overall[metric]["low"] < overall[metric]["value"] < overall[metric]["high"]
+
+    def test_intervals_equal_a_plain_loop_over_resampled_videos(self):
+        """The weighted fast path against drawing videos and scoring them, on the same draws."""
+        names, scenarios, labels, scores = study(videos=30, seeds=2)
+        found = evaluate_predictions(names, scenarios, labels, scores, [0.5, 0.5], resamples=100, seed=4)
+        rng, strata = np.random.default_rng(4), np.array(scenarios)
+        counts = np.zeros((100, 30), dtype=int)
+        for scenario in sorted(set(scenarios)):
+            members = np.flatnonzero(strata == scenario)
+            counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=100)
+        plain = {"accuracy": [], "balanced_accuracy": [], "roc_auc": []}
+        for row in counts:
+            drawn = np.repeat(np.arange(30), row)
+            for name, metric in (("accuracy", accuracy), ("balanced_accuracy", balanced_accuracy),
+                                 ("roc_auc", roc_auc)):
+                plain[name].append(np.mean([metric(one[drawn], labels[drawn]) for one in scores]))
+        for name, samples in plain.items():
+            entry = found["overall"][name]
+            assert [entry["low"], entry["high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]))
+
+    def test_scenarios(self):
+        names, scenarios, labels, scores = study()
+        found = evaluate_predictions(names, scenarios, labels, scores, [0.5] * 3, resamples=200)["per_scenario"]
+        assert list(found) == ["Collide", "Drop", "Roll"]
+        members = np.array(scenarios) == "Drop"
+        right = ((scores > 0.5) == labels)[:, members].mean()
+        assert found["Drop"]["accuracy"]["value"] == pytest.approx(right)
+        assert found["Drop"]["n"] == 40
+        assert found["Drop"]["positives"] == labels[members].sum()
+        assert sum(entry["n"] for entry in found.values()) == 120
+
+    def test_json_and_the_same_for_any_order_of_videos(self):
+        names, scenarios, labels, scores = study()
+        order = np.random.default_rng(9).permutation(120)
+        first = evaluate_predictions(names, scenarios, labels, scores, [0.5] * 3, resamples=100)
+        second = evaluate_predictions([names[i] for i in order], [scenarios[i] for i in order], labels[order],
+                                      scores[:, order], [0.5] * 3, resamples=100)
+        assert json.dumps(first, allow_nan=False) == json.dumps(second, allow_nan=False)
+
+    def test_one_class_and_one_seed(self):
+        found = evaluate_predictions(["a", "b"], ["Roll", "Roll"], np.array([True, True]), np.array([[0.9, 0.1]]), [0.5])
+        assert found["overall"]["roc_auc"] == {"value": None, "low": None, "high": None, "spread": None}
+        assert found["overall"]["balanced_accuracy"]["value"] is None
+        assert found["overall"]["accuracy"]["value"] == 0.5
+        assert found["overall"]["accuracy"]["spread"] is None
+        assert found["chance"] == 1.0
+        json.dumps(found, allow_nan=False)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"names": ["a", "a"]}, "video a is listed twice"),
+            ({"scenarios": ["Roll"]}, "2 names, 1 scenarios, 2 labels"),
+            ({"names": [], "scenarios": [], "labels": np.array([], dtype=bool)}, "at least one video"),
+            ({"probabilities_by_seed": np.zeros((2, 2))}, r"= \[1, 2\]"),
+            ({"probabilities_by_seed": np.array([[0.5, 1.5]])}, r"in \[0, 1\], got 1.5"),
+        ],
+    )
+    def test_errors_say_what_is_wrong(self, change, message):
+        good = {"names": ["a", "b"], "scenarios": ["Roll", "Roll"], "labels": np.array([True, False]),
+                "probabilities_by_seed": np.array([[0.9, 0.1]]), "thresholds_by_seed": [0.5]}
+        with pytest.raises(ValueError, match=message):
+            evaluate_predictions(**(good | change))
+
+
+class TestCompareModes:
+    def test_pairing_narrows_the_interval(self):
+        names, scenarios, labels, scores = study(seeds=1)
+        better = scores.copy()
+        wrong = np.flatnonzero((scores[0] > 0.5) != labels)[:8]
+        better[0, wrong] = labels[wrong]  # eight videos more, the others alike
+        found = compare_modes(names, scenarios, labels, (better, [0.5]), (scores, [0.5]))
+        assert found.value == pytest.approx(8 / 120)
+        assert found.low > 0
+        one = evaluate_predictions(names, scenarios, labels, scores, [0.5])["overall"]["accuracy"]
+        assert found.high - found.low < one["high"] - one["low"]
+
+    def test_same_mode_differs_by_nothing(self):
+        names, scenarios, labels, scores = study()
+        mode = (scores, [0.5] * 3)
+        assert compare_modes(names, scenarios, labels, mode, mode) == Interval(0, 0, 0)
+
+
+class TestPaperProtocol:
+    def test_equals_the_triple_loop(self):
+        rng = np.random.default_rng(2)
+        scores, labels = rng.random((3, 4, 25)), rng.random(25) < 0.5
+        best = max(accuracy(scores[r, e], labels, limit)
+                   for r in range(3) for e in range(4) for limit in PAPER_THRESHOLDS)
+        found = paper_protocol(scores, labels)
+        assert found["accuracy"] == best
+        assert accuracy(scores[found["seed_index"], found["epoch_index"]], labels, found["threshold"]) == best
+        assert found["best_per_seed"][found["seed_index"]] == best
+        assert found["candidates"] == 72
+        assert found["selected_on_test"] is True
+        json.dumps(found)
+
+    def test_ties_take_the_first(self):
+        found = paper_protocol(np.full((2, 2, 3), 0.9), np.array([True, True, False]))
+        assert (found["seed_index"], found["epoch_index"], found["threshold"]) == (0, 0, 0.4)
+
+    def test_refuses_other_shapes(self):
+        with pytest.raises(ValueError, match=r"\[seeds, epochs, videos\] for 3 labels"):
+            paper_protocol(np.zeros((2, 3)), np.array([True, False, True]))
+
+
+def test_headline():
+    names, scenarios, labels, scores = study()
+    metrics = evaluate_predictions(names, scenarios, labels, scores, [0.5] * 3, resamples=100)
+    sentence = headline({"observed": metrics, "rollout": metrics})
+    value = 100 * metrics["overall"]["accuracy"]["value"]
+    assert sentence.startswith(f"Observed {value:.1f} % [")
+    assert f", rollout {value:.1f} % [" in sentence
+    assert sentence.endswith("(120 test videos).")
