@@ -1,0 +1,131 @@
+"""The camera: a pinhole, aimed by what the observed frames show and by nothing later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, radians, sin, tan
+
+import mujoco
+import numpy as np
+
+from physion.simulation.draws import Draws
+from physion.simulation.physics import OBSERVED_FRAMES, Trajectory
+from physion.simulation.rays import cast_rays
+from physion.simulation.scene import AGENT, MOVING_GROUP, PATIENT, STATIC_GROUP
+
+HALF_FIELD_OF_VIEW = tan(radians(20))
+NEAREST, FARTHEST = 1.3, 4.2
+VIEWS = 16
+WELL_SEEN = 40
+"""Pixels of 64 x 64 that agent and patient should each have in frame 0."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A square pinhole camera; all vectors are float64 [3] in the world."""
+
+    eye: np.ndarray
+    forward: np.ndarray
+    right: np.ndarray
+    up: np.ndarray
+
+    def rays(self, side: int) -> np.ndarray:
+        """Unit directions through the centres of side x side pixels, row by row: float64 [side * side, 3]."""
+        x = ((np.arange(side) + 0.5) / side * 2 - 1) * HALF_FIELD_OF_VIEW
+        directions: np.ndarray = self.forward + x[None, :, None] * self.right - x[:, None, None] * self.up
+        directions /= np.linalg.norm(directions, axis=2, keepdims=True)
+        return directions.reshape(-1, 3)
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """World points [P, 3] to picture coordinates [P, 2] (0..1 from the upper left) and depths [P] in metres."""
+        offset = points - self.eye
+        depth = offset @ self.forward
+        scale = 2 * depth * HALF_FIELD_OF_VIEW
+        return np.stack([0.5 + offset @ self.right / scale, 0.5 - offset @ self.up / scale], axis=1), depth
+
+
+def aim_camera(trajectory: Trajectory) -> Camera:
+    """The nearest of several random views that frames the action and shows agent and patient well.
+
+    Framing by the whole clip would tell where the agent ends up. Only frames 0-44 enter here.
+    """
+    draws, scene = Draws(*trajectory.camera_key), trajectory.scene
+    data = mujoco.MjData(trajectory.model)
+    cloth = None if trajectory.cloth is None else trajectory.cloth[0]
+    points = _points_to_frame(trajectory, data)
+    margin = draws.uniform(0.05, 0.09)
+    look_at = 0.5 * points.mean(axis=0) + 0.25 * (points.min(axis=0) + points.max(axis=0))
+    best, best_seen = None, -1
+    for _ in range(VIEWS):
+        azimuth = -90 * scene.camera_side + draws.uniform(-35, 35)
+        camera = _nearest_view(azimuth, draws.uniform(*scene.scenario.elevation), look_at, points, margin)
+        seen = _pixels_seen(camera, trajectory.model, data, cloth)
+        if seen > best_seen:
+            best, best_seen = camera, seen
+        if seen >= WELL_SEEN:
+            break
+    assert best is not None
+    return best
+
+
+def _points_to_frame(trajectory: Trajectory, data: mujoco.MjData) -> np.ndarray:
+    """Corners [P, 3] of what must be in the picture: the agent over the observed frames, all else in frame 0.
+
+    Leaves `data` posed at frame 0.
+    """
+    model = trajectory.model
+    points: list[np.ndarray] = []
+    if trajectory.cloth is None:
+        agent = model.body(AGENT).id
+        radius = min(0.18, 0.7 * _body_radius(model, agent))
+        for state in trajectory.states[:OBSERVED_FRAMES:4]:
+            pose(model, data, state)
+            centre = data.xipos[agent].copy()
+            # An agent that has left the stage must not shrink everything else.
+            if np.abs(centre[:2]).max() < 1.3:
+                points += [centre - radius, centre + radius]
+    pose(model, data, trajectory.states[0])
+    if trajectory.cloth is None:
+        points.append(data.xipos[agent] * (1, 1, 0))
+    else:
+        points += [trajectory.cloth[0].min(axis=0), trajectory.cloth[0].max(axis=0)]
+    for name in trajectory.scene.framed:
+        body = model.body(name).id
+        # A mat may run out of the picture; what stands should not.
+        radius = min(0.22, 0.8 * _body_radius(model, body))
+        points += [data.xipos[body] - radius, data.xipos[body] + radius]
+    return np.array(points)
+
+
+def pose(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
+    """Put the bodies where the generalized positions [nq] say."""
+    data.qpos[:] = state
+    mujoco.mj_kinematics(model, data)
+
+
+def _body_radius(model: mujoco.MjModel, body: int) -> float:
+    return float(max(model.geom_rbound[model.geom_bodyid == body]))
+
+
+def _nearest_view(azimuth: float, elevation: float, look_at: np.ndarray, points: np.ndarray, margin: float) -> Camera:
+    """The view in a direction (degrees) from as near as holds all points with the given margin of the picture."""
+    turn, tilt = radians(azimuth), radians(elevation)
+    forward = np.array([cos(tilt) * cos(turn), cos(tilt) * sin(turn), -sin(tilt)])
+    right = np.array([sin(turn), -cos(turn), 0.0])
+    up = np.cross(right, forward)
+    distance = NEAREST
+    while True:
+        camera = Camera(look_at - distance * forward, forward, right, up)
+        picture, depth = camera.project(points)
+        if distance > FARTHEST or (depth.min() > 0.3 and picture.min() > margin and picture.max() < 1 - margin):
+            return camera
+        distance *= 1.03
+
+
+def _pixels_seen(camera: Camera, model: mujoco.MjModel, data: mujoco.MjData, cloth: np.ndarray | None) -> int:
+    """How many of 64 x 64 pixels the less visible of agent and patient has."""
+    geoms, _, _ = cast_rays(model, data, camera.eye, camera.rays(64), (STATIC_GROUP, MOVING_GROUP))
+    bodies = np.append(model.geom_bodyid, -1)[geoms]
+    patient = int((bodies == model.body(PATIENT).id).sum())
+    # A cloth in the air is always in full view.
+    return patient if cloth is not None else min(patient, int((bodies == model.body(AGENT).id).sum()))

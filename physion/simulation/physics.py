@@ -1,0 +1,157 @@
+"""From a scene to a trajectory and its label: stepping the engine, reading its contacts, balancing the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from physion.simulation import SCENARIOS
+from physion.simulation.draws import Draws
+from physion.simulation.scenarios import RECIPES
+from physion.simulation.scene import AGENT, FPS, PATIENT, SUBSTEPS, Scene
+
+FRAMES = 150
+OBSERVED_FRAMES = 45
+
+# Streams of draws: what they feed must not depend on each other.
+_OUTCOME, _LOOK, _CAMERA, _BALANCE = range(4)
+
+# A world this slow for this many frames has come to rest (m/s and rad/s); its remaining frames repeat.
+_REST_SPEED, _REST_FRAMES = 0.01, 6
+
+
+# About every second draw will do; this many failures in a row mean that a scenario is broken.
+_MAX_ATTEMPTS = 200
+
+# The engine resets a diverging world without further notice, so its warnings must be read.
+_DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+
+
+@dataclass
+class Trajectory:
+    """What happens in one clip, before any picture of it."""
+
+    scene: Scene
+    model: mujoco.MjModel
+    states: np.ndarray
+    """Generalized positions, float64 [T=150, nq]."""
+    cloth: np.ndarray | None
+    """The cloth's vertices in the world, float32 [T, V, 3], metres; None in a rigid scene."""
+    first_contact: int | None
+    """The first frame at or after the first contact of agent and patient; None where there is none."""
+    camera_key: tuple[int, ...]
+    """Key of the draws that place the camera: the same for every redraw of a clip."""
+
+    @property
+    def label(self) -> bool:
+        """Whether agent and patient touch at any time in the clip."""
+        return self.first_contact is not None
+
+
+class TouchDetector:
+    """Reads from the engine's contact list whether agent and patient touch."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        # One more entry than geoms: index -1 stands for "no geom", which is what a cloth's contacts name.
+        self._is_agent = np.zeros(model.ngeom + 1, bool)
+        self._is_patient = np.zeros(model.ngeom + 1, bool)
+        # The only cloth of a scene is the agent.
+        self._has_cloth = model.nflex > 0
+        for geom in range(model.ngeom):
+            body = model.geom(geom).name.partition(".")[0]
+            self._is_agent[geom], self._is_patient[geom] = body == AGENT, body == PATIENT
+
+    def __call__(self, data: mujoco.MjData) -> bool:
+        """Whether the contacts last computed hold one of agent and patient."""
+        if not data.ncon:
+            return False
+        # This runs in every substep, and each of these attributes is copied out of the engine when it is read.
+        contacts = data.contact
+        geoms = contacts.geom
+        agent = self._is_agent[geoms]
+        if self._has_cloth:
+            agent |= contacts.flex >= 0
+        # Agent and patient are different bodies: where the two sides together hold both, they are the two sides.
+        patient = self._is_patient[geoms]
+        touching = (agent[:, 0] | agent[:, 1]) & (patient[:, 0] | patient[:, 1])
+        return bool(touching.any() and (contacts.dist[touching] <= 0).any())
+
+
+def draw_trajectory(scenario: str, seed: int, index: int, attempt: int = 0, *, contact_from: int = 0) -> Trajectory | None:
+    """Simulate one draw of a clip, unbalanced.
+
+    Returns None for an invalid draw: agent and patient touch while the scene settles or before frame `contact_from`,
+    or the engine diverges. A draw is given up as soon as it is known to be invalid.
+    """
+    number = SCENARIOS.index(scenario)
+    outcome = Draws(seed, number, index, _OUTCOME, attempt)
+    scene = Scene(RECIPES[scenario], outcome, Draws(seed, number, index, _LOOK))
+    RECIPES[scenario].build(scene)
+    return simulate(scene, (seed, number, index, _CAMERA), contact_from=contact_from)
+
+
+def balanced_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
+    """Draw clip `index` until it is a question with the wanted answer: of clips 2k and 2k+1 one is positive.
+
+    Draws whose answer falls into the observed frames are no question and are redrawn, whatever label is wanted.
+    """
+    pair_draws = Draws(seed, SCENARIOS.index(scenario), index // 2, _BALANCE)
+    wanted = pair_draws.chance(0.5) != (index % 2 == 1)
+    contact_from = OBSERVED_FRAMES if wanted else FRAMES
+    for attempt in range(_MAX_ATTEMPTS):
+        trajectory = draw_trajectory(scenario, seed, index, attempt, contact_from=contact_from)
+        if trajectory is not None and trajectory.label == wanted:
+            return trajectory
+    raise AssertionError(f"{scenario} {seed} {index}: no draw of {_MAX_ATTEMPTS} has label {wanted}")
+
+
+def simulate(scene: Scene, camera_key: tuple[int, ...], *, contact_from: int = 0) -> Trajectory | None:
+    """Run a scene for 150 frames; None where `draw_trajectory` calls it invalid.
+
+    The world is frozen until the release frame, when the bodies get their velocities, so that the observed frames
+    show the question and not its answer.
+    """
+    model = mujoco.MjModel.from_xml_string(scene.mjcf())
+    data = mujoco.MjData(model)
+    touches = TouchDetector(model)
+    for _ in range(round(scene.scenario.settle * FPS * SUBSTEPS)):
+        mujoco.mj_step(model, data)
+        if touches(data):
+            return None
+    data.qvel[:] = 0
+    mujoco.mj_forward(model, data)
+    if touches(data):
+        return None
+
+    states = np.empty((FRAMES, model.nq))
+    cloth = np.empty((FRAMES, model.nflexvert, 3), np.float32) if scene.has_cloth else None
+    first_contact: int | None = None
+    frames_at_rest = 0
+    for frame in range(FRAMES):
+        if frame == scene.release:
+            _launch(scene, model, data)
+        states[frame] = data.qpos
+        if cloth is not None:
+            cloth[frame] = data.flexvert_xpos
+        if frame < scene.release or frames_at_rest >= _REST_FRAMES:
+            continue
+        # The last frame's state is only looked at: what follows it is not in the clip.
+        for substep in range(SUBSTEPS if frame + 1 < FRAMES else 1):
+            mujoco.mj_step(model, data)
+            # A step computes the contacts of the state it starts from.
+            if first_contact is None and touches(data):
+                first_contact = frame if substep == 0 else frame + 1
+                if first_contact < contact_from:
+                    return None
+        if any(data.warning[kind].number for kind in _DIVERGED):
+            return None
+        frames_at_rest = frames_at_rest + 1 if np.abs(data.qvel).max() < _REST_SPEED else 0
+    return Trajectory(scene, model, states, cloth, first_contact, camera_key)
+
+
+def _launch(scene: Scene, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    for name, velocity in scene.velocities.items():
+        first = model.jnt_dofadr[model.body(name).jntadr[0]]
+        data.qvel[first : first + 6] = velocity
