@@ -16,8 +16,14 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A frozen part of the configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"),
-                              validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- models
@@ -55,3 +61,193 @@ class SlotFormerModel(Section):
     heads: PositiveInt = 8
     ffn: PositiveInt = 1024
     dropout: Fraction = 0.1
+
+
+class ReadoutModel(Section):
+    """How many frames of a video the readout sees in each feature mode."""
+
+    observed: PositiveInt = Field(45, description="mode `observed`: the first 1.5 s, nothing predicted")
+    rollout: PositiveInt = Field(75, description="mode `rollout`: observed frames, then predicted ones")
+    full: PositiveInt = Field(150, description="mode `full`: true slots of the whole video, an upper bound")
+
+
+# ---------------------------------------------------------------------------------------------------- stages
+Features = Literal["observed", "rollout", "full"]
+Subset = Literal["training", "readout", "test"]
+SUBSETS: tuple[Subset, ...] = ("training", "readout", "test")
+
+
+class Videos(Section):
+    """Videos of each subset, spread evenly over the eight scenarios."""
+
+    training: PositiveInt
+    readout: PositiveInt
+    test: PositiveInt
+
+
+class Simulate(Section):
+    """PhysionSim videos: simulated by MuJoCo, ray cast, encoded, in Physion's own layout."""
+
+    videos: Videos
+    seed: int = 0
+    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
+    antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")
+    videos_per_part: PositiveInt = Field(
+        8, json_schema_extra=KNOB, description="videos saved together; a crash loses at most these"
+    )
+    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")
+
+
+class Fetch(Section):
+    """The official Physion videos, from a directory in the documented layout or from the published archives."""
+
+    root: str | None = Field(None, description="directory that holds PhysionTrainMP4s/ and PhysionTestMP4s/")
+    archives: tuple[str, ...] = Field(
+        (
+            "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/Physion.zip",
+            "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/PhysionTrainMP4s.tar.gz",
+        ),
+        description="URLs or paths of .zip and .tar.gz archives, read when `root` is not set",
+    )
+    files: dict[str, str] = Field(
+        {
+            "PhysionTrainMP4s/readout_labels.csv": (
+                "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
+            ),
+            "PhysionTestMP4s/glitchy_stimuli.txt": (
+                "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/"
+                "manual_stim_evaluation_glitchy_test_stims.txt"
+            ),
+        },
+        description="single files to fetch beside the archives: place in the layout -> URL or path",
+    )
+
+
+class Frames(Section):
+    """Decoded, resized frames as JPEG in shards, and the split of the videos."""
+
+    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=4)] = Field(128, description="pixels a side")
+    frames: PositiveInt = Field(150, description="frames kept of a video, from its start")
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
+    heldout: Fraction = Field(
+        0.05, description="share of training and readout videos kept for held-out measures, by a hash of the name"
+    )
+    videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 200 MB at 128 pixels)")
+    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")
+
+
+class Optim(Section):
+    """Adam with linear warm-up and cosine decay; `batch_size` is the global one."""
+
+    lr: PositiveFloat
+    batch_size: PositiveInt
+    steps: PositiveInt
+    warmup: Fraction = Field(0.05, description="share of the steps spent warming up from lr * final_lr")
+    final_lr: Fraction = Field(0.01, description="last learning rate as a share of lr")
+    clip: PositiveFloat | None = Field(None, description="largest global gradient norm")
+
+
+class TrainingStage(Section):
+    """What every trained stage has."""
+
+    optim: Optim
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPU"
+    )
+    heldout_every: PositiveInt = Field(1000, description="steps between held-out measures")
+    heldout_batches: PositiveInt = Field(20, description="held-out batches a measure, spread over all held-out clips")
+    checkpoint_every: PositiveInt = Field(500, json_schema_extra=KNOB, description="steps between checkpoints")
+    loader_workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, json_schema_extra=KNOB, description="data processes; default: none on CPU, up to 8 beside a GPU"
+    )
+
+
+class GumbelTemperature(Section):
+    """Temperature of the relaxed codes: a half cosine from `start` to `end` over the first `share` of the steps."""
+
+    start: PositiveFloat = 1.0
+    end: PositiveFloat = 0.1
+    share: Annotated[float, Field(gt=0, le=1)] = 0.15
+
+
+class TrainDVAE(TrainingStage):
+    """The discrete VAE that turns a frame into tokens."""
+
+    model: DVAEModel = DVAEModel()
+    tau: GumbelTemperature = GumbelTemperature()
+
+
+class Tokenize(Section):
+    """dVAE tokens of every frame, int16."""
+
+    videos_per_shard: PositiveInt = Field(512, description="videos a shard (about 160 MB at 1024 tokens a frame)")
+    batch_size: PositiveInt = Field(64, json_schema_extra=KNOB, description="frames a forward pass")
+
+
+class TrainSTEVE(TrainingStage):
+    """Slots from video: slot attention over time, trained by predicting the tokens of every frame."""
+
+    model: STEVEModel = STEVEModel()
+    clip_frames: PositiveInt = Field(6, description="successive frames a training clip")
+    decoder_lr: PositiveFloat = Field(3e-4, description="peak learning rate of the decoder (the rest: optim.lr)")
+
+
+class ExtractSlots(Section):
+    """Slots of every frame of whole videos."""
+
+    videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 170 MB at 6 slots of 192)")
+    batch_size: PositiveInt = Field(8, json_schema_extra=KNOB, description="videos a forward pass")
+    chunk_frames: PositiveInt = Field(30, json_schema_extra=KNOB, description="frames a forward pass; state carries over")
+
+
+class TrainSlotFormer(TrainingStage):
+    """The rollouter: slot dynamics, predicted autoregressively."""
+
+    model: SlotFormerModel = SlotFormerModel()
+    rollout_frames: PositiveInt = Field(10, description="frames predicted a training clip, after the burn-in")
+
+
+class Rollout(Section):
+    """Predicted slots after the observed frames of a video."""
+
+    observed: PositiveInt = Field(45, description="frames seen (1.5 s)")
+    videos_per_shard: PositiveInt = 256
+    batch_size: PositiveInt = Field(32, json_schema_extra=KNOB, description="videos a forward pass")
+
+
+class TrainReadout(TrainingStage):
+    """The linear readout: will red touch yellow?"""
+
+    model: ReadoutModel = ReadoutModel()
+    features: tuple[Features, ...] = Field(
+        ("observed", "rollout", "full"), json_schema_extra=KNOB, description="one readout for each"
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+
+
+class Evaluate(Section):
+    """The test, once: accuracy with intervals, plots and the report."""
+
+    resamples: PositiveInt = Field(2000, description="bootstrap resamples of the 95 % intervals")
+    seed: int = 0
+    videos: Annotated[int, Field(ge=0)] = Field(8, description="test videos shown in the report")
+    shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
+
+
+class Config(Section):
+    """The whole study."""
+
+    preset: str = Field("custom", description="name of the preset it came from; set by loading")
+    dataset: Literal["simulate", "fetch"] = Field("simulate", description="where the videos come from")
+    simulate: Simulate
+    fetch: Fetch = Fetch()
+    frames: Frames = Frames()
+    train_dvae: TrainDVAE
+    tokenize: Tokenize = Tokenize()
+    train_steve: TrainSTEVE
+    extract_slots: ExtractSlots = ExtractSlots()
+    train_slotformer: TrainSlotFormer
+    rollout: Rollout = Rollout()
+    train_readout: TrainReadout
+    evaluate: Evaluate = Evaluate()

@@ -1,0 +1,290 @@
+"""The `physion` command."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from physion import __version__
+from physion.config.load import load_config, nearest, preset_names, preset_text
+from physion.config.schema import Config
+from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
+from physion.pipeline.graph import Node, build_graph
+from physion.progress import duration, say
+from physion.stages import STAGES, Stop
+from physion.store.artifacts import read_manifest
+from physion.store.store import Store, open_store
+
+app = typer.Typer(
+    help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
+    epilog="Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later, 130/143 interrupted, state saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Preset = Annotated[
+    str, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help=f"One of: {', '.join(preset_names())}; or a YAML file.")
+]
+StoreURI = Annotated[
+    str, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Where artifacts lie: file:///path (or a plain path).")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train-steve.optim.lr=2e-4. Repeatable."),
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def main() -> NoReturn:
+    """Run the command line and turn expected failures into one clear line and their exit code."""
+    try:
+        app()
+    except PhysionError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(Interrupted("interrupted; what is done is saved, and the same command goes on from there"))
+    except Exception as error:
+        if _disk_is_full(error):
+            _fail(TransientError(f"no space left on the disk ({error}); free some and run the same command again"))
+        raise
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"physion {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: physion run --preset tiny --store runs/tiny")
+def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+    """Run the whole study; what is done already is reused, what was interrupted goes on."""
+    from physion.pipeline.runner import Done, run_graph
+
+    config, graph, target = _study(preset, overrides, store)
+    say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
+
+    def starting(node: Node) -> None:
+        if not read_manifest(target, node.stage, node.fingerprint):
+            say(f"{node.name}: {STAGES[node.stage].summary}")
+
+    def done(result: Done) -> None:
+        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        say(f"{result.node.name}: {took}{_headline(result.manifest.metrics)}")
+
+    with _stopping() as stop:
+        finished = run_graph(graph, target, config, stop, starting=starting, done=done)
+    last = finished[-1].manifest
+    report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
+    if as_json:
+        print(json.dumps({"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}, indent=1))
+    else:
+        Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False)
+        print(f"report: {report}")
+
+
+@app.command(
+    epilog="Examples: physion stage frames --subset test -p tiny -s runs/tiny    |    "
+    "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny"
+)
+def stage(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
+    preset: Preset,
+    store: StoreURI,
+    subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
+    features: Annotated[str | None, typer.Option(help="Feature mode of a readout: observed, rollout or full.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Run one stage; its inputs must be in the store."""
+    from physion.pipeline.runner import run_node
+
+    config, graph, target = _study(preset, overrides, store)
+    node = _select(graph, name, {"subset": subset, "features": features, "seed": seed})
+    with _stopping() as stop:
+        result = run_node(node, graph, target, config, stop, force=force)
+    where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
+    if as_json:
+        print(json.dumps({"artifact": where, "cached": result.cached, "metrics": result.manifest.metrics}, indent=1))
+    else:
+        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        print(f"{node.name}: {took}{_headline(result.manifest.metrics)}\n{where}")
+
+
+@app.command(epilog="Example: physion plan --preset paper --store runs/paper")
+def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+    """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
+    from physion.pipeline.estimate import SUSTAINED, estimate
+
+    config, graph, target = _study(preset, overrides, store)
+    costs = estimate(config, graph)
+    rows = []
+    for node in graph.values():
+        manifest = read_manifest(target, node.stage, node.fingerprint)
+        rows.append(
+            {
+                "name": node.name,
+                "stage": node.stage,
+                "fingerprint": node.fingerprint,
+                "inputs": node.inputs,
+                "cached": manifest is not None,
+                "bytes": costs[node.name].bytes,
+                "flops": costs[node.name].flops,
+                "accelerator_hours": costs[node.name].flops / SUSTAINED / 3600,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(
+        title=f"preset {preset}, store {target.uri}", title_justify="left", caption_justify="left", box=None, pad_edge=False
+    )
+    for column in ("stage", "fingerprint", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("output", "FLOPs", "GPU time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        state = "[green]cached[/]" if row["cached"] else "to do"
+        table.add_row(row["name"], row["fingerprint"], state, *_cost_cells(row))
+    todo = [row for row in rows if not row["cached"]]
+    total = {key: sum(row[key] for row in todo) for key in ("bytes", "flops", "accelerator_hours")}
+    table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *_cost_cells(total))
+    table.caption = f"Output and FLOPs are estimates; GPU time assumes {SUSTAINED / 1e12:.0f} TFLOP/s sustained."
+    Console().print(table)
+
+
+@config_app.command("show", epilog="Example: physion config show --preset small --set frames.image-size=96")
+def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+    """Print a preset with every default and override filled in."""
+    tree = load_config(preset, overrides).model_dump(mode="json")
+    if as_json:
+        print(json.dumps(tree, indent=1))
+        return
+    for line in preset_text(preset).splitlines():
+        if not line.startswith("#"):
+            break
+        print(line)
+    print(yaml.safe_dump(tree, sort_keys=False, width=120), end="")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a preset, for editors."""
+    print(json.dumps(Config.model_json_schema(by_alias=True), indent=1))
+
+
+@app.command("contact-sheet", epilog="Example: physion contact-sheet sheet.png --seed 3")
+def contact_sheet_command(
+    path: Annotated[Path, typer.Argument(help="PNG to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels a side of a picture.", min=32, max=512)] = 128,
+) -> None:
+    """Draw one simulated video of each scenario as a row of pictures."""
+    from physion.simulation import contact_sheet
+
+    try:
+        contact_sheet(path, seed=seed, size=size)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+    print(path)
+
+
+def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
+    config = load_config(preset, overrides)
+    return config, build_graph(config), open_store(store)
+
+
+def _select(graph: dict[str, Node], stage: str, given: dict[str, Any]) -> Node:
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage '{stage}'{nearest(stage, list(STAGES))}; stages: {', '.join(STAGES)}")
+    nodes = [node for node in graph.values() if node.stage == stage]
+    if not nodes:
+        raise ConfigError(f"stage {stage} is not part of this study: set dataset={stage}")
+    wanted = {key: value for key, value in given.items() if value is not None}
+    for key, value in wanted.items():
+        known = sorted({str(node.params[key]) for node in nodes if key in node.params})
+        if str(value) not in known:
+            raise ConfigError(f"stage {stage} has no {key} '{value}'" + (f"; it has {', '.join(known)}" if known else ""))
+    matching = [node for node in nodes if wanted.items() <= node.params.items()]
+    if len(matching) > 1:
+        options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
+        raise ConfigError(f"stage {stage} has {len(nodes)} instances; say which: {options}")
+    return matching[0]
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Stop]:
+    """SIGTERM and the first Ctrl-C ask the stage to save and stop; a second Ctrl-C ends it at once."""
+    stop = Stop()
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.signal == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = signal.Signals(number).name
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _headline(metrics: dict[str, Any]) -> str:
+    shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    cells = (
+        f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"
+        for key, value in shown.items()
+    )
+    return f" ({', '.join(cells)})" if shown else ""
+
+
+def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    hours = row["accelerator_hours"]
+    return _bytes(row["bytes"]), f"{row['flops']:.1e}" if row["flops"] else "-", duration(hours * 3600) if row["flops"] else "-"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.3g} {unit}"
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or f"os error {errno.ENOSPC}" in str(error):  # safetensors reports the code only in its text
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _fail(error: PhysionError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

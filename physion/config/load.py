@@ -1,0 +1,126 @@
+"""Presets and overrides: YAML and `--set stage.key=value` in, a checked `Config` out."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from physion.config.schema import Config
+from physion.errors import ConfigError
+
+
+def preset_names() -> list[str]:
+    """The presets shipped with the package, sorted."""
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def preset_text(preset: str) -> str:
+    """The YAML of a shipped preset (by name) or of a file (by path).
+
+    Raises ConfigError when there is none of that name, naming the nearest.
+    """
+    if preset.endswith((".yaml", ".yml")) or "/" in preset:
+        try:
+            return Path(preset).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"preset file {preset}: cannot be read ({error})") from error
+    if preset not in preset_names():
+        raise ConfigError(f"unknown preset '{preset}'{nearest(preset, preset_names())}; presets: {', '.join(preset_names())}")
+    return (_presets() / f"{preset}.yaml").read_text()
+
+
+def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a preset, apply `key.path=value` overrides (values are YAML) and check everything.
+
+    Raises ConfigError listing every problem, one a line; an unknown key comes with the nearest known one.
+    """
+    try:
+        tree = yaml.safe_load(preset_text(preset))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset {preset}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"preset {preset}: holds no mapping of stages")
+    tree["preset"] = Path(preset).stem
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"preset {preset}: " + "\n".join(problems)) from error
+
+
+def fingerprinted(section: BaseModel) -> dict[str, Any]:
+    """The part of a section that changes results, as plain JSON data: everything but the knobs."""
+    plain: dict[str, Any] = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        key = field.alias or name
+        value = getattr(section, name)
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("knob"):
+            del plain[key]
+        elif isinstance(value, BaseModel):
+            plain[key] = fingerprinted(value)
+    return plain
+
+
+def nearest(name: str, known: typing.Sequence[str]) -> str:
+    """`, did you mean '...'?` with the most similar known name; empty when none is similar."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f", did you mean '{match[0]}'?" if match else ""
+
+
+def _presets() -> Any:
+    return resources.files("physion.config") / "presets"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: not of the form stage.key=value, such as train-steve.optim.lr=2e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML 1.1 reads 2e-4 as text
+    node = tree
+    for key in keys[:-1]:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: '{key}' holds a value, not a section")
+    node[keys[-1]] = value
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{nearest(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"'{where}' is missing"
+    return f"'{where}': {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+
+
+def _keys_at(location: typing.Sequence[int | str]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        fields = {f.alias or n: f for n, f in model.model_fields.items()}
+        model = _model_of(fields[str(part)].annotation)
+    return [f.alias or n for n, f in model.model_fields.items()]
+
+
+def _model_of(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return next(_model_of(a) for a in typing.get_args(annotation) if a is not type(None))
+    return annotation

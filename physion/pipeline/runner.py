@@ -1,0 +1,118 @@
+"""Runs stage instances on this machine, one after the other, reusing what is published."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from physion import __version__
+from physion.config.load import fingerprinted
+from physion.config.schema import Config
+from physion.errors import ConfigError
+from physion.pipeline.graph import Node
+from physion.stages import STAGES, Job, Stop
+from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
+from physion.store.store import Store
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage instance whose artifact is published."""
+
+    node: Node
+    manifest: Manifest
+    cached: bool
+
+
+def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, stop: Stop, *, force: bool = False) -> Done:
+    """Make the artifact of one stage instance, or find it made.
+
+    Raises ConfigError when an input is not published yet, and whatever PhysionError the stage ends with.
+    """
+    if force:
+        ArtifactWriter(store, node.stage, node.fingerprint).erase()
+    elif manifest := read_manifest(store, node.stage, node.fingerprint):
+        return Done(node, manifest, cached=True)
+    inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
+    output = ArtifactWriter(store, node.stage, node.fingerprint)
+    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop)
+    started = time.monotonic()
+    try:
+        metrics = STAGES[node.stage].load()(job)
+        if manifest := read_manifest(store, node.stage, node.fingerprint):
+            return Done(node, manifest, cached=False)  # another runner was faster
+        parts = [part for _, part in sorted(output.parts().items())]
+        manifest = Manifest(
+            stage=node.stage,
+            instance=node.name,
+            fingerprint=node.fingerprint,
+            config=fingerprinted(node.section),
+            inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
+            files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
+            metrics=metrics,
+            code=__version__,
+            host=host_facts(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return Done(node, output.publish(manifest), cached=False)
+    finally:
+        output.close()
+
+
+def run_graph(
+    graph: dict[str, Node],
+    store: Store,
+    config: Config,
+    stop: Stop,
+    *,
+    starting: Callable[[Node], None],
+    done: Callable[[Done], None],
+) -> list[Done]:
+    """Make every artifact of the graph that is not published yet, in order."""
+    finished = []
+    for node in graph.values():
+        stop.check()
+        starting(node)
+        finished.append(run_node(node, graph, store, config, stop))
+        done(finished[-1])
+    return finished
+
+
+def upstream(graph: dict[str, Node], names: Iterable[str]) -> set[str]:
+    """The named instances and everything they read, directly or not."""
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(graph[name].inputs.values())
+    return seen
+
+
+def host_facts() -> dict[str, Any]:
+    """What the artifact was made on; not part of any fingerprint."""
+    import torch
+
+    facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    else:
+        facts["threads"] = torch.get_num_threads()
+    return facts
+
+
+def _input(node: Node, store: Store) -> Artifact:
+    manifest = read_manifest(store, node.stage, node.fingerprint)
+    if manifest is None:
+        options = "".join(f" --{key} {value}" for key, value in node.params.items())
+        raise ConfigError(
+            f"input {node.name} ({node.fingerprint}) is not in {store.uri}: run `physion stage {node.stage}{options}` "
+            "with the same preset, overrides and store first, or `physion run`"
+        )
+    return Artifact(store, manifest)

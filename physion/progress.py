@@ -1,0 +1,77 @@
+"""Progress a person can follow: a live bar with ETA in a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 15.0  # seconds between lines in a log
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """Print a line of the log, without disturbing a live bar."""
+    if console.is_terminal:
+        console.print(line, markup=False)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """Counts finished units of one stage."""
+
+    def __init__(self, name: str, total: int, unit: str, done: int, live: Progress | None) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self._live = live
+        self._task = live.add_task(name, total=total, completed=done, note="") if live else None
+        self._started = self._printed = time.monotonic()
+        self._resumed_at = done
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more units; `note` says how it goes (a loss, a rate)."""
+        self.done += count
+        now = time.monotonic()
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self.done, note=note or f"[dim]{self.unit}")
+        elif now - self._printed >= PLAIN_INTERVAL and self.done < self.total:
+            self._printed = now
+            left = (now - self._started) / max(self.done - self._resumed_at, 1) * (self.total - self.done)
+            print(
+                f"{self.name}: {self.done}/{self.total} {self.unit} ({100 * self.done // self.total} %), "
+                f"{duration(left)} left{', ' + note if note else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@contextmanager
+def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+    """A bar for `total` units of work of which `done` were finished by an earlier run."""
+    if not console.is_terminal:
+        yield Bar(name, total, unit, done, None)
+        return
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as live:
+        yield Bar(name, total, unit, done, live)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

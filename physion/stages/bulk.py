@@ -1,0 +1,151 @@
+"""Bulk stages work part by part: finished parts are never done again, and a stop loses at most the part in flight."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from physion.data.layout import Video, raise_problems
+from physion.data.shards import INDEX, Shards, in_groups, index_bytes, index_item, shard_name, write_shard
+from physion.errors import TransientError
+from physion.progress import progress
+from physion.stages import Job
+
+
+@dataclass
+class Result:
+    """What one part gave: files (name in the artifact -> local file), entries, and problems that forbid storing it."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part: its name, how many videos it has, and what its function is called with."""
+
+    part: str
+    videos: int
+    arguments: tuple[Any, ...]
+
+
+def run_parts(
+    job: Job, work: Sequence[Work], compute: Callable[..., Result], *, workers: int | None = 0
+) -> list[dict[str, Any]]:
+    """Do the parts that are not done yet, in `workers` processes (0: in this one; None: one a core).
+
+    Returns the entries of all parts in order. Problems of all parts are raised together as one DataError; the parts without
+    any are kept.
+    """
+    finished = {name: part.items for name, part in job.output.parts().items()}
+    todo = [w for w in work if w.part not in finished]
+    problems: list[str] = []
+    done = sum(w.videos for w in work if w.part in finished)
+    with progress(job.instance, sum(w.videos for w in work), "videos", done) as bar:
+        for piece, result in _results(todo, compute, len(os.sched_getaffinity(0)) if workers is None else workers, job):
+            if result.problems:
+                problems += result.problems
+            else:
+                job.output.add_part(piece.part, result.files, result.items, result.seconds)
+                finished[piece.part] = result.items
+            bar.advance(piece.videos)
+    raise_problems(sorted(problems))
+    return [item for w in work for item in finished[w.part]]
+
+
+def publish_index(job: Job, items: Sequence[dict[str, Any]]) -> None:
+    """Add `index.json` to the artifact."""
+    path = job.output.scratch / INDEX
+    path.write_bytes(index_bytes(items))
+    job.output.add_part("index", {INDEX: path})
+
+
+def map_shards(
+    job: Job, source: Shards, per_shard: int, kind: str, compute: Callable[[list[Video]], Iterator[tuple[str, np.ndarray]]]
+) -> dict[str, Any]:
+    """One output shard for every `per_shard` videos of `source`, with `<video>/<kind>` = what `compute` yields.
+
+    Returns the headline metrics of a bulk stage.
+    """
+    groups = in_groups(source.videos, per_shard)
+
+    def shard(number: int) -> Result:
+        name = shard_name(number)
+        path = job.output.scratch / name
+        tensors = {}
+        for video, array in compute(groups[number]):
+            job.stop.check()
+            tensors[f"{video}/{kind}"] = array
+        write_shard(path, tensors)
+        return Result({name: path}, [index_item(video, name) for video in groups[number]])
+
+    work = [Work(f"{number:05d}", len(group), (number,)) for number, group in enumerate(groups)]
+    items = run_parts(job, work, shard)
+    publish_index(job, items)
+    return {"videos": len(items)}
+
+
+def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int, job: Job) -> Iterator[tuple[Work, Result]]:
+    if workers == 0:
+        for piece in work:
+            job.stop.check()
+            yield piece, _timed(compute, *piece.arguments)
+        return
+    if not work:
+        return
+    # spawn: a fork of a process that runs torch's threads can hang
+    pool = ProcessPoolExecutor(min(workers, len(work)), get_context("spawn"), _prepare_worker, (os.getpid(),))
+    try:
+        waiting: dict[Future[Result], Work] = {}
+        queue = list(reversed(work))
+        while queue or waiting:
+            while queue and len(waiting) < 2 * workers:
+                piece = queue.pop()
+                waiting[pool.submit(_timed, compute, *piece.arguments)] = piece
+            finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield waiting.pop(future), future.result()
+            job.stop.check()
+    except BrokenProcessPool as error:
+        raise TransientError(
+            f"{job.instance}: a worker process died (out of memory?); what is done is saved. Run the same command again, "
+            f"with fewer workers: --set {job.instance.split('-')[0]}.workers=1"
+        ) from error
+    finally:
+        # Stopping must not wait for the parts in flight. (Python 3.14 has pool.kill_workers().)
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _timed(compute: Callable[..., Result], *arguments: Any) -> Result:
+    started = time.monotonic()
+    result = compute(*arguments)
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def _prepare_worker(parent: int) -> None:
+    """One thread, deaf to Ctrl-C (the parent decides), and gone when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,36 @@
+"""`rollout`: observed slots, then predicted ones, for every video of a subset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from physion.config.schema import Rollout
+from physion.data.layout import Video
+from physion.data.shards import Shards, in_groups
+from physion.models.weights import load_model
+from physion.stages import Job
+from physion.stages.bulk import map_shards
+from physion.training.engine import WEIGHTS, device
+
+
+@torch.inference_mode()
+def run(job: Job) -> dict[str, Any]:
+    """Publish `slots` float32 [T, S, D] a video: the first `observed` frames as extracted, the rest predicted."""
+    config: Rollout = job.config
+    source = Shards(job.inputs["slots"])
+    where = device()
+    model = load_model(job.inputs["slotformer"].path(WEIGHTS)).to(where).eval()
+    frames, _, _ = source.shape("slots")
+
+    def rollouts(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
+        for group in in_groups(videos, config.batch_size):
+            observed = np.stack([source.read(video.name, "slots", slice(0, config.observed)) for video in group])
+            predicted = model.rollout_video(torch.from_numpy(observed).to(where), frames)
+            for video, array in zip(group, predicted.cpu().numpy(), strict=True):
+                yield video.name, array
+
+    return map_shards(job, source, config.videos_per_shard, "slots", rollouts)

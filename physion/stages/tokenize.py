@@ -1,0 +1,35 @@
+"""`tokenize`: the dVAE's tokens of every training frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from physion.config.schema import Tokenize
+from physion.data.clips import to_unit
+from physion.data.layout import Video
+from physion.data.shards import FrameShards
+from physion.models.weights import load_model
+from physion.stages import Job
+from physion.stages.bulk import map_shards
+from physion.training.engine import WEIGHTS, device
+
+
+@torch.inference_mode()
+def run(job: Job) -> dict[str, Any]:
+    """Publish `tokens` int16 [T, N] a video, row-major within a frame."""
+    config: Tokenize = job.config
+    frames = FrameShards(job.inputs["frames"])
+    where = device()
+    dvae = load_model(job.inputs["dvae"].path(WEIGHTS)).to(where).eval()
+
+    def tokens(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
+        for video in videos:
+            images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).permute(0, 3, 1, 2)
+            rows = [dvae.tokenize(to_unit(part.to(where))).flatten(1).cpu() for part in images.split(config.batch_size)]
+            yield video.name, torch.cat(rows).to(torch.int16).numpy()
+
+    return map_shards(job, frames, config.videos_per_shard, "tokens", tokens)

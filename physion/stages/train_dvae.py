@@ -1,0 +1,43 @@
+"""`train-dvae`: the discrete VAE, trained on single frames to reconstruct them through Gumbel-softmax codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from physion.config.schema import TrainDVAE
+from physion.data.clips import Batch, FrameClips, to_unit
+from physion.data.shards import FrameShards
+from physion.models.dvae import DVAE, gumbel_tau
+from physion.stages import Job
+from physion.training.engine import Task, fit, initial_model, publish_weights
+
+
+class DVAETask(Task):
+    """Frames in, mean squared error of the reconstruction out."""
+
+    def __init__(self, config: TrainDVAE, frames: FrameShards) -> None:
+        self.config = config
+        self.model: DVAE = initial_model(config.seed, lambda: DVAE(config.model))
+        self.train = FrameClips(frames, frames.select(heldout=False), frames.video_frames, 1)
+        self.heldout = FrameClips(frames, frames.select(heldout=True), frames.video_frames, 1)
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """Mean squared error through relaxed codes at the step's temperature."""
+        tau = self.config.tau
+        temperature = gumbel_tau(step, self.config.optim.steps, tau.start, tau.end, tau.share)
+        return self.model.loss(to_unit(batch["images"][:, 0]), temperature)
+
+    def heldout_loss(self, batch: Batch) -> Tensor:
+        """Mean squared error through the tokens: what later stages will see."""
+        images = to_unit(batch["images"][:, 0])
+        return (self.model.decode_tokens(self.model.tokenize(images)) - images).square().mean()
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train and publish the weights."""
+    config: TrainDVAE = job.config
+    task = DVAETask(config, FrameShards(job.inputs["frames"]))
+    rows = fit(task, config, job)
+    return publish_weights(task.model, "dvae", {"model": config.model.model_dump()}, rows, job)

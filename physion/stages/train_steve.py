@@ -1,0 +1,49 @@
+"""`train-steve`: slots from video, trained by predicting the dVAE tokens of every frame from its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from physion.config.schema import Optim, TrainSTEVE
+from physion.data.clips import Batch, FrameClips, to_unit
+from physion.data.shards import FrameShards, Shards
+from physion.models.steve import STEVE
+from physion.models.weights import load_model
+from physion.stages import Job
+from physion.training.engine import WEIGHTS, Task, fit, initial_model, publish_weights
+
+
+class STEVETask(Task):
+    """Clips of successive frames and their tokens in, cross-entropy of the tokens out."""
+
+    def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
+        self.config = config
+        self.model: STEVE = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
+        length = frames.video_frames
+        self.train = FrameClips(frames, frames.select(heldout=False), length, config.clip_frames, tokens)
+        self.heldout = FrameClips(frames, frames.select(heldout=True), length, config.clip_frames, tokens)
+
+    def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
+        """The decoder learns at a rate of its own."""
+        decoder = list(self.model.trans_decoder.parameters())
+        known = {id(parameter) for parameter in decoder}
+        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+        return [(rest, optim.lr), (decoder, self.config.decoder_lr)]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """Cross-entropy of all tokens of every frame."""
+        slots = self.model.encode(to_unit(batch["images"]), with_masks=False).slots
+        return self.model.loss(slots, batch["tokens"])
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train and publish the weights."""
+    config: TrainSTEVE = job.config
+    frames = FrameShards(job.inputs["frames"])
+    codes = load_model(job.inputs["dvae"].path(WEIGHTS)).model.codes
+    task = STEVETask(config, frames, Shards(job.inputs["tokens"]), codes)
+    rows = fit(task, config, job)
+    sizes = {"model": config.model.model_dump(), "image_size": frames.image_size, "codes": codes}
+    return publish_weights(task.model, "steve", sizes, rows, job)

@@ -1,0 +1,161 @@
+"""A store in a directory: `file:///path`. Every object appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from physion.errors import ConfigError, PhysionError, TransientError
+
+STAGING = ".staging"
+
+
+class LocalStore:
+    """Objects are files below a root directory.
+
+    An object is written beside its final place (in `.staging/`), flushed to disk and renamed, so that neither a kill nor
+    a power cut leaves half of one under its name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.as_uri()
+
+    def scratch(self) -> Path:
+        """A fresh directory on the store's own file system, from which `upload` is a rename."""
+        with _clear_errors(f"store {self.uri}: cannot make a scratch directory"):
+            self._sweep()
+            path = self.root / STAGING / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            path.mkdir(parents=True)
+            return path
+
+    def size(self, key: str) -> int | None:
+        """Size of an object in bytes; None when there is none."""
+        try:
+            return self._path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _explained(error, f"store {self.uri}: cannot look at {key}") from error
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; None when there is none."""
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _explained(error, f"store {self.uri}: cannot read {key}") from error
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+        target = self._path(key)
+        with _clear_errors(f"store {self.uri}: cannot write {key}"):
+            staged = self.root / STAGING / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.object"
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                staged.write_bytes(data)
+                _flush(staged)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if if_absent:
+                    os.link(staged, target)
+                else:
+                    staged.replace(target)
+                _flush(target.parent)
+            except FileExistsError:
+                return False
+            finally:
+                staged.unlink(missing_ok=True)
+        return True
+
+    def upload(self, key: str, path: Path) -> bool:
+        """Make the file at `path` an object unless there is one already. Tells whether it did."""
+        target = self._path(key)
+        with _clear_errors(f"store {self.uri}: cannot write {key}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.stat().st_dev != target.parent.stat().st_dev:
+                path = Path(shutil.move(path, self.scratch() / "object"))
+            _flush(path)
+            try:
+                os.link(path, target)  # fails when the target exists: the conditional write of a file system
+            except FileExistsError:
+                return False
+            finally:
+                path.unlink()
+            _flush(target.parent)
+        return True
+
+    def fetch(self, key: str) -> Path:
+        """A local file that holds the object: here, the object itself. Never write to it."""
+        return self._path(key)
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys below a prefix (a folder), sorted."""
+        top = self._path(prefix)
+        with _clear_errors(f"store {self.uri}: cannot list {prefix}"):
+            found = (p for p in top.rglob("*") if p.is_file()) if top.is_dir() else ()
+            return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if there is one."""
+        with _clear_errors(f"store {self.uri}: cannot delete {key}"):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        assert all(parts) and ".." not in parts, key
+        return self.root.joinpath(*parts)
+
+    def _sweep(self) -> None:
+        """Remove what processes that no longer run left in `.staging/`."""
+        staging = self.root / STAGING
+        for entry in staging.iterdir() if staging.is_dir() else ():
+            owner = entry.name.split("-")[0]
+            if owner.isdigit() and not _runs(int(owner)):
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _clear_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _explained(error, doing) from error
+
+
+def _explained(error: OSError, doing: str) -> PhysionError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TransientError(f"{doing}: no space left on the disk; free some and run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ConfigError(f"{doing}: {error.strerror}; give this user write access or choose another --store")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return ConfigError(f"{doing}: {error.strerror} ({error.filename}); choose another --store")
+    return TransientError(f"{doing}: {error.strerror or error}")

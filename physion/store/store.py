@@ -1,0 +1,57 @@
+"""What a store is, and how a URI becomes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from physion.errors import ConfigError
+from physion.store.local import LocalStore
+
+
+class Store(Protocol):
+    """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
+
+    uri: str
+
+    def scratch(self) -> Path:
+        """A fresh local directory from which `upload` is cheap."""
+
+    def size(self, key: str) -> int | None:
+        """Size of an object in bytes; None when there is none."""
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; None when there is none."""
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+
+    def upload(self, key: str, path: Path) -> bool:
+        """Make a local file an object unless there is one already; the file may be moved. Tells whether it did."""
+
+    def fetch(self, key: str) -> Path:
+        """A local, read-only file that holds the object."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys below a prefix (a folder), sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if there is one."""
+
+
+def open_store(uri: str) -> Store:
+    """The store at `file:///path` (or a plain path).
+
+    Raises ConfigError for another scheme; `s3://` is not there yet.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        raise ConfigError(f"store {uri}: s3:// is not supported yet; use file:///path")
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme:
+        raise ConfigError(f"store {uri}: unknown scheme '{parts.scheme}'; use file:///path")
+    return LocalStore(Path(uri).absolute())
