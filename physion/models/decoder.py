@@ -1,0 +1,145 @@
+"""STEVE's token decoder: an autoregressive transformer that reads a frame's slots and writes its visual tokens.
+
+Shapes: N frames (B * T), S slots, D width (the slot size), L tokens a frame, V codes, A heads, E = D / A head size.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from physion.models.attention import attend, split_heads
+from physion.models.noise import dropout
+from physion.models.slot_attention import linear
+
+
+class KeysValues:
+    """Keys and values of the tokens written so far, [N, A, L, E] each, filled up to `length`."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, key_NA1E: Tensor, value_NA1E: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a token's key and value; returns all of them up to it."""
+        self.keys[:, :, self.length : self.length + 1] = key_NA1E
+        self.values[:, :, self.length : self.length + 1] = value_NA1E
+        self.length += 1
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases, dropout on its weights and on its output."""
+
+    def __init__(self, width: int, heads: int, p: float, gain: float) -> None:
+        super().__init__()
+        self.heads, self.p = heads, p
+        self.proj_q = linear(width, width, bias=False)
+        self.proj_k = linear(width, width, bias=False)
+        self.proj_v = linear(width, width, bias=False)
+        self.proj_o = linear(width, width, bias=False, gain=gain)
+
+    def keys_values(self, x_NMD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the inputs, [N, A, M, E] each."""
+        return split_heads(self.proj_k(x_NMD), self.heads), split_heads(self.proj_v(x_NMD), self.heads)
+
+    def forward(self, x_NLD: Tensor, keys_values: tuple[Tensor, Tensor], causal: bool = False) -> Tensor:
+        """[N, L, D] -> [N, L, D]."""
+        p = self.p if self.training else 0.0
+        attended = attend(split_heads(self.proj_q(x_NLD), self.heads), *keys_values, p=p, causal=causal)
+        return dropout(self.proj_o(attended), p)
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention to the slots, FFN; pre-norm and residual, except as `first` says."""
+
+    def __init__(self, width: int, heads: int, p: float, gain: float, first: bool) -> None:
+        super().__init__()
+        self.first, self.p = first, p
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads, p, gain)
+        self.encoder_decoder_attn_layer_norm = nn.LayerNorm(width)
+        self.encoder_decoder_attn = Attention(width, heads, p, gain)
+        self.ffn_layer_norm = nn.LayerNorm(width)
+        widening = linear(width, 4 * width)
+        nn.init.kaiming_uniform_(widening.weight, nonlinearity="relu")
+        self.ffn = nn.Sequential(widening, nn.ReLU(), linear(4 * width, width, gain=gain))
+
+    def forward(self, x_NLD: Tensor, slots: tuple[Tensor, Tensor], past: KeysValues | None = None) -> Tensor:
+        """All tokens at once, or the single next one after those of `past`; slots: their keys and values."""
+        p = self.p if self.training else 0.0
+        normed_NLD = self.self_attn_layer_norm(x_NLD)
+        if self.first:  # as published: the residual stream starts from the normalised input
+            x_NLD = normed_NLD
+        tokens = self.self_attn.keys_values(normed_NLD)
+        if past is not None:
+            tokens = past.append(*tokens)
+        x_NLD = x_NLD + self.self_attn(normed_NLD, tokens, causal=past is None)
+        x_NLD = x_NLD + self.encoder_decoder_attn(self.encoder_decoder_attn_layer_norm(x_NLD), slots)
+        return x_NLD + dropout(self.ffn(self.ffn_layer_norm(x_NLD)), p)
+
+
+class Positions(nn.Module):
+    """A learned vector for every token position."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.pe = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width)))
+
+
+class DecoderStack(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, layers: int, width: int, heads: int, p: float) -> None:
+        super().__init__()
+        gain = (3 * layers) ** -0.5
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, p, gain, first=i == 0) for i in range(layers))
+        self.layer_norm = nn.LayerNorm(width)
+
+    def keys_values(self, slots_NSD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the slots for each block's cross-attention."""
+        return [cast(DecoderBlock, block).encoder_decoder_attn.keys_values(slots_NSD) for block in self.blocks]
+
+
+class TokenDecoder(nn.Module):
+    """Predicts token i of a frame from its slots, a BOS token and the tokens before i, in raster order."""
+
+    def __init__(self, width: int, layers: int, heads: int, tokens: int, codes: int, p: float) -> None:
+        super().__init__()
+        self.codes, self.tokens, self.p = codes, tokens, p
+        self.in_proj = linear(width, width)
+        self.tok_emb = nn.Embedding(codes + 1, width)  # the last entry is BOS
+        self.pos_emb = Positions(tokens, width)
+        self.tf_dec = DecoderStack(layers, width, heads, p)
+        self.head = linear(width, codes, bias=False)
+
+    def hidden(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
+        """Slots and the true tokens -> what `head` turns into logits, [N, L, D]."""
+        inputs_NL = F.pad(tokens_NL[:, :-1], (1, 0), value=self.codes)
+        x_NLD = dropout(self.tok_emb(inputs_NL) + self.pos_emb.pe, self.p if self.training else 0.0)
+        for block, cross in zip(self.tf_dec.blocks, self.tf_dec.keys_values(self.in_proj(slots_NSD)), strict=True):
+            x_NLD = block(x_NLD, cross)
+        out_NLD: Tensor = self.tf_dec.layer_norm(x_NLD)
+        return out_NLD
+
+    def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> teacher-forced logits [N, L, V]."""
+        logits_NLV: Tensor = self.head(self.hidden(slots_NSD, tokens_NL))
+        return logits_NLV
+
+    @torch.no_grad()
+    def generate(self, slots_NSD: Tensor) -> Tensor:
+        """Slots [N, S, D] -> the greedily chosen tokens int64 [N, L], each computed once: past keys are kept."""
+        frames = slots_NSD.shape[0]
+        cross = self.tf_dec.keys_values(self.in_proj(slots_NSD))
+        room = (frames, cross[0][0].shape[1], self.tokens, cross[0][0].shape[3])
+        past = [KeysValues(keys.new_empty(room), keys.new_empty(room)) for keys, _ in cross]
+        tokens_NL = torch.full((frames, self.tokens + 1), self.codes, dtype=torch.int64, device=slots_NSD.device)
+        for i in range(self.tokens):
+            x_N1D = self.tok_emb(tokens_NL[:, i : i + 1]) + self.pos_emb.pe[:, i : i + 1]
+            for block, block_cross, block_past in zip(self.tf_dec.blocks, cross, past, strict=True):
+                x_N1D = block(x_N1D, block_cross, block_past)
+            tokens_NL[:, i + 1] = self.head(self.tf_dec.layer_norm(x_N1D)).squeeze(1).argmax(-1)
+        return tokens_NL[:, 1:]

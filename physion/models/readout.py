@@ -1,0 +1,40 @@
+"""The VQA readout of SlotFormer (arXiv 2210.05861): do the two marked objects touch, judging by pairs of slots?
+
+Shapes: B videos, T frames, S slots, D slot size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from physion.models.slot_attention import linear
+
+
+class Readout(nn.Module):
+    """A linear layer of every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
+
+    def __init__(self, slots: int, slot_size: int) -> None:
+        super().__init__()
+        if slots < 2:
+            raise ValueError(f"a readout compares pairs of slots, so it needs at least 2 slots, got {slots}")
+        self.slots, self.slot_size = slots, slot_size
+        self.linear1 = linear(2 * slot_size, slot_size)
+        self.linear2 = linear(slot_size, 1)
+
+    def forward(self, slots_BTSD: Tensor) -> Tensor:
+        """Slots [B, T, S, D] -> logits [B] of "they touch".
+
+        The first layer is linear in the pair, W [s_i; s_j] = W_1 s_i + W_2 s_j, so it runs once a slot, not once a
+        pair; and the best j > i for slot i is the largest W_2 s_j, whatever i is, so no pair is ever formed.
+        """
+        first, second = self.linear1.weight.split(self.slot_size, 1)
+        as_first = nn.functional.linear(slots_BTSD, first, self.linear1.bias).unbind(2)
+        as_second = nn.functional.linear(slots_BTSD, second).unbind(2)
+        best_second = as_second[-1]
+        best_pair = as_first[-2] + best_second
+        for i in range(self.slots - 3, -1, -1):
+            best_second = torch.maximum(best_second, as_second[i + 1])
+            best_pair = torch.maximum(best_pair, as_first[i] + best_second)
+        logits_BT: Tensor = self.linear2(best_pair).squeeze(-1)
+        return logits_BT.amax(1)

@@ -1,0 +1,168 @@
+"""STEVE (arXiv 2205.14065): slots that follow the objects of a video, learned by predicting its visual tokens.
+
+Architecture of SlotFormer's published Physion STEVE; the frozen dVAE is not inside, its tokens are passed in.
+Shapes: B batch, T frames, S slots, D slot size, N tokens a frame, V codes, C channels, H W pixels; the feature map and
+the masks have h = H / 2 and w = W / 2, P = h * w positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from physion.config.schema import STEVEModel
+from physion.models.attention import Encoder
+from physion.models.decoder import TokenDecoder
+from physion.models.slot_attention import SlotAttention, linear
+
+
+class VideoState(NamedTuple):
+    """What carries a video's slots from one frame to the next."""
+
+    slots: Tensor  # [B, S, D] of the last frame
+    hidden: Tensor  # [B * S, E], as `cell` the predictor's LSTM state: zero before a video's second frame
+    cell: Tensor
+
+
+class SlotOutput(NamedTuple):
+    """What `STEVE.encode` returns; `state` continues the video with its next chunk."""
+
+    slots: Tensor  # [B, T, S, D]
+    masks: Tensor | None  # [B, T, S, h, w], summing to 1 over the slots
+    state: VideoState
+
+
+class GridPositions(nn.Module):
+    """A linear map of each position's (y, x, 1 - y, 1 - x), from 0 to 1, added to the features there."""
+
+    grid: Tensor
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.dense = linear(4, channels)
+        axis = torch.linspace(0, 1, side)
+        yx = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
+        self.register_buffer("grid", torch.cat([yx, 1 - yx], -1)[None], persistent=False)
+
+    def forward(self, features_FhwC: Tensor) -> Tensor:
+        """[F, h, w, C] -> [F, h, w, C]."""
+        out_FhwC: Tensor = features_FhwC + self.dense(self.grid)
+        return out_FhwC
+
+
+class LSTM(nn.Module):
+    """One step at a time of a one-layer LSTM with the parameters of `nn.LSTM`."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        self.weight_ih_l0 = nn.Parameter(torch.empty(4 * hidden, inputs).uniform_(-bound, bound))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(4 * hidden, hidden).uniform_(-bound, bound))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
+        self.bias_hh_l0 = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
+
+    def forward(self, x_XD: Tensor, hidden_XE: Tensor, cell_XE: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance the hidden state and the cell, [X, E] each, by an input [X, D]."""
+        weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+        return torch.lstm_cell(x_XD, (hidden_XE, cell_XE), *weights)
+
+
+class Predictor(nn.Module):
+    """Guesses a frame's slots from those before: a transformer among the slots, then an LSTM along each slot's time."""
+
+    def __init__(self, model: STEVEModel) -> None:
+        super().__init__()
+        self.base_predictor = nn.ModuleDict({
+            "transformer_encoder": Encoder(
+                model.predictor_layers, model.slot_size, model.predictor_heads, model.predictor_ffn, model.dropout
+            )
+        })  # fmt: skip
+        self.rnn = LSTM(model.slot_size, model.predictor_lstm)
+        self.out_projector = linear(model.predictor_lstm, model.slot_size)
+
+    def forward(self, state: VideoState) -> VideoState:
+        """Advance a frame's slots [B, S, D] and the LSTM state; returns the guess and the new state."""
+        x_BSD = self.base_predictor["transformer_encoder"](state.slots)
+        with torch.autocast(x_BSD.device.type, enabled=False):  # the recurrent state stays float32
+            hidden_XE, cell_XE = self.rnn(x_BSD.flatten(0, 1), state.hidden, state.cell)
+        return VideoState(self.out_projector(hidden_XE).to(x_BSD.dtype).view(x_BSD.shape), hidden_XE, cell_XE)
+
+
+class STEVE(nn.Module):
+    """Encoder, slot attention over frames, predictor between frames, and the autoregressive token decoder."""
+
+    def __init__(self, model: STEVEModel, image_size: int, codes: int) -> None:
+        super().__init__()
+        self.model, self.image_size, self.codes = model, image_size, codes
+        c, d = model.encoder_channels, model.slot_size
+        self.init_latents = nn.Parameter(torch.randn(1, model.slots, d))
+        self.slot_attention = SlotAttention(d, model.slot_mlp, model.slot_iterations)
+        self.encoder = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, c, 5, stride=2, padding=2), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(c, c, 5, padding=2)),
+        )
+        self.encoder_pos_embedding = GridPositions(image_size // 2, c)
+        self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), linear(c, d), nn.ReLU(), linear(d, d))
+        self.trans_decoder = TokenDecoder(
+            d, model.decoder_layers, model.decoder_heads, (image_size // 4) ** 2, codes, model.dropout
+        )
+        self.predictor = Predictor(model)
+
+    def encode(self, images_BT3HW: Tensor, state: VideoState | None = None, with_masks: bool = False) -> SlotOutput:
+        """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
+
+        Chunk by chunk with the state carried gives the slots of the whole video at once. Returns slots [B, T, S, D],
+        with_masks the masks [B, T, S, h, w] (each slot's share of every position), and the state after the last frame.
+        """
+        features_BTPD = self._features(images_BT3HW)
+        slots, masks = [], []
+        for t in range(images_BT3HW.shape[1]):
+            state = self._first(images_BT3HW.shape[0]) if state is None else self.predictor(state)
+            slots_BSD, masks_BSP = self.slot_attention(features_BTPD[:, t], state.slots)
+            state = state._replace(slots=slots_BSD)
+            slots.append(slots_BSD)
+            masks.append(masks_BSP)
+        assert state is not None, "a chunk has at least one frame"
+        side = self.image_size // 2
+        masks_BTShw = torch.stack(masks, 1).unflatten(-1, (side, side)) if with_masks else None
+        return SlotOutput(torch.stack(slots, 1), masks_BTShw, state)
+
+    def logits(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
+        """Slots and the true tokens int64 -> teacher-forced logits [B, T, N, V]; all frames in parallel."""
+        logits_XNV: Tensor = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        return logits_XNV.view(*tokens_BTN.shape, self.codes)
+
+    def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
+        """Cross-entropy of all tokens of all frames, mean: a scalar."""
+        logits_BTNV = self.logits(slots_BTSD, tokens_BTN)
+        return F.cross_entropy(logits_BTNV.flatten(0, 2), tokens_BTN.flatten())
+
+    def generate(self, slots_NSD: Tensor) -> Tensor:
+        """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""
+        return self.trans_decoder.generate(slots_NSD)
+
+    def _features(self, images_BT3HW: Tensor) -> Tensor:
+        """Features [B, T, P, D] of all frames at once, normalised for slot attention."""
+        images_F3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features_FhwC = self.encoder_pos_embedding(self.encoder(images_F3HW).movedim(1, -1))
+        features_FhwD = self.slot_attention.norm_inputs(self.encoder_out_layer(features_FhwC))
+        batch, frames = images_BT3HW.shape[:2]
+        features_BTPD: Tensor = features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
+        return features_BTPD
+
+    def _first(self, batch: int) -> VideoState:
+        """Start a video: the learned slots and an LSTM that has seen nothing."""
+        slots_BSD = self.init_latents.expand(batch, -1, -1)
+        zeros_XE = slots_BSD.new_zeros(batch * self.model.slots, self.model.predictor_lstm)
+        return VideoState(slots_BSD, zeros_XE, zeros_XE)
+
+
+def resize_masks(masks_BTShw: Tensor, size: int) -> Tensor:
+    """Resize masks bilinearly to pixels, [B, T, S, size, size], for viewing."""
+    masks_XShw = F.interpolate(masks_BTShw.flatten(0, 1), (size, size), mode="bilinear", align_corners=False)
+    return masks_XShw.view(*masks_BTShw.shape[:3], size, size)

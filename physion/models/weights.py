@@ -1,0 +1,93 @@
+"""Weights files: safetensors whose metadata says which model they are of, so that a file alone rebuilds it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+from physion.errors import DataError
+from physion.models.dvae import DVAE
+from physion.models.readout import Readout
+from physion.models.slotformer import SlotFormer
+from physion.models.steve import STEVE
+
+SHOWN_KEYS = 3  # keys that an error names before it counts the others
+
+
+def build_model(name: str, config: dict[str, Any]) -> nn.Module:
+    """Construct a model with fresh weights from its name and its constructor's arguments, JSON values.
+
+    dvae: model; steve: model, image_size, codes; slotformer: model, slots, slot_size; readout: slots, slot_size, where
+    `model` is the dumped section of the configuration. Raises KeyError, TypeError or ValueError if they do not fit.
+    """
+    if name == "dvae":
+        return DVAE(DVAEModel(**config["model"]))
+    if name == "steve":
+        return STEVE(STEVEModel(**config["model"]), int(config["image_size"]), int(config["codes"]))
+    if name == "slotformer":
+        return SlotFormer(SlotFormerModel(**config["model"]), int(config["slots"]), int(config["slot_size"]))
+    if name == "readout":
+        return Readout(int(config["slots"]), int(config["slot_size"]))
+    raise ValueError(f"unknown model {name!r}")
+
+
+def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]) -> None:
+    """Write a model's parameters and what `build_model` needs to make it again."""
+    state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    save_file(state, path, metadata={"model": name, "config": json.dumps(config, sort_keys=True)})
+
+
+def load_model(path: Path, name: str | None = None) -> nn.Module:
+    """Rebuild the model of a weights file, on the CPU and in eval mode; with `name`, only if it is of that kind.
+
+    Raises DataError if the file is missing, truncated or corrupt, or if its weights do not fit its own description.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no dict)
+    except FileNotFoundError as error:
+        raise DataError(f"no weights file at {path}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"weights file {path} is truncated or corrupt: {error}") from error
+    if "model" not in metadata or "config" not in metadata:
+        raise DataError(f"{path} is not a weights file of physion: its metadata names no model")
+    if name is not None and metadata["model"] != name:
+        raise DataError(f"weights file {path} holds a {metadata['model']} model, not {name}")
+    try:
+        model = build_model(metadata["model"], json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
+    problem = misfit(model, state)
+    if problem:
+        raise DataError(f"weights in {path} do not fit its {metadata['model']} model: {problem}")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def misfit(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
+    """Say in one line why a state dict does not fit a model (missing, extra, mismatched keys), or None if it does."""
+    expected = model.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "extra": [key for key in state if key not in expected],
+        "mismatched": [
+            f"{key} {list(value.shape)} instead of {list(expected[key].shape)}"
+            for key, value in state.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    return "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys) or None
+
+
+def _some(keys: list[str]) -> str:
+    more = len(keys) - SHOWN_KEYS
+    return ", ".join(keys[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,116 @@
+"""Our models give the published models' numbers: outputs within 1e-4 absolute, gradient norms within 1e-3 relative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from physion.models.dvae import gumbel_softmax, gumbel_tau
+from physion.models.steve import resize_masks
+
+
+def close(ours, golden, tolerance=1e-4):
+    torch.testing.assert_close(ours, golden, atol=tolerance, rtol=0)
+
+
+def same_tokens(ours, golden, margin):
+    """Equal wherever the published code itself was sure."""
+    sure = margin > 1e-4
+    assert sure.float().mean() > 0.99
+    assert torch.equal(ours[sure], golden.long()[sure])
+
+
+def same_gradients(model, golden, prefix=""):
+    """The norm of every parameter's gradient, within 1e-3 of it (and 1e-7 of the largest: some are exactly zero)."""
+    norms = dict(zip((str(key) for key in golden["grad_keys"]), golden["grad_norms"].tolist(), strict=True))
+    ours = {prefix + key: value.grad.norm().item() for key, value in model.named_parameters()}
+    assert ours.keys() == norms.keys()
+    for key, norm in norms.items():
+        assert ours[key] == pytest.approx(norm, rel=1e-3, abs=1e-7 * max(norms.values())), key
+
+
+def test_dvae(goldens):
+    golden, model = goldens.arrays("dvae_A"), goldens.model("dvae")
+    images = goldens.input("dvae_A", "dvae.img")
+    exponential = goldens.input("dvae_A", "dvae.exponential")
+    with torch.no_grad():
+        logits = model.encode(images)
+        close(logits.mean((1, 2, 3)), golden["logits_mean"])
+        close(logits.std((1, 2, 3)), golden["logits_std"])
+        close(logits[:, :, :8, :8], golden["logits_crop"])
+        tokens = model.tokenize(images)
+        assert torch.equal(tokens, logits.argmax(1))
+        same_tokens(tokens, golden["tokens"], golden["token_margin"])
+        close(model.decode_tokens(golden["tokens"].long()), golden["recon_hard"])
+        soft = gumbel_softmax(logits.movedim(1, -1), 0.7, exponential.movedim(1, -1)).movedim(-1, 1)
+        close(model.decode(soft), golden["recon_soft"])
+        close(model.decode_tokens(soft.argmax(1)), golden["recon_ste"])
+    loss = model.loss(images, 0.7, exponential)
+    close(loss, golden["recon_loss_soft"])
+    loss.backward()
+    same_gradients(model, golden)
+
+
+def test_steve(goldens):
+    golden, model = goldens.arrays("steve_A"), goldens.model("steve")
+    images, tokens = goldens.input("steve_A", "steve.img"), golden["target_token_id"].long()[None]
+    out = model.encode(images, with_masks=True)
+    close(out.slots, golden["slots"])
+    close(out.masks, golden["masks_64"])
+    close(resize_masks(out.masks, 128)[:, 0], golden["masks_128_t0"])
+    with torch.no_grad():
+        logits = model.logits(out.slots, tokens)[0]
+    close(logits[:, golden["pred_positions"]], golden["pred_logits"])
+    close(torch.stack([logits.mean((1, 2)), logits.std((1, 2))]), golden["pred_logits_mean_std"])
+    loss = model.loss(out.slots, tokens)
+    close(loss, golden["token_recon_loss"])
+    loss.backward()
+    same_gradients(model, golden)
+
+
+def test_steve_tokens_are_those_of_the_dvae_inside(goldens):
+    from physion.models.published import frozen_part
+
+    golden, dvae = goldens.arrays("steve_A"), goldens.model("dvae")
+    dvae.load_state_dict(frozen_part(goldens.published("steve"), "dvae"))
+    tokens = dvae.tokenize(goldens.input("steve_A", "steve.img")[0]).flatten(1)
+    same_tokens(tokens, golden["target_token_id"], golden["token_margin"])
+
+
+def test_slotformer(goldens):
+    golden, model = goldens.arrays("slotformer_A"), goldens.model("slotformer")
+    clip = goldens.input("slotformer_A", "slotformer.slots")
+    assert torch.equal(clip, golden["slots_in"])
+    close(model.positions, golden["enc_t_pe"][0], 1e-6)
+    with torch.no_grad():
+        close(model.predict(clip[:, :15], 10), golden["pred_slots"])
+    loss = model.loss(clip)
+    close(loss, golden["slot_recon_loss"])
+    loss.backward()
+    same_gradients(model, golden, "rollouter.")
+
+
+def test_rollout(goldens):
+    golden, model = goldens.arrays("rollout_A"), goldens.model("slotformer")
+    observed = goldens.input("rollout_A", "rollout.slots")[None, :45]
+    rollout = model.rollout_video(observed, frames=150)
+    assert torch.equal(rollout[:, :45], observed)
+    close(rollout[0], golden["slots_out"])
+
+
+def test_readout(goldens):
+    golden, model = goldens.arrays("readout_A"), goldens.model("readout")
+    logits, labels = model(goldens.input("readout_A", "readout.slots")), golden["labels"].float()
+    close(logits, golden["logits"])
+    loss = F.binary_cross_entropy_with_logits(logits, labels)
+    close(loss, golden["vqa_loss"])
+    for key, value in zip(golden["eval_keys"], golden["eval_values"].tolist(), strict=True):
+        if key.startswith("acc_"):
+            judged = logits.sigmoid() > float(key.removeprefix("acc_"))
+            assert (judged == labels.bool()).float().mean().item() == pytest.approx(value, abs=1e-6)
+    loss.backward()
+    same_gradients(model, golden)
+
+
+def test_gumbel_temperature(goldens):
+    schedule = goldens.schedules["gumbel_tau"]["all_tau"]
+    assert [gumbel_tau(step, len(schedule)) for step in range(len(schedule))] == pytest.approx(schedule, abs=1e-12)
