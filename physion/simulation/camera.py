@@ -9,15 +9,16 @@ import mujoco
 import numpy as np
 
 from physion.simulation.draws import Draws
-from physion.simulation.physics import OBSERVED_FRAMES, Trajectory
 from physion.simulation.rays import cast_rays
-from physion.simulation.scene import AGENT, MOVING_GROUP, PATIENT, STATIC_GROUP
+from physion.simulation.scene import AGENT, MOVING_GROUP, PATIENT, STATIC_GROUP, Scene
 
 HALF_FIELD_OF_VIEW = tan(radians(20))
 NEAREST, FARTHEST = 1.3, 4.2
 VIEWS = 16
-WELL_SEEN = 40
-"""Pixels of 64 x 64 that agent and patient should each have in frame 0."""
+WELL_SEEN = 0.008
+"""A view in which agent and patient each fill this share of the picture in frame 0 needs no better one."""
+PROBED_SIDE = 48
+"""What a view shows is measured on a grid of this many rays along each side."""
 
 
 @dataclass(frozen=True)
@@ -44,52 +45,62 @@ class Camera:
         return np.stack([0.5 + offset @ self.right / scale, 0.5 - offset @ self.up / scale], axis=1), depth
 
 
-def aim_camera(trajectory: Trajectory) -> Camera:
+@dataclass(frozen=True)
+class View:
+    """A camera and what it shows."""
+
+    camera: Camera
+    seen: float
+    """Share of the picture that the less visible of agent and patient fills in frame 0."""
+
+
+def aim_camera(scene: Scene, model: mujoco.MjModel, observed: np.ndarray, cloth: np.ndarray | None, draws: Draws) -> View:
     """The nearest of several random views that frames the action and shows agent and patient well.
 
-    Framing by the whole clip would tell where the agent ends up. Only frames 0-44 enter here.
+    `observed` holds the states of the observed frames alone, [45, nq], and `cloth` its vertices in frame 0, [V, 3]:
+    framing by the whole clip would tell where the agent ends up.
     """
-    draws, scene = Draws(*trajectory.camera_key), trajectory.scene
-    data = mujoco.MjData(trajectory.model)
-    cloth = None if trajectory.cloth is None else trajectory.cloth[0]
-    points = _points_to_frame(trajectory, data)
+    data = mujoco.MjData(model)
+    points = _points_to_frame(scene, model, data, observed, cloth)
     margin = draws.uniform(0.05, 0.09)
     look_at = 0.5 * points.mean(axis=0) + 0.25 * (points.min(axis=0) + points.max(axis=0))
-    best, best_seen = None, -1
+    best: View | None = None
     for _ in range(VIEWS):
         azimuth = -90 * scene.camera_side + draws.uniform(-35, 35)
         camera = _nearest_view(azimuth, draws.uniform(*scene.scenario.elevation), look_at, points, margin)
-        seen = _pixels_seen(camera, trajectory.model, data, cloth)
-        if seen > best_seen:
-            best, best_seen = camera, seen
-        if seen >= WELL_SEEN:
+        view = View(camera, _share_seen(camera, model, data, is_cloth=cloth is not None))
+        if best is None or view.seen > best.seen:
+            best = view
+        if view.seen >= WELL_SEEN:
             break
     assert best is not None
     return best
 
 
-def _points_to_frame(trajectory: Trajectory, data: mujoco.MjData) -> np.ndarray:
+def _points_to_frame(
+    scene: Scene, model: mujoco.MjModel, data: mujoco.MjData, observed: np.ndarray, cloth: np.ndarray | None
+) -> np.ndarray:
     """Corners [P, 3] of what must be in the picture: the agent over the observed frames, all else in frame 0.
 
     Leaves `data` posed at frame 0.
     """
-    model = trajectory.model
     points: list[np.ndarray] = []
-    if trajectory.cloth is None:
+    if cloth is None:
         agent = model.body(AGENT).id
         radius = min(0.18, 0.7 * _body_radius(model, agent))
-        for state in trajectory.states[:OBSERVED_FRAMES:4]:
+        for state in observed[::4]:
             pose(model, data, state)
             centre = data.xipos[agent].copy()
             # An agent that has left the stage must not shrink everything else.
             if np.abs(centre[:2]).max() < 1.3:
                 points += [centre - radius, centre + radius]
-    pose(model, data, trajectory.states[0])
-    if trajectory.cloth is None:
+    pose(model, data, observed[0])
+    if cloth is None:
+        # Where it stands over the floor tells how high it hangs.
         points.append(data.xipos[agent] * (1, 1, 0))
     else:
-        points += [trajectory.cloth[0].min(axis=0), trajectory.cloth[0].max(axis=0)]
-    for name in trajectory.scene.framed:
+        points += [cloth.min(axis=0), cloth.max(axis=0)]
+    for name in scene.framed:
         body = model.body(name).id
         # A mat may run out of the picture; what stands should not.
         radius = min(0.22, 0.8 * _body_radius(model, body))
@@ -122,10 +133,10 @@ def _nearest_view(azimuth: float, elevation: float, look_at: np.ndarray, points:
         distance *= 1.03
 
 
-def _pixels_seen(camera: Camera, model: mujoco.MjModel, data: mujoco.MjData, cloth: np.ndarray | None) -> int:
-    """How many of 64 x 64 pixels the less visible of agent and patient has."""
-    geoms, _, _ = cast_rays(model, data, camera.eye, camera.rays(64), (STATIC_GROUP, MOVING_GROUP))
-    bodies = np.append(model.geom_bodyid, -1)[geoms]
-    patient = int((bodies == model.body(PATIENT).id).sum())
+def _share_seen(camera: Camera, model: mujoco.MjModel, data: mujoco.MjData, *, is_cloth: bool) -> float:
+    """The share of the picture that the less visible of agent and patient fills."""
+    geoms, _, _ = cast_rays(model, data, camera.eye, camera.rays(PROBED_SIDE), (STATIC_GROUP, MOVING_GROUP))
+    bodies = model.geom_bodyid[geoms]
     # A cloth in the air is always in full view.
-    return patient if cloth is not None else min(patient, int((bodies == model.body(AGENT).id).sum()))
+    names = (PATIENT,) if is_cloth else (PATIENT, AGENT)
+    return float(min((bodies == model.body(name).id).mean() for name in names))

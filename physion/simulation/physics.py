@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import mujoco
 import numpy as np
 
 from physion.simulation import SCENARIOS
+from physion.simulation.camera import View, aim_camera
 from physion.simulation.draws import Draws
 from physion.simulation.scenarios import RECIPES
 from physion.simulation.scene import AGENT, FPS, PATIENT, SUBSTEPS, Scene
@@ -21,6 +23,9 @@ _OUTCOME, _LOOK, _CAMERA, _BALANCE = range(4)
 # A world this slow for this many frames has come to rest (m/s and rad/s); its remaining frames repeat.
 _REST_SPEED, _REST_FRAMES = 0.01, 6
 
+
+# Share of the picture in frame 0; 16 of 64 x 64 pixels.
+_CLEARLY_SEEN = 0.004
 
 # About every second draw will do; this many failures in a row mean that a scenario is broken.
 _MAX_ATTEMPTS = 200
@@ -48,6 +53,13 @@ class Trajectory:
     def label(self) -> bool:
         """Whether agent and patient touch at any time in the clip."""
         return self.first_contact is not None
+
+    @cached_property
+    def view(self) -> View:
+        """Where the camera stands, and how well it sees."""
+        cloth = None if self.cloth is None else self.cloth[0]
+        observed = self.states[:OBSERVED_FRAMES]
+        return aim_camera(self.scene, self.model, observed, cloth, Draws(*self.camera_key))
 
 
 class TouchDetector:
@@ -92,17 +104,23 @@ def draw_trajectory(scenario: str, seed: int, index: int, attempt: int = 0, *, c
     return simulate(scene, (seed, number, index, _CAMERA), contact_from=contact_from)
 
 
-def balanced_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
-    """Draw clip `index` until it is a question with the wanted answer: of clips 2k and 2k+1 one is positive.
+def wanted_label(scenario: str, seed: int, index: int) -> bool:
+    """The label that balancing gives a clip: one of clips 2k and 2k+1 is positive, a coin says which."""
+    first_of_pair = Draws(seed, SCENARIOS.index(scenario), index // 2, _BALANCE).chance(0.5)
+    return first_of_pair != (index % 2 == 1)
 
-    Draws whose answer falls into the observed frames are no question and are redrawn, whatever label is wanted.
+
+def balanced_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
+    """Draw clip `index` until it is a question with the wanted answer.
+
+    Draws whose answer falls into the observed frames, or that hide the agent or the patient from the first frame, are
+    no question and are redrawn, whatever label is wanted.
     """
-    pair_draws = Draws(seed, SCENARIOS.index(scenario), index // 2, _BALANCE)
-    wanted = pair_draws.chance(0.5) != (index % 2 == 1)
+    wanted = wanted_label(scenario, seed, index)
     contact_from = OBSERVED_FRAMES if wanted else FRAMES
     for attempt in range(_MAX_ATTEMPTS):
         trajectory = draw_trajectory(scenario, seed, index, attempt, contact_from=contact_from)
-        if trajectory is not None and trajectory.label == wanted:
+        if trajectory is not None and trajectory.label == wanted and trajectory.view.seen >= _CLEARLY_SEEN:
             return trajectory
     raise AssertionError(f"{scenario} {seed} {index}: no draw of {_MAX_ATTEMPTS} has label {wanted}")
 

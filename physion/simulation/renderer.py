@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
-from physion.simulation.camera import aim_camera, pose
+from physion.simulation.camera import pose
 from physion.simulation.cloth import ShadowMap, rasterise, vertex_normals
 from physion.simulation.materials import RED, Material
 from physion.simulation.physics import FRAMES, Trajectory
@@ -20,7 +21,7 @@ STILL = 1e-3
 """Metres (or quaternion units) that nobody can see: about a tenth of a pixel at 128."""
 SHADOW_BIAS = 0.008
 CLOTH_RADIUS = 0.012
-AMBIENT, DIFFUSE, SHININESS = 0.58, 0.56, 24
+AMBIENT, DIFFUSE, SHININESS = 0.62, 0.56, 24
 BOTH_GROUPS = (STATIC_GROUP, MOVING_GROUP)
 
 
@@ -71,9 +72,9 @@ class Renderer:
         self._size, self._antialias = size, antialias
         self._materials = _materials_by_geom(trajectory)
         self._lamp = np.array(trajectory.scene.room.lamp)
-        self._radii = _body_radii(self._model, self._moving)
+        self._centres, self._radii = _bounding_spheres(self._model, self._moving)
         self._triangles = np.array(self._model.flex_elem).reshape(-1, 3)
-        self._camera = aim_camera(trajectory)
+        self._camera = trajectory.view.camera
         self._shade_static()
 
     def frames(self) -> np.ndarray:
@@ -93,7 +94,8 @@ class Renderer:
     def frame(self, number: int) -> np.ndarray:
         """Frame `number`, uint8 [H, W, 3]."""
         pose(self._model, self._data, self._trajectory.states[number])
-        centres = self._data.xpos[self._moving]
+        rotations = self._data.xmat[self._moving].reshape(-1, 3, 3)
+        centres = self._data.xpos[self._moving] + np.einsum("bij,bj->bi", rotations, self._centres)
         surface = self._rigid_surface(centres)
         rigid_count = len(surface.rays)
         shadow_map = None
@@ -170,7 +172,7 @@ class Renderer:
     def _appearance(self, geoms: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Albedo float32 [P, 3] and gloss float32 [P] of points [P, 3] on geoms [P]."""
         albedo, gloss = np.empty((len(geoms), 3), np.float32), np.empty(len(geoms), np.float32)
-        for geom in np.unique(geoms):
+        for geom in np.flatnonzero(np.bincount(geoms)):
             here = geoms == geom
             rotation = self._data.geom_xmat[geom].reshape(3, 3)
             material = self._materials[geom]
@@ -201,7 +203,7 @@ class Renderer:
         """The rays whose static surface lies in the shadow of something that moves."""
         rays = _rays_near(self._lamp, self._lamp_rays_32, centres, self._radii)
         _, distance, _ = cast_rays(self._model, self._data, self._lamp, self._lamp_rays[rays], (MOVING_GROUP,))
-        shaded = rays[distance < self._lamp_distance[rays] - SHADOW_BIAS]
+        shaded: np.ndarray = rays[distance < self._lamp_distance[rays] - SHADOW_BIAS]
         if shadow_map is None:
             return shaded
         rays = _rays_near(self._lamp, self._lamp_rays_32, shadow_map.centre[None], np.array([shadow_map.radius]))
@@ -220,11 +222,10 @@ class Renderer:
         """Average the rays of each pixel: float32 [rays, 3] to uint8 [H, W, 3]."""
         step, size = self._antialias, self._size
         picture = np.clip(picture, 0, 1).reshape(size * step, size * step * 3)
-        rows = sum((picture[offset::step] for offset in range(1, step)), start=picture[::step])
+        rows: np.ndarray = sum((picture[offset::step] for offset in range(1, step)), start=picture[::step])
         rows = rows.reshape(size, size * step, 3)
         pixels: np.ndarray = sum((rows[:, offset::step] for offset in range(1, step)), start=rows[:, ::step])
-        frame: np.ndarray = (pixels * np.float32(255 / step**2) + np.float32(0.5)).astype(np.uint8)
-        return frame
+        return (pixels * np.float32(255 / step**2) + np.float32(0.5)).astype(np.uint8)
 
 
 def _regroup_unmoved(trajectory: Trajectory) -> tuple[mujoco.MjModel, np.ndarray]:
@@ -249,10 +250,24 @@ def _materials_by_geom(trajectory: Trajectory) -> list[Material]:
     return [by_body[model.geom(geom).name.partition(".")[0]] for geom in range(model.ngeom)]
 
 
-def _body_radii(model: mujoco.MjModel, bodies: np.ndarray) -> np.ndarray:
-    """The radius around each body's origin that holds all its geoms, [B]."""
-    reach = np.linalg.norm(model.geom_pos, axis=1) + model.geom_rbound
-    return np.array([reach[model.geom_bodyid == body].max() + 0.01 for body in bodies])
+def _bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A sphere around each body: centres in the body's own frame [B, 3] and radii [B], metres."""
+    centres, radii = np.zeros((len(bodies), 3)), np.zeros(len(bodies))
+    signs = np.array(list(itertools.product((-1, 1), repeat=3)))
+    for number, body in enumerate(bodies):
+        geoms = np.flatnonzero(model.geom_bodyid == body)
+        corners = []
+        for geom in geoms:
+            rotation = np.empty(9)
+            mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
+            box = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
+            corners.append(model.geom_pos[geom] + box @ rotation.reshape(3, 3).T)
+        centre = (np.min(corners, axis=(0, 1)) + np.max(corners, axis=(0, 1))) / 2
+        # The boxes' corners bound flat pieces well, the engine's own spheres round ones.
+        by_corners = np.linalg.norm(np.array(corners) - centre, axis=2).max(axis=1)
+        by_spheres = np.linalg.norm(model.geom_pos[geoms] - centre, axis=1) + model.geom_rbound[geoms]
+        centres[number], radii[number] = centre, np.minimum(by_corners, by_spheres).max() + 0.005
+    return centres, radii
 
 
 def _rays_near(origin: np.ndarray, directions: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:

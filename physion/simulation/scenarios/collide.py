@@ -15,10 +15,10 @@ def _build(scene: Scene) -> None:
     distance = draws.uniform(1.3, 1.8)
     start = -distance / 2
     agent = random_solid(draws, draws.uniform(0.11, 0.17), ("sphere", "sphere", "box", "cylinder"))
-    patient = random_solid(draws, draws.uniform(0.13, 0.20))
+    patient = random_solid(draws, draws.uniform(0.12, 0.19))
     patient_y = draws.uniform(-0.25, 0.25)
     standing_patient(scene, patient, start + distance, patient_y)
-    heading = math.atan2(patient_y, distance) + math.radians(draws.uniform(-13, 13))
+    heading = math.atan2(patient_y, distance) + math.radians(draws.uniform(-18, 18))
     if draws.chance(0.3):
         _fling(scene, agent, start, heading)
     elif agent.is_ball:

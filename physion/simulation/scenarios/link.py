@@ -13,7 +13,7 @@ FOOT = 0.025
 def _build(scene: Scene) -> None:
     draws = scene.draws
     clutter(scene)
-    pole_radius, pole_half_height = draws.uniform(0.025, 0.04), draws.uniform(0.13, 0.24)
+    pole_radius, pole_half_height = draws.uniform(0.025, 0.04), draws.uniform(0.11, 0.21)
     foot = Geom("cylinder", (draws.uniform(0.07, 0.12), FOOT))
     pole = Geom("cylinder", (pole_radius, pole_half_height), (0, 0, FOOT + pole_half_height))
     scene.add_body(
@@ -27,7 +27,7 @@ def _build(scene: Scene) -> None:
     count, z = draws.integer(1, 3), 2 * FOOT + 0.002
     agent_number = draws.integer(0, count - 1)
     for number in range(count):
-        tube, radius = draws.uniform(0.035, 0.048), pole_radius + draws.uniform(0.07, 0.12)
+        tube, radius = draws.uniform(0.035, 0.048), pole_radius + draws.uniform(0.065, 0.11)
         is_agent = number == agent_number
         z += tube
         scene.add_body(
@@ -41,7 +41,7 @@ def _build(scene: Scene) -> None:
         )
         z += tube + 0.002
     half_width = draws.uniform(0.3, 0.5)
-    mat_x = draws.uniform(0.19, 0.36) + half_width
+    mat_x = draws.uniform(0.16, 0.30) + half_width
     patient_mat(scene, mat_x, draws.uniform(-0.15, 0.15), half_width, draws.uniform(0.3, 0.5))
     probe_ball(scene, radius=(0.14, 0.20), speed=(1.5, 3.0), density=(1500, 4500))
 

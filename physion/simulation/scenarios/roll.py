@@ -32,7 +32,7 @@ def _build(scene: Scene) -> None:
     _agent_on_ramp(scene, start, ledge + 2 * half_rise, half_incline, slope)
 
     foot = start + 2 * half_length + (0.24 if ledge else 0.0)
-    distance = draws.uniform(0.4, 1.1)
+    distance = draws.uniform(0.45, 1.15)
     for number in range(draws.integer(0, 2)):
         solid = random_solid(draws, draws.uniform(0.05, 0.09), ("box", "cylinder"))
         x = foot + distance * draws.uniform(0.25, 0.75)

@@ -44,4 +44,4 @@ def _build(scene: Scene) -> None:
     probe_ball(scene, radius=(0.15, 0.22), speed=(1.4, 3.6), density=(800, 4000))
 
 
-SUPPORT = Scenario(_build, release=(25, 35), settle=0.5)
+SUPPORT = Scenario(_build, release=(27, 36), settle=0.5)
