@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 def main() -> NoReturn:
     """Run the command line and turn expected failures into one clear line and their exit code."""
+    # OpenMP threads that spin while they wait slow everything down where cores are shared or limited, by up to 17 times
+    # (benchmarks/README.md); read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except PhysionError as error:
@@ -163,7 +167,7 @@ def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: As
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else "to do"
-        table.add_row(row["name"], row["fingerprint"], state, *_cost_cells(row))
+        table.add_row(row["name"], row["fingerprint"][:12], state, *_cost_cells(row))
     todo = [row for row in rows if not row["cached"]]
     total = {key: sum(row[key] for row in todo) for key in ("bytes", "flops", "accelerator_hours")}
     table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *_cost_cells(total))
@@ -258,18 +262,19 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    if not row["flops"]:
+        return _bytes(row["bytes"]) if row["bytes"] else "-", "-", "-"
     hours = row["accelerator_hours"]
-    return _bytes(row["bytes"]), f"{row['flops']:.1e}" if row["flops"] else "-", duration(hours * 3600) if row["flops"] else "-"
+    time = "< 1 min" if hours < 1 / 60 else f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+    return _bytes(row["bytes"]), f"{row['flops']:.0e}", time
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
         count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.3g} {unit}"
+        units.pop(0)
+    return f"{count:.3g} {units[0]}"
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

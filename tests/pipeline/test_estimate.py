@@ -1,0 +1,55 @@
+"""The plan's arithmetic against torch's own FLOP counter and the models' real parameters."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+from physion.models.dvae import DVAE
+from physion.models.slotformer import SlotFormer
+from physion.models.steve import STEVE
+from physion.pipeline import estimate
+
+DVAE_SIZES = DVAEModel(codes=512, channels=32)
+STEVE_SIZES = STEVEModel(slot_size=64, slot_mlp=128, encoder_channels=32, predictor_lstm=128, decoder_layers=2)
+SLOTFORMER_SIZES = SlotFormerModel(d_model=64, layers=4, ffn=256)
+SIZE = 64
+
+
+def counted(run):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def weights(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_dvae_flops_and_parameters():
+    model, image = DVAE(DVAE_SIZES), torch.zeros(1, 3, SIZE, SIZE)
+    model.requires_grad_(False)
+    logits = model.encode(image)
+    assert estimate.encode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(image)), rel=0.02)
+    assert estimate.decode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.decode(logits)), rel=0.02)
+    assert estimate.dvae_parameters(DVAE_SIZES) == pytest.approx(weights(model), rel=0.05)
+
+
+def test_steve_flops_and_parameters():
+    model = STEVE(STEVE_SIZES, SIZE, DVAE_SIZES.codes)
+    model.requires_grad_(False)
+    video, tokens = torch.zeros(1, 4, 3, SIZE, SIZE), torch.zeros(1, 4, (SIZE // 4) ** 2, dtype=torch.long)
+    slots = model.encode(video).slots
+    assert estimate.slots_flops(STEVE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(video)) / 4, rel=0.1)
+    flops = counted(lambda: model.logits(slots, tokens)) / 4
+    assert estimate.tokens_flops(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(flops, rel=0.1)
+    assert estimate.steve_parameters(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(weights(model), rel=0.05)
+
+
+def test_slotformer_flops():
+    model = SlotFormer(SLOTFORMER_SIZES, 6, 64)
+    model.requires_grad_(False)
+    window = torch.zeros(1, SLOTFORMER_SIZES.burn_in, 6, 64)
+    # The last layer runs for the last frame only, which the estimate leaves out.
+    flops = counted(lambda: model(window))
+    assert flops <= estimate.predict_flops(SLOTFORMER_SIZES, 6, 64) <= 1.4 * flops
