@@ -8,6 +8,7 @@ from math import cos, radians, sin, tan
 import mujoco
 import numpy as np
 
+from physion.simulation.cloth import rasterise
 from physion.simulation.draws import Draws
 from physion.simulation.rays import cast_rays
 from physion.simulation.scene import AGENT, MOVING_GROUP, PATIENT, STATIC_GROUP, Scene
@@ -17,6 +18,8 @@ NEAREST, FARTHEST = 1.3, 4.2
 VIEWS = 16
 WELL_SEEN = 0.008
 """A view in which agent and patient each fill this share of the picture in frame 0 needs no better one."""
+CLOTH_FACTOR = 5
+"""How much more of the picture a cloth must fill than a solid to count as seen as well."""
 PROBED_SIDE = 48
 """What a view shows is measured on a grid of this many rays along each side."""
 
@@ -68,7 +71,7 @@ def aim_camera(scene: Scene, model: mujoco.MjModel, observed: np.ndarray, cloth:
     for _ in range(VIEWS):
         azimuth = -90 * scene.camera_side + draws.uniform(-35, 35)
         camera = _nearest_view(azimuth, draws.uniform(*scene.scenario.elevation), look_at, points, margin)
-        view = View(camera, _share_seen(camera, model, data, is_cloth=cloth is not None))
+        view = View(camera, _share_seen(camera, model, data, cloth))
         if best is None or view.seen > best.seen:
             best = view
         if view.seen >= WELL_SEEN:
@@ -133,10 +136,15 @@ def _nearest_view(azimuth: float, elevation: float, look_at: np.ndarray, points:
         distance *= 1.03
 
 
-def _share_seen(camera: Camera, model: mujoco.MjModel, data: mujoco.MjData, *, is_cloth: bool) -> float:
+def _share_seen(camera: Camera, model: mujoco.MjModel, data: mujoco.MjData, cloth: np.ndarray | None) -> float:
     """The share of the picture that the less visible of agent and patient fills."""
     geoms, _, _ = cast_rays(model, data, camera.eye, camera.rays(PROBED_SIDE), (STATIC_GROUP, MOVING_GROUP))
     bodies = model.geom_bodyid[geoms]
-    # A cloth in the air is always in full view.
-    names = (PATIENT,) if is_cloth else (PATIENT, AGENT)
-    return float(min((bodies == model.body(name).id).mean() for name in names))
+    patient = float((bodies == model.body(PATIENT).id).mean())
+    if cloth is None:
+        return min(patient, float((bodies == model.body(AGENT).id).mean()))
+    # Nothing hangs in front of a cloth in the air, but it may be seen edge-on.
+    picture, depths = camera.project(cloth)
+    triangles = np.array(model.flex_elem).reshape(-1, 3)
+    covered = rasterise(PROBED_SIDE * picture[triangles], depths[triangles], PROBED_SIDE).pixels
+    return min(patient, len(covered) / PROBED_SIDE**2 / CLOTH_FACTOR)

@@ -32,7 +32,7 @@ def natural_row(scenario: str, draws: int) -> str:
 def balanced_row(scenario: str, clips: int) -> str:
     """A scenario's clips: share of positives, of those how many touch too early, seconds to simulate and to render."""
     labels, early, seconds = [], 0, {"simulate": 0.0, 64: 0.0, 128: 0.0}
-    rendered = max(2, clips // 16)
+    rendered = max(2, clips // 8)
     for index in range(clips):
         start = time.process_time()
         trajectory = make_trajectory(scenario, SEED, index)
@@ -55,7 +55,7 @@ def main() -> None:
         print(natural_row(scenario, draws), flush=True)
     print("\n| | positive | of those before frame 45 | simulate s | render 64 s | render 128 s |\n|---|---|---|---|---|---|")
     for scenario in SCENARIOS:
-        print(balanced_row(scenario, draws // 2), flush=True)
+        print(balanced_row(scenario, draws // 5), flush=True)
 
 
 if __name__ == "__main__":

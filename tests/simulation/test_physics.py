@@ -16,6 +16,7 @@ from physion.simulation.scenarios.collide import COLLIDE
 from physion.simulation.scene import AGENT, FPS, PATIENT, Geom, Scene
 
 CLIPS = 14
+RIGID_SCENARIOS = [scenario for scenario in SCENARIOS if scenario != "Drape"]
 
 
 @pytest.fixture(scope="module", params=SCENARIOS)
@@ -57,11 +58,10 @@ def test_states_are_finite_and_frozen_until_release(balanced):
         assert np.ptp(trajectory.states[: OBSERVED_FRAMES + 5], axis=0).max() > 0
 
 
+@pytest.mark.parametrize("balanced", RIGID_SCENARIOS, indirect=True)
 def test_labels_agree_with_distances_between_the_geoms(balanced):
     """The engine's geometry, not its contact list: distances over the frames against label and contact frame."""
-    scenario, trajectories = balanced
-    if scenario == "Drape":
-        pytest.skip("the engine measures no distance to a cloth; see test_cloth_label_agrees_with_its_vertices")
+    _, trajectories = balanced
     for trajectory in trajectories:
         distances = _agent_patient_distances(trajectory)
         if trajectory.first_contact is None:
@@ -73,10 +73,9 @@ def test_labels_agree_with_distances_between_the_geoms(balanced):
             assert around.min() < 0.08
 
 
+@pytest.mark.parametrize("balanced", ["Drape"], indirect=True)
 def test_cloth_label_agrees_with_its_vertices(balanced):
-    scenario, trajectories = balanced
-    if scenario != "Drape":
-        pytest.skip("rigid")
+    _, trajectories = balanced
     for trajectory in trajectories:
         centre = trajectory.model.body(PATIENT).pos
         reach = trajectory.model.geom(f"{PATIENT}.0").rbound[0]
@@ -114,9 +113,7 @@ def test_draw_before_the_allowed_frame_is_invalid():
 
 def test_redraws_keep_all_that_must_not_tell_the_label():
     """Release, room, camera side and camera draws are those of the clip, whatever is redrawn."""
-    for scenario in SCENARIOS:
-        if scenario == "Drape":
-            continue
+    for scenario in RIGID_SCENARIOS:
         draws = [draw_trajectory(scenario, 5, 0, attempt) for attempt in range(4)]
         kept = {(d.scene.release, d.scene.room, d.scene.camera_side, d.camera_key) for d in draws if d is not None}
         assert len(kept) == 1

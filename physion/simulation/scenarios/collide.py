@@ -12,7 +12,7 @@ from physion.simulation.scene import AGENT, Contact, Scenario, Scene
 def _build(scene: Scene) -> None:
     draws = scene.draws
     clutter(scene)
-    distance = draws.uniform(1.3, 1.8)
+    distance = draws.uniform(1.2, 1.6)
     start = -distance / 2
     agent = random_solid(draws, draws.uniform(0.11, 0.17), ("sphere", "sphere", "box", "cylinder"))
     patient = random_solid(draws, draws.uniform(0.12, 0.19))
@@ -66,4 +66,4 @@ def _slide(scene: Scene, agent: Solid, start: float, heading: float) -> None:
     )
 
 
-COLLIDE = Scenario(_build, release=(21, 31))
+COLLIDE = Scenario(_build, release=(25, 34))
