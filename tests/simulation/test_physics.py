@@ -15,7 +15,7 @@ from physion.simulation.physics import FRAMES, OBSERVED_FRAMES, Trajectory, draw
 from physion.simulation.scenarios.collide import COLLIDE
 from physion.simulation.scene import AGENT, FPS, PATIENT, Geom, Scene
 
-CLIPS = 14
+CLIPS = 10
 RIGID_SCENARIOS = [scenario for scenario in SCENARIOS if scenario != "Drape"]
 
 
