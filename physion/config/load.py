@@ -34,7 +34,8 @@ def preset_text(preset: str) -> str:
             raise ConfigError(f"preset file {preset}: cannot be read ({error})") from error
     if preset not in preset_names():
         raise ConfigError(f"unknown preset '{preset}'{nearest(preset, preset_names())}; presets: {', '.join(preset_names())}")
-    return (_presets() / f"{preset}.yaml").read_text()
+    text: str = (_presets() / f"{preset}.yaml").read_text()
+    return text
 
 
 def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Config:
@@ -109,6 +110,8 @@ def _explain(error: Any) -> str:
         return f"unknown key '{where}'{nearest(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"'{where}' is missing"
+    if error["type"] == "value_error":
+        return f"'{where}': {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     return f"'{where}': {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
 
 

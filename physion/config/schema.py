@@ -5,12 +5,23 @@ A field marked `Knob` does not change results (workers, intervals) and stays out
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic.config import JsonDict
 
-KNOB = {"knob": True}
+KNOB: JsonDict = {"knob": True}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Item = TypeVar("Item")
+
+
+def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("the values must differ from each other")
+    return values
+
+
+Distinct = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -19,6 +30,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
         validate_by_name=True,
         validate_by_alias=True,
@@ -30,14 +42,14 @@ class Section(BaseModel):
 class DVAEModel(Section):
     """Sizes of the dVAE; the defaults are the published ones (0.68 M parameters)."""
 
-    codes: PositiveInt = Field(4096, description="size V of the visual vocabulary")
+    codes: Annotated[int, Field(ge=1, le=32768)] = Field(4096, description="size V of the visual vocabulary; tokens are int16")
     channels: PositiveInt = Field(64, description="width of every hidden block")
 
 
 class STEVEModel(Section):
     """Sizes of STEVE; the defaults are the published ones (6.87 M trainable parameters)."""
 
-    slots: PositiveInt = Field(6, description="slots S a frame")
+    slots: Annotated[int, Field(ge=2)] = Field(6, description="slots S a frame; the readout compares pairs")
     slot_size: PositiveInt = Field(192, description="slot size D, also the width of the decoder")
     slot_iterations: PositiveInt = Field(2, description="slot-attention iterations a frame")
     slot_mlp: PositiveInt = Field(384, description="hidden size of the slot MLP")
@@ -50,6 +62,13 @@ class STEVEModel(Section):
     decoder_heads: PositiveInt = 4
     dropout: Fraction = 0.1
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        for key in ("predictor_heads", "decoder_heads"):
+            if self.slot_size % getattr(self, key):
+                raise ValueError(f"slot-size {self.slot_size} cannot be shared by {key.replace('_', '-')} {getattr(self, key)}")
+        return self
+
 
 class SlotFormerModel(Section):
     """Sizes of the rollouter; the defaults are the published ones (6.42 M parameters)."""
@@ -61,6 +80,12 @@ class SlotFormerModel(Section):
     heads: PositiveInt = 8
     ffn: PositiveInt = 1024
     dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"d-model {self.d_model} cannot be shared by heads {self.heads}")
+        return self
 
 
 class ReadoutModel(Section):
@@ -89,7 +114,7 @@ class Simulate(Section):
     """PhysionSim videos: simulated by MuJoCo, ray cast, encoded, in Physion's own layout."""
 
     videos: Videos
-    seed: int = 0
+    seed: NonNegativeInt = 0
     image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
     antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")
     videos_per_part: PositiveInt = Field(
@@ -151,7 +176,7 @@ class TrainingStage(Section):
     """What every trained stage has."""
 
     optim: Optim
-    seed: int = 0
+    seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPU"
     )
@@ -220,17 +245,17 @@ class TrainReadout(TrainingStage):
     """The linear readout: will red touch yellow?"""
 
     model: ReadoutModel = ReadoutModel()
-    features: tuple[Features, ...] = Field(
+    features: Distinct[Features] = Field(
         ("observed", "rollout", "full"), json_schema_extra=KNOB, description="one readout for each"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+    seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
 
 
 class Evaluate(Section):
     """The test, once: accuracy with intervals, plots and the report."""
 
     resamples: PositiveInt = Field(2000, description="bootstrap resamples of the 95 % intervals")
-    seed: int = 0
+    seed: NonNegativeInt = 0
     videos: Annotated[int, Field(ge=0)] = Field(8, description="test videos shown in the report")
     shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
 
@@ -251,3 +276,24 @@ class Config(Section):
     rollout: Rollout = Rollout()
     train_readout: TrainReadout
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _frames_suffice(self) -> Self:
+        """A stage can only use frames that the stages before it keep."""
+        rollouter, readout = self.train_slotformer.model, self.train_readout.model
+        clip = rollouter.burn_in + self.train_slotformer.rollout_frames
+        kept = f"frames.frames={self.frames.frames}"
+        for what, needed in {
+            "rollout.observed": self.rollout.observed,
+            "train-steve.clip-frames": self.train_steve.clip_frames,
+            "a clip of train-slotformer (burn-in, rollout-frames, stride)": (clip - 1) * rollouter.stride + 1,
+            **{f"train-readout.model.{mode}": getattr(readout, mode) for mode in self.train_readout.features},
+        }.items():
+            if needed > self.frames.frames:
+                raise ValueError(f"{what} takes {needed} frames, more than {kept}")
+        if self.rollout.observed < rollouter.burn_in * rollouter.stride:
+            raise ValueError(
+                f"rollout.observed={self.rollout.observed} is less than train-slotformer.model burn-in {rollouter.burn_in} "
+                f"times stride {rollouter.stride}"
+            )
+        return self

@@ -12,7 +12,7 @@ from typing import Any
 from physion import __version__
 from physion.config.load import fingerprinted
 from physion.config.schema import Config
-from physion.errors import ConfigError
+from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
 from physion.stages import STAGES, Job, Stop
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
@@ -42,9 +42,14 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
     job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop)
     started = time.monotonic()
     try:
-        metrics = STAGES[node.stage].load()(job)
+        try:
+            metrics = STAGES[node.stage].load()(job)
+        except DataError:
+            if manifest := read_manifest(store, node.stage, node.fingerprint):
+                return Done(node, manifest, cached=False)  # another runner was faster, and took its parts away
+            raise
         if manifest := read_manifest(store, node.stage, node.fingerprint):
-            return Done(node, manifest, cached=False)  # another runner was faster
+            return Done(node, output.publish(manifest), cached=False)  # another runner was faster; sweep up after both
         parts = [part for _, part in sorted(output.parts().items())]
         manifest = Manifest(
             stage=node.stage,

@@ -120,6 +120,7 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
                 yield waiting.pop(future), future.result()
             job.stop.check()
     except BrokenProcessPool as error:
+        job.stop.check()  # the signal may have gone to the workers too, and found one that was still starting
         raise TransientError(
             f"{job.instance}: a worker process died (out of memory?); what is done is saved. Run the same command again, "
             f"with fewer workers: --set {job.instance.split('-')[0]}.workers=1"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gzip
+import hashlib
+import http.client
 import re
 import shutil
 import tarfile
@@ -9,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +28,8 @@ from physion.store.artifacts import FileRecord
 
 FILES_PER_PART = 256
 ATTEMPTS = 5
-_WANTED = re.compile(r"(?:^|/)(Physion(?:Train|Test)MP4s/(?:[^/]+/)*[^/]+\.(?:mp4|csv|txt))$")
+# No name with a dot in front: archives made on a Mac hold `._<name>` beside each file, and `..` would lead out.
+_WANTED = re.compile(r"(?:^|/)(Physion(?:Train|Test)MP4s/(?:[^/.][^/]*/)*[^/.][^/]*\.(?:mp4|csv|txt))$")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -33,11 +40,21 @@ def run(job: Job) -> dict[str, Any]:
     else:
         for number, source in enumerate(config.archives):
             if f"archive-{number}" not in job.output.parts():
-                _store(job, f"archive-{number}", _members(_local(source, job)))
+                archive = _local(source, job)
+                with _readable(archive):
+                    _store(job, f"archive-{number}", _members(archive))
         for name, source in config.files.items():
             _store(job, "file-" + name.replace("/", "-"), [(name, _local(source, job).open("rb"))])
     files = {record.name: record for part in job.output.parts().values() for record in part.files}
-    counts = {subset: len(read_subset(subset, files, lambda name: _read(job, files[name]))) for subset in SUBSETS}
+    counts: dict[str, int] = {}
+    problems = []
+    for subset in SUBSETS:
+        try:
+            counts[subset] = len(read_subset(subset, files, lambda name: _read(job, files[name])))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
     return {"videos": sum(counts.values()), **counts}
 
 
@@ -84,19 +101,24 @@ def _directory(root: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """The wanted files of an archive, wherever in it the layout begins."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            for entry in file.infolist():
+                if match := _WANTED.search(entry.filename):
+                    yield match[1], file.open(entry)
+    else:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if (match := _WANTED.search(member.name)) else None
+                if match and content is not None:
+                    yield match[1], content
+
+
+@contextlib.contextmanager
+def _readable(archive: Path) -> Iterator[None]:
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                for entry in file.infolist():
-                    if match := _WANTED.search(entry.filename):
-                        yield match[1], file.open(entry)
-        else:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    content = tar.extractfile(member) if (match := _WANTED.search(member.name)) else None
-                    if match and content is not None:
-                        yield match[1], content
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive.name}: not a readable archive ({error}); download it again") from error
 
 
@@ -106,19 +128,24 @@ def _local(source: str, job: Job) -> Path:
         if not Path(source).is_file():
             raise ConfigError(f"{source}: there is no such file (fetch.archives, fetch.files)")
         return Path(source)
-    path = job.output.scratch / Path(source).name
+    # Named by the whole URL: two sources may have the same file name, and the rest of one is not to be added to the other.
+    path = job.output.scratch / hashlib.sha256(source.encode()).hexdigest()
+    reason: Exception | None = None
     for attempt in range(ATTEMPTS):
+        if attempt:
+            say(f"{source}: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
+            time.sleep(2 ** (attempt - 1))
         try:
             _download(source, path, job)
             return path
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise ConfigError(f"{source}: the server answers {error.code} {error.reason}") from error
-            reason: Exception = error
-        except (OSError, TransientError) as error:
             reason = error
-        say(f"{source}: {reason}; attempt {attempt + 2} of {ATTEMPTS}")
-        time.sleep(2**attempt)
+        except (OSError, http.client.HTTPException, TransientError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            reason = error
     raise TransientError(f"{source}: cannot be downloaded ({reason}); run the same command again")
 
 

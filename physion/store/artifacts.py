@@ -75,7 +75,7 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
     advice = f"run `physion stage {stage} --force` to make it again"
     try:
         tree = json.loads(data)
-        written = tree["format"]
+        written = int(tree["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{store.uri}/{key} is not a manifest; {advice}") from error
     if written > FORMAT:

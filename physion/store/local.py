@@ -62,13 +62,11 @@ class LocalStore:
                 staged.write_bytes(data)
                 _flush(staged)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if if_absent:
-                    os.link(staged, target)
-                else:
+                if not if_absent:
                     staged.replace(target)
+                elif not _link(staged, target):
+                    return False
                 _flush(target.parent)
-            except FileExistsError:
-                return False
             finally:
                 staged.unlink(missing_ok=True)
         return True
@@ -81,14 +79,10 @@ class LocalStore:
             if path.stat().st_dev != target.parent.stat().st_dev:
                 path = Path(shutil.move(path, self.scratch() / "object"))
             _flush(path)
-            try:
-                os.link(path, target)  # fails when the target exists: the conditional write of a file system
-            except FileExistsError:
-                return False
-            finally:
-                path.unlink()
+            made = _link(path, target)
+            path.unlink()
             _flush(target.parent)
-        return True
+        return made
 
     def fetch(self, key: str) -> Path:
         """A local file that holds the object: here, the object itself. Never write to it."""
@@ -108,7 +102,7 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        assert all(parts) and ".." not in parts, key
+        assert all(part not in ("", "..") for part in parts), key
         return self.root.joinpath(*parts)
 
     def _sweep(self) -> None:
@@ -133,6 +127,15 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def _link(path: Path, target: Path) -> bool:
+    """The conditional write of a file system: tells whether there was no `target` yet."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -145,8 +148,6 @@ def _flush(path: Path) -> None:
 def _clear_errors(doing: str) -> Iterator[None]:
     try:
         yield
-    except FileExistsError:
-        raise
     except OSError as error:
         raise _explained(error, doing) from error
 
@@ -156,6 +157,6 @@ def _explained(error: OSError, doing: str) -> PhysionError:
         return TransientError(f"{doing}: no space left on the disk; free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"{doing}: {error.strerror}; give this user write access or choose another --store")
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG):
         return ConfigError(f"{doing}: {error.strerror} ({error.filename}); choose another --store")
     return TransientError(f"{doing}: {error.strerror or error}")

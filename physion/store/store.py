@@ -49,7 +49,7 @@ def open_store(uri: str) -> Store:
     if parts.scheme == "s3":
         raise ConfigError(f"store {uri}: s3:// is not supported yet; use file:///path")
     if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")
         return LocalStore(Path(unquote(parts.path)))
     if parts.scheme:

@@ -71,8 +71,12 @@ class Checkpoints:
     def restore(self, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> tuple[int, History]:
         """Load the newest undamaged checkpoint in place. Returns its step and history: 0 and empty when there is none."""
         for key in reversed(self._keys()):
-            path = self._output.store.fetch(key)
-            if sha256_of(path)[:16] != Path(key).stem.partition("-")[2]:
+            try:
+                path = self._output.store.fetch(key)
+                intact = sha256_of(path)[:16] == Path(key).stem.partition("-")[2]
+            except FileNotFoundError:  # another runner of this training just removed it
+                continue
+            if not intact:
                 say(f"{self.where}: {Path(key).name} is damaged; taking the one before")
                 self._output.store.delete(key)
                 continue

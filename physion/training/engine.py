@@ -95,8 +95,9 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     the job is asked to stop.
     """
     where = device()
-    if not len(task.heldout):
-        raise DataError(f"{job.instance}: no video is held out; raise frames.heldout or add videos")
+    if not len(task.heldout) or not len(task.train):
+        what = "is held out; raise" if len(task.train) else "is left to train on; lower"
+        raise DataError(f"{job.instance}: no video {what} frames.heldout, or add videos")
     model = task.model.to(where)
     optim = config.optim
     groups = task.groups(optim)
@@ -110,22 +111,26 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
         say(f"{job.instance}: goes on from step {start} of {optim.steps}")
     waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
 
+    def require_finite(loss: float, what: str, step: int) -> None:
+        if not math.isfinite(loss):
+            last = "none yet" if checkpoints.last is None else f"step {checkpoints.last} in {checkpoints.where}"
+            raise NonFiniteLoss(
+                f"{job.instance}: the {what} is {loss} at step {step}; last good checkpoint: {last}. "
+                f"Lower {job.instance}'s optim.lr or set its precision to fp32"
+            )
+
     def look(step: int) -> None:
         """Fetch what the steps before `step` gave, and stop at the first loss that is not finite."""
         values = torch.stack([torch.stack(pair) for pair in waiting]).tolist() if waiting else []
         for number, (loss, norm) in enumerate(values, step - len(values)):
-            if not math.isfinite(loss):
-                last = "none yet" if checkpoints.last is None else f"step {checkpoints.last} in {checkpoints.where}"
-                raise NonFiniteLoss(
-                    f"{job.instance}: the loss is {loss} at step {number}; last good checkpoint: {last}. "
-                    f"Lower {job.instance}'s optim.lr or set its precision to fp32"
-                )
+            require_finite(loss, "loss", number)
             history.count(loss, norm)
         waiting.clear()
 
     def measure(step: int) -> None:
         rate = learning_rate(min(step, optim.steps - 1), peaks[0], optim)
         loss = _heldout_loss(task, config, where, precision)
+        require_finite(loss, "held-out loss", step)
         history.close_row(step=step, lr=rate, heldout_loss=loss)
 
     if not history.rows:
