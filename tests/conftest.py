@@ -1,0 +1,163 @@
+"""A whole study small enough to run inside a test: eleven frames of eight pixels that move, in Physion's own layout."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see physion/cli.py
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from physion.cli import main
+from physion.config.schema import SUBSETS
+from physion.data.layout import LABELS, label_key, video_path, write_labels
+from physion.data.video import write_mp4
+
+FRAMES, SIZE = 12, 32
+SCENARIOS = ("Collide", "Drop")
+VIDEOS = {"training": 4, "readout": 4, "test": 3}  # of each scenario
+OPTIM = {"lr": 1e-3, "batch-size": 4, "steps": 6}
+TRAINING = {"optim": OPTIM, "heldout-every": 3, "heldout-batches": 2, "checkpoint-every": 2}
+
+
+def moving_square(seed, frames=FRAMES, size=SIZE):
+    """uint8 [T, size, size, 3]: a bright square crosses a dark noisy background."""
+    rng = np.random.default_rng(seed)
+    clip = np.repeat(rng.integers(0, 90, (1, size, size, 3), np.uint8), frames, 0)
+    row, speed = rng.integers(2, size - 10), rng.integers(1, 3)
+    for number, frame in enumerate(clip):
+        column = int(number * speed) % (size - 8)
+        frame[row : row + 8, column : column + 8] = (230, 40, 30) if seed % 2 else (230, 220, 30)
+    return clip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder in Physion's layout, to be damaged by a test."""
+
+    root: Path
+
+    def videos(self, subset):
+        folder = "PhysionTestMP4s" if subset == "test" else f"PhysionTrainMP4s/*_{subset}_MP4s"
+        return sorted(self.root.glob(f"{folder}/**/*.mp4"))
+
+    def labels(self, subset):
+        return self.root / LABELS[subset]
+
+
+def make_dataset(root):
+    for number, subset in enumerate(SUBSETS):
+        rows = []
+        for kind, scenario in enumerate(SCENARIOS):
+            for index in range(VIDEOS[subset]):
+                path = root / video_path(subset, scenario, f"pilot_{scenario.lower()}", index)
+                write_mp4(path, moving_square(1000 * number + 100 * kind + index))
+                rows.append((label_key(subset, path.stem), index % 2 == 0))
+        if subset in LABELS:
+            (root / LABELS[subset]).write_bytes(write_labels(rows))
+    return Dataset(root)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def dataset(pristine, tmp_path):
+    """A dataset of the test's own."""
+    shutil.copytree(pristine.root, tmp_path / "dataset")
+    return Dataset(tmp_path / "dataset")
+
+
+def study(root):
+    return {
+        "dataset": "fetch",
+        "fetch": {"root": str(root)},
+        "simulate": {"videos": {"training": 16, "readout": 16, "test": 8}},
+        "frames": {"image-size": SIZE, "frames": FRAMES, "heldout": 0.25, "videos-per-shard": 3, "workers": 1},
+        "train-dvae": {"model": {"codes": 16, "channels": 4}, **TRAINING},
+        "tokenize": {"videos-per-shard": 3},
+        "train-steve": {
+            "model": {
+                "slots": 2,
+                "slot-size": 8,
+                "slot-iterations": 1,
+                "slot-mlp": 8,
+                "encoder-channels": 4,
+                "predictor-layers": 1,
+                "predictor-heads": 2,
+                "predictor-ffn": 8,
+                "predictor-lstm": 8,
+                "decoder-layers": 1,
+                "decoder-heads": 2,
+            },
+            "clip-frames": 2,
+            **TRAINING,
+        },
+        "extract-slots": {"videos-per-shard": 3},
+        "train-slotformer": {
+            "model": {"burn-in": 2, "stride": 2, "d-model": 8, "layers": 1, "heads": 2, "ffn": 8},
+            "rollout-frames": 2,
+            **TRAINING,
+        },
+        "rollout": {"observed": 4, "videos-per-shard": 3},
+        "train-readout": {"model": {"observed": 4, "rollout": 6, "full": 12}, "seeds": [0, 1], **TRAINING},
+        "evaluate": {"videos": 1, "shown-frames": 3, "resamples": 200},
+    }
+
+
+@pytest.fixture(scope="session")
+def preset(pristine, tmp_path_factory):
+    """Path of a preset that runs the whole study on the pristine dataset in seconds."""
+    path = tmp_path_factory.mktemp("presets") / "mini.yaml"
+    path.write_text(yaml.safe_dump(study(pristine.root), sort_keys=False))
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def physion(capsys, monkeypatch):
+    """The command line, in this process."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["physion", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return Ended(ended.value.code or 0, out, err)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def finished(preset, tmp_path_factory):
+    """A store that holds the finished mini study. Read only: a test that changes it copies it first."""
+    root = tmp_path_factory.mktemp("finished")
+    ended = subprocess.run(
+        [sys.executable, "-m", "physion.cli", "run", "-p", preset, "-s", str(root)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return root
+
+
+@pytest.fixture
+def store(finished, tmp_path):
+    """A copy of the finished study."""
+    shutil.copytree(finished, tmp_path / "store")
+    return tmp_path / "store"
