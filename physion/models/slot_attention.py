@@ -48,6 +48,7 @@ class SlotAttention(nn.Module):
             weights_BSP = weights_BSP / weights_BSP.sum(2, keepdim=True)
             updates_BSD = self.project_v(weights_BSP @ features_BPD)
             with torch.autocast(slots_BSD.device.type, enabled=False):  # the recurrent state stays float32
-                slots_BSD = self.gru(updates_BSD.to(slots_BSD.dtype).flatten(0, 1), slots_BSD.flatten(0, 1)).view(slots_BSD.shape)
+                updates_BSD = updates_BSD.to(slots_BSD.dtype)
+                slots_BSD = self.gru(updates_BSD.flatten(0, 1), slots_BSD.flatten(0, 1)).view(slots_BSD.shape)
             slots_BSD = slots_BSD + self.mlp(slots_BSD)
         return slots_BSD, masks_BSP

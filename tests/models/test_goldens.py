@@ -1,10 +1,16 @@
-"""Our models give the published models' numbers: outputs within 1e-4 absolute, gradient norms within 1e-3 relative."""
+"""Our models give the published models' numbers: outputs within 1e-4 absolute, gradient norms within 1e-3 relative.
+
+Two goldens are themselves further than that from the same computation in float64, so they get what their rounding takes:
+the dVAE encoder's gradients (5e-3 off), where huge terms cancel, and frames of the rollout far from the observed ones
+(1.2e-4 off, on values up to 40).
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from physion.models.dvae import gumbel_softmax, gumbel_tau
+from physion.models.published import frozen_part
 from physion.models.steve import resize_masks
 
 
@@ -19,13 +25,13 @@ def same_tokens(ours, golden, margin):
     assert torch.equal(ours[sure], golden.long()[sure])
 
 
-def same_gradients(model, golden, prefix=""):
-    """The norm of every parameter's gradient, within 1e-3 of it (and 1e-7 of the largest: some are exactly zero)."""
+def same_gradients(model, golden, prefix="", tolerance=1e-3):
+    """The norm of every parameter's gradient, relative (or 1e-7 of the largest: some are exactly zero)."""
     norms = dict(zip((str(key) for key in golden["grad_keys"]), golden["grad_norms"].tolist(), strict=True))
     ours = {prefix + key: value.grad.norm().item() for key, value in model.named_parameters()}
     assert ours.keys() == norms.keys()
     for key, norm in norms.items():
-        assert ours[key] == pytest.approx(norm, rel=1e-3, abs=1e-7 * max(norms.values())), key
+        assert ours[key] == pytest.approx(norm, rel=tolerance, abs=1e-7 * max(norms.values())), key
 
 
 def test_dvae(goldens):
@@ -47,7 +53,11 @@ def test_dvae(goldens):
     loss = model.loss(images, 0.7, exponential)
     close(loss, golden["recon_loss_soft"])
     loss.backward()
-    same_gradients(model, golden)
+    same_gradients(model, golden, tolerance=1e-2)
+    exact = goldens.model("dvae").double()
+    exact.loss(images.double(), 0.7, exponential.double()).backward()
+    for ours, wanted in zip(model.parameters(), exact.parameters(), strict=True):
+        assert ours.grad.norm().item() == pytest.approx(wanted.grad.norm().item(), rel=1e-4)
 
 
 def test_steve(goldens):
@@ -68,8 +78,6 @@ def test_steve(goldens):
 
 
 def test_steve_tokens_are_those_of_the_dvae_inside(goldens):
-    from physion.models.published import frozen_part
-
     golden, dvae = goldens.arrays("steve_A"), goldens.model("dvae")
     dvae.load_state_dict(frozen_part(goldens.published("steve"), "dvae"))
     tokens = dvae.tokenize(goldens.input("steve_A", "steve.img")[0]).flatten(1)
@@ -94,7 +102,8 @@ def test_rollout(goldens):
     observed = goldens.input("rollout_A", "rollout.slots")[None, :45]
     rollout = model.rollout_video(observed, frames=150)
     assert torch.equal(rollout[:, :45], observed)
-    close(rollout[0], golden["slots_out"])
+    close(rollout[0, :75], golden["slots_out"][:75])  # all that the readout sees
+    close(rollout[0], golden["slots_out"], 1e-5 * golden["slots_out"].abs().max().item())
 
 
 def test_readout(goldens):
