@@ -1,0 +1,123 @@
+import json
+
+import pytest
+
+from physion.errors import ConfigError, DataError
+from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
+from physion.store.local import LocalStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path)
+
+
+def add(writer, part, **files):
+    paths = {}
+    for name, text in files.items():
+        paths[f"{name}.txt"] = writer.scratch / name
+        paths[f"{name}.txt"].write_text(text)
+    return writer.add_part(part, paths, [{"part": part}])
+
+
+def manifest_of(writer, fingerprint="f" * 20):
+    return Manifest(
+        stage="frames",
+        instance="frames-test",
+        fingerprint=fingerprint,
+        config={"a": 1},
+        inputs={},
+        files=[record for part in writer.parts().values() for record in part.files],
+        metrics={"videos": 2},
+        code="1",
+        created="now",
+        seconds=1.5,
+    )
+
+
+@pytest.fixture
+def published(store):
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    add(writer, "1", b="beta")
+    writer.publish(manifest_of(writer))
+    writer.close()
+    return Artifact(store, read_manifest(store, "frames", "f" * 20))
+
+
+def test_what_is_published_is_read_back(store, published):
+    assert published.names() == ["a.txt", "b.txt"]
+    assert published.path("a.txt").read_text() == "alpha"
+    assert published.manifest.metrics == {"videos": 2}
+    # Records of parts are gone, and so is everything else but the files and the manifest.
+    assert store.list(published.prefix) == [f"{published.prefix}/{name}" for name in ("a.txt", "b.txt", "manifest.json")]
+    assert list((store.root / ".staging").iterdir()) == []
+
+
+def test_there_is_no_artifact_before_its_manifest(store):
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    assert read_manifest(store, "frames", "f" * 20) is None
+
+
+def test_a_second_writer_goes_on_where_the_first_one_stopped(store):
+    first = ArtifactWriter(store, "frames", "f" * 20)
+    add(first, "0", a="alpha")
+    second = ArtifactWriter(store, "frames", "f" * 20)
+    parts = second.parts()
+    assert list(parts) == ["0"]
+    assert parts["0"].items == [{"part": "0"}]
+    assert [record.name for record in parts["0"].files] == ["a.txt"]
+
+
+def test_a_record_is_of_the_file_that_stands(store):
+    first, second = (ArtifactWriter(store, "frames", "f" * 20) for _ in range(2))
+    mine = add(first, "0", a="alpha")
+    theirs = add(second, "0", a="beta, and longer")
+    assert theirs.files == mine.files
+    second.publish(manifest_of(second))
+    assert Artifact(store, read_manifest(store, "frames", "f" * 20)).path("a.txt").read_text() == "alpha"
+
+
+def test_the_first_manifest_stands(store):
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    manifest = manifest_of(writer)
+    writer.publish(manifest)
+    standing = writer.publish(manifest.model_copy(update={"seconds": 99.0, "files": []}))
+    assert standing == manifest
+    assert store.read(f"{writer.prefix}/a.txt") == b"alpha"
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: bytes([d[0] ^ 1]) + d[1:], lambda d: d + b"x"])
+def test_a_damaged_file_is_named_with_what_to_do(store, published, damage):
+    path = store.root / published.prefix / "b.txt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"b\.txt is corrupt.*physion stage frames --force"):
+        published.path("b.txt")
+    assert published.path("a.txt").read_text() == "alpha"
+
+
+def test_a_file_that_is_gone(store, published):
+    (store.root / published.prefix / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"b\.txt is missing although its manifest names it"):
+        published.path("b.txt")
+
+
+def test_a_manifest_from_a_newer_version(store, published):
+    key = f"{published.prefix}/manifest.json"
+    store.write(key, json.dumps({**json.loads(store.read(key)), "format": 2, "unheard": "of"}).encode())
+    with pytest.raises(ConfigError, match=r"has format 2, this physion reads up to 1: update physion"):
+        read_manifest(store, "frames", "f" * 20)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format": "new"}', b'{"format": 1}', b"\xff\xfe"])
+def test_a_damaged_manifest(store, published, data):
+    store.write(f"{published.prefix}/manifest.json", data)
+    with pytest.raises(DataError, match="physion stage frames --force"):
+        read_manifest(store, "frames", "f" * 20)
+
+
+def test_erasing_removes_everything(store, published):
+    ArtifactWriter(store, "frames", "f" * 20).erase()
+    assert store.list(published.prefix) == []
