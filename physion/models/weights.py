@@ -18,6 +18,7 @@ from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
 
+FACTS = "physion"
 SHOWN_KEYS = 3  # keys that an error names before it counts the others
 
 
@@ -41,7 +42,8 @@ def build_model(name: str, config: dict[str, Any]) -> nn.Module:
 def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]) -> None:
     """Write a model's parameters and what `build_model` needs to make it again."""
     state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
-    save_file(state, path, metadata={"model": name, "config": json.dumps(config, sort_keys=True)})
+    # One key: safetensors writes several in random order, and equal weights must give equal files.
+    save_file(state, path, metadata={FACTS: json.dumps({"model": name, "config": config}, sort_keys=True)})
 
 
 def load_model(path: Path, name: str | None = None) -> nn.Module:
@@ -57,18 +59,21 @@ def load_model(path: Path, name: str | None = None) -> nn.Module:
         raise DataError(f"no weights file at {path}") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"weights file {path} is truncated or corrupt: {error}") from error
-    if "model" not in metadata or "config" not in metadata:
-        raise DataError(f"{path} is not a weights file of physion: its metadata names no model")
-    if name is not None and metadata["model"] != name:
-        raise DataError(f"weights file {path} holds a {metadata['model']} model, not {name}")
     try:
-        model = build_model(metadata["model"], json.loads(metadata["config"]))
+        facts = json.loads(metadata[FACTS])
+        kind, config = facts["model"], facts["config"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a weights file of physion: its metadata names no model") from error
+    if name is not None and kind != name:
+        raise DataError(f"weights file {path} holds a {kind} model, not {name}")
+    try:
+        model = build_model(kind, config)
     except (KeyError, TypeError, ValueError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
     problem = misfit(model, state)
     if problem:
-        raise DataError(f"weights in {path} do not fit its {metadata['model']} model: {problem}")
+        raise DataError(f"weights in {path} do not fit its {kind} model: {problem}")
     model.load_state_dict(state)
     return model.eval()
 

@@ -60,9 +60,9 @@ class Checkpoints:
             for key, value in adam.state.get(parameter, {}).items():
                 tensors[f"adam.{key}.{name}"] = value
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        facts = {"step": str(step), "history": json.dumps(vars(history)), "scaler": json.dumps(scaler.state_dict())}
+        facts = json.dumps({"step": step, "history": vars(history), "scaler": scaler.state_dict()})
         path = self._output.scratch / "checkpoint"
-        save_file(tensors, str(path), facts)
+        save_file(tensors, str(path), {"physion": facts})
         self._output.store.upload(f"{self._prefix}/{step:08d}-{sha256_of(path)[:16]}.safetensors", path)
         self.last = step
         for key in self._keys()[:-KEPT]:
@@ -81,7 +81,7 @@ class Checkpoints:
                 self._output.store.delete(key)
                 continue
             with safe_open(str(path), framework="pt") as file:
-                facts = file.metadata()
+                facts = json.loads(file.metadata()["physion"])
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
             for name, parameter in model.named_parameters():
@@ -91,9 +91,9 @@ class Checkpoints:
                         state[kind] = saved.to(parameter.device)
                 if state:
                     adam.state[parameter] = state
-            scaler.load_state_dict(json.loads(facts["scaler"]))
-            self.last = int(facts["step"])
-            return self.last, History(**json.loads(facts["history"]))
+            scaler.load_state_dict(facts["scaler"])
+            self.last = step = int(facts["step"])
+            return step, History(**facts["history"])
         return 0, History()
 
     def _keys(self) -> list[str]:

@@ -38,10 +38,18 @@ def test_a_weights_file_alone_rebuilds_the_model(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True))
 
 
-def saved(path, change=lambda state: state, **metadata):
+def test_equal_weights_give_equal_files(tmp_path):
+    model = build_model("readout", CONFIGS["readout"])
+    for number in range(8):
+        save_weights(tmp_path / str(number), model, "readout", CONFIGS["readout"])
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
+def saved(path, change=lambda state: state, **changed):
     save_weights(path, build_model("readout", CONFIGS["readout"]), "readout", CONFIGS["readout"])
     state = change(load_file(path))
-    save_file(state, path, {"model": "readout", "config": json.dumps(CONFIGS["readout"]), **metadata})
+    facts = {"model": "readout", "config": CONFIGS["readout"], **changed}
+    save_file(state, path, {"physion": json.dumps(facts)})
     return path
 
 
@@ -70,12 +78,13 @@ def test_files_that_are_no_weights(tmp_path):
             load_model(path)
     with pytest.raises(DataError, match="no weights file"):
         load_model(tmp_path / "none.safetensors")
-    save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(DataError, match="names no model"):
-        load_model(path)
-    for metadata in ({"model": "vit"}, {"config": "{"}, {"config": "{}"}, {"config": '{"slots": 1, "slot_size": 2}'}):
+    for metadata in (None, {"physion": "{"}, {"physion": "{}"}):
+        save_file({"x": torch.ones(1)}, path, metadata)
+        with pytest.raises(DataError, match="names no model"):
+            load_model(path)
+    for changed in ({"model": "vit"}, {"config": "{"}, {"config": {}}, {"config": {"slots": 1, "slot_size": 2}}):
         with pytest.raises(DataError, match=r"cannot build: .*"):
-            load_model(saved(path, **metadata))
+            load_model(saved(path, **changed))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
