@@ -54,6 +54,7 @@ def run(job: Job) -> dict[str, Any]:
         except DataError as error:
             problems.append(str(error))
     if problems:
+        job.output.discard()  # or a repaired source would not be looked at again
         raise DataError("\n".join(problems))
     return {"videos": sum(counts.values()), **counts}
 
@@ -112,6 +113,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 content = tar.extractfile(member) if (match := _WANTED.search(member.name)) else None
                 if match and content is not None:
                     yield match[1], content
+            # A damaged header looks like the end of the archive; the checksum at its real end does not.
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass
 
 
 @contextlib.contextmanager

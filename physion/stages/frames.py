@@ -29,7 +29,11 @@ def run(job: Job) -> dict[str, Any]:
         Work(f"{number:05d}", len(group), (dataset, group, config, job.output.scratch / shard_name(number)))
         for number, group in enumerate(in_groups(videos, config.videos_per_shard))
     ]
-    items = run_parts(job, work, decode_shard, workers=config.workers)
+    try:
+        items = run_parts(job, work, decode_shard, workers=config.workers)
+    except DataError as error:
+        again = f"mend the source, run `physion stage {dataset.manifest.stage} --force`, then this command again"
+        raise DataError(f"{error}\n{again}") from error
     publish_index(job, items)
     metrics: dict[str, Any] = {"videos": len(items), "heldout": sum(item["heldout"] for item in items)}
     if subset != "training":

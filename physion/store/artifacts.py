@@ -180,6 +180,11 @@ class ArtifactWriter:
         self._delete_all_but({MANIFEST, *(record.name for record in standing.files)})
         return standing
 
+    def discard(self) -> None:
+        """Remove the finished parts and their files, unless another runner published them meanwhile."""
+        if self.store.size(f"{self.prefix}/{MANIFEST}") is None:
+            self._delete_all_but(set())
+
     def erase(self) -> None:
         """Remove the artifact, published or not; the manifest goes first."""
         self.store.delete(f"{self.prefix}/{MANIFEST}")

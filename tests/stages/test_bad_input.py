@@ -1,0 +1,268 @@
+"""What a person can get wrong: an exit code, one clear line a problem, and nothing half-written in the store."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from physion.data.video import write_mp4
+
+
+@pytest.fixture
+def stage(physion, preset, tmp_path):
+    """A stage of the mini study on a dataset of the test's own."""
+
+    def command(*arguments, dataset=None, store=tmp_path / "store"):
+        root = ["--set", f"fetch.root={dataset.root}"] if dataset else []
+        return physion("stage", *arguments, "-p", preset, "-s", store, *root)
+
+    return command
+
+
+def clearly(ended, code, *said):
+    """The command ended with this code and says all of this, one line each, and nothing of its insides."""
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    lines = ended.err[ended.err.index("error: ") :].splitlines()
+    for text in said:
+        assert sum(text in line for line in lines) == 1, (text, lines)
+    return lines
+
+
+def nothing_published(store, stage):
+    """No manifest and no scratch files; returns what else there is."""
+    left = sorted(path.name for path in (store / "artifacts" / stage).rglob("*") if path.is_file())
+    assert "manifest.json" not in left
+    assert not list((store / ".staging").rglob("*"))
+    return left
+
+
+def test_bad_videos_are_listed_together(stage, dataset, tmp_path):
+    videos = dataset.videos("test")  # six: two shards of three
+    good = videos[0].read_bytes()
+    videos[0].write_bytes(good[: len(good) // 2])
+    videos[1].write_bytes(b"")
+    write_mp4(videos[2], np.zeros((11, 32, 32, 3), np.uint8))
+    assert stage("fetch", dataset=dataset).code == 0
+    ended = stage("frames", "--subset", "test", dataset=dataset)
+    lines = clearly(
+        ended,
+        3,
+        "error: 3 problems in the dataset:",
+        f"{videos[0].name}: cannot be decoded",
+        f"{videos[1].name}: cannot be decoded",
+        f"{videos[2].name}: has 11 frames, 12 are needed",
+        "mend the source, run `physion stage fetch --force`, then this command again",
+    )
+    assert len(lines) == 5
+    # The shard without a problem is kept with its record, for the next attempt; there is no index and no artifact.
+    assert nothing_published(tmp_path / "store", "frames") == ["00001.json", "00001.safetensors"]
+    for video in videos[:3]:
+        video.write_bytes(good)
+    assert stage("fetch", "--force", dataset=dataset).code == 0
+    ended = stage("frames", "--subset", "test", dataset=dataset)
+    assert ended.code == 0, ended.err
+
+
+def no_column(dataset):
+    path = dataset.labels("readout")
+    path.write_text(path.read_text().replace("ground truth outcome", "outcome"))
+
+
+def label_for_nobody(dataset):
+    with dataset.labels("readout").open("a") as file:
+        file.write("pilot_nobody_0001,True\n")
+
+
+def no_label(dataset):
+    path = dataset.labels("test")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def two_labels(dataset):
+    path = dataset.labels("test")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+
+
+def no_truth(dataset):
+    path = dataset.labels("readout")
+    path.write_text(path.read_text().replace("True", "yes", 1))
+
+
+def two_videos(dataset):
+    first, *_, last = dataset.videos("readout")
+    shutil.copy(first, last.parent / first.name)
+
+
+def no_label_file(dataset):
+    dataset.labels("test").unlink()
+
+
+def no_training(dataset):
+    for video in dataset.videos("training"):
+        video.unlink()
+
+
+DAMAGE = {
+    no_column: "readout_labels.csv: no column 'ground truth outcome' (columns: outcome)",
+    label_for_nobody: "label 'pilot_nobody_0001' belongs to no video",
+    no_label: "pilot_drop-redyellow_0002_img.mp4: no label in PhysionTestMP4s/labels.csv",
+    two_labels: "labels.csv line 8: a second label for 'pilot_collide_0000_img'",
+    no_truth: "the outcome of 'pilot_collide_0000' is 'yes', not True or False",
+    two_videos: "pilot_collide_0000_img.mp4: 2 videos have this name",
+    no_label_file: "PhysionTestMP4s/labels.csv: the label file is missing",
+    no_training: "the dataset holds no training videos (PhysionTrainMP4s/<Scenario>_training_MP4s/*.mp4)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_dataset_with_a_problem_is_not_fetched(stage, dataset, tmp_path, damage):
+    damage(dataset)
+    clearly(stage("fetch", dataset=dataset), 3, DAMAGE[damage])
+    nothing_published(tmp_path / "store", "fetch")
+
+
+def test_problems_of_all_subsets_are_listed_together(stage, dataset):
+    for damage in (label_for_nobody, no_label, two_labels, two_videos, no_training):
+        damage(dataset)
+    said = [DAMAGE[damage] for damage in (label_for_nobody, two_videos, no_training)]
+    clearly(stage("fetch", dataset=dataset), 3, *said, "no label in PhysionTestMP4s/labels.csv", "a second label for")
+
+
+def test_a_repaired_dataset_is_fetched_at_once(stage, dataset, pristine):
+    label_for_nobody(dataset)
+    assert stage("fetch", dataset=dataset).code == 3
+    shutil.copy(pristine.labels("readout"), dataset.labels("readout"))
+    ended = stage("fetch", dataset=dataset)
+    assert ended.code == 0, ended.err
+
+
+def files_of(store, kind, name):
+    return sorted((store / "artifacts" / kind).glob(f"*/{name}"))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def forget(store, kind):
+    """Remove the artifacts of a stage, so that it has to run again."""
+    shutil.rmtree(store / "artifacts" / kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reader"),
+    [
+        ("frames", "00000.safetensors", "train-dvae"),
+        ("frames", "index.json", "train-dvae"),
+        ("train-dvae", "weights.safetensors", "tokenize"),
+        ("extract-slots", "00001.safetensors", "train-slotformer"),
+    ],
+)
+def test_a_corrupt_file_is_named_by_the_stage_that_reads_it(stage, store, kind, name, reader):
+    for path in files_of(store, kind, name):
+        flip(path)
+    forget(store, reader)
+    ended = stage(reader, store=store)
+    lines = clearly(ended, 3, f"/{name} is corrupt (its SHA-256 is not the manifest's); run `physion stage {kind} --force`")
+    assert len(lines) == 1
+    nothing_published(store, reader)
+
+
+def test_a_corrupt_video_in_the_dataset_artifact(stage, store):
+    bad = sorted(store.glob("artifacts/fetch/*/PhysionTestMP4s/**/*.mp4"))[1]
+    flip(bad)
+    forget(store, "frames")
+    clearly(stage("frames", "--subset", "test", store=store), 3, f"{bad.name} is corrupt")
+    nothing_published(store, "frames")
+
+
+def test_force_makes_a_corrupt_artifact_again(stage, store):
+    (weights,) = files_of(store, "train-dvae", "weights.safetensors")
+    before = weights.read_bytes()
+    flip(weights)
+    ended = stage("train-dvae", "--force", store=store)
+    assert ended.code == 0, ended.err
+    assert weights.read_bytes() == before
+
+
+def test_a_manifest_from_a_newer_version(stage, store):
+    for path in files_of(store, "frames", "manifest.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    forget(store, "train-dvae")
+    for arguments in (["frames", "--subset", "test"], ["train-dvae"]):
+        (line,) = clearly(stage(*arguments, store=store), 2, "has format 2, this physion reads up to 1: update physion")
+        assert "manifest.json" in line
+
+
+def test_a_stage_whose_input_is_not_there(stage, tmp_path):
+    clearly(
+        stage("train-dvae"),
+        2,
+        "is not in file://",
+        "run `physion stage frames --subset training` with the same preset, overrides and store first, or `physion run`",
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_below_a_file(stage, tmp_path):
+    (tmp_path / "file").write_text("")
+    (line,) = clearly(stage("fetch", store=tmp_path / "file" / "store"), 2, "cannot make a scratch directory: Not a directory")
+    assert line.endswith("choose another --store")
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs /sys")
+def test_a_store_nobody_can_write(stage):
+    clearly(stage("fetch", store="/sys/kernel/physion"), 2, "store file:///sys/kernel/physion: cannot make a scratch directory")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, which can be made too small and then large enough."""
+    root = tmp_path / "disk"
+    root.mkdir()
+
+    def size(kilobytes, *options):
+        return subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join([f"size={kilobytes}k", *options]), "tmpfs", root], capture_output=True
+        ).returncode
+
+    if size(64):
+        pytest.skip("mounting a small file system needs root")
+    size.root = root
+    yield size
+    subprocess.run(["umount", "-l", root], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [8, 32, 64])
+def test_a_disk_that_is_full_then_is_not(stage, disk, kilobytes):
+    disk(kilobytes, "remount")
+    (line,) = clearly(stage("fetch", store=disk.root), 75, "no space left on the disk")
+    assert "run the same command again" in line
+    nothing_published(disk.root, "fetch")
+    disk(20_000, "remount")
+    ended = stage("fetch", store=disk.root)
+    assert ended.code == 0, ended.err
+
+
+def test_a_disk_that_fills_up_in_a_worker_or_in_training(stage, disk, store):
+    disk(20_000, "remount")
+    shutil.copytree(store, disk.root, dirs_exist_ok=True)
+    for kind in ("train-dvae", "frames"):
+        forget(disk.root, kind)
+    used = sum(path.stat().st_blocks * 512 for path in disk.root.rglob("*")) // 1024
+    for kind, arguments in (("frames", ["frames", "--subset", "training"]), ("train-dvae", ["train-dvae"])):
+        disk(used + 24, "remount")
+        ended = stage(*arguments, store=disk.root)
+        clearly(ended, 75, "no space left on the disk")
+        nothing_published(disk.root, kind)
+        disk(20_000, "remount")
+        ended = stage(*arguments, store=disk.root)
+        assert ended.code == 0, ended.err
+        used = sum(path.stat().st_blocks * 512 for path in disk.root.rglob("*")) // 1024
