@@ -1,0 +1,133 @@
+"""The whole mini study in this process: reuse, faster twins, and what a published artifact says of itself."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from physion.config.load import load_config
+from physion.data.shards import Shards
+from physion.errors import DataError, Preempted
+from physion.pipeline.graph import build_graph
+from physion.pipeline.runner import run_graph, run_node
+from physion.stages import Stop
+from physion.store.artifacts import Artifact, ArtifactWriter, read_manifest, sha256_of
+from physion.store.local import LocalStore
+
+
+@pytest.fixture
+def study(preset):
+    config = load_config(preset)
+    return config, build_graph(config)
+
+
+def run(graph, root, config, stop=None):
+    seen = []
+    done = run_graph(graph, LocalStore(root), config, stop or Stop(), starting=seen.append, done=lambda result: None)
+    assert [node.name for node in seen] == list(graph)
+    return done
+
+
+def test_a_second_run_is_all_cached(study, finished):
+    config, graph = study
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert all(result.cached for result in run(graph, finished, config))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_every_file_is_what_its_manifest_says(study, finished):
+    _, graph = study
+    store = LocalStore(finished)
+    for node in graph.values():
+        manifest = read_manifest(store, node.stage, node.fingerprint)
+        folder = finished / "artifacts" / node.stage / node.fingerprint
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        del files["manifest.json"]
+        assert {record.name: record.sha256 for record in manifest.files} == {n: sha256_of(p) for n, p in files.items()}
+        assert (manifest.instance, manifest.stage, manifest.fingerprint) == (node.name, node.stage, node.fingerprint)
+        assert manifest.inputs == {role: graph[source].fingerprint for role, source in node.inputs.items()}
+    assert not list((finished / ".staging").iterdir())
+
+
+def test_bulk_stages_keep_every_video_with_its_label_and_split(study, finished):
+    _, graph = study
+    index = {
+        name: json.loads((finished / "artifacts" / node.stage / node.fingerprint / "index.json").read_bytes())["videos"]
+        for name, node in graph.items()
+        if node.stage in ("frames", "tokenize", "extract-slots", "rollout")
+    }
+    for subset in ("training", "readout", "test"):
+        facts = [{k: v for k, v in video.items() if k != "shard"} for video in index[f"frames-{subset}"]]
+        for name in (f"extract-slots-{subset}", f"rollout-{subset}"):
+            if name in index:
+                assert [{k: v for k, v in video.items() if k != "shard"} for video in index[name]] == facts
+    assert sum(video["heldout"] for video in index["frames-readout"]) == 2
+    assert not any(video["heldout"] for video in index["frames-test"])
+
+
+def test_observed_slots_stay_and_the_rest_is_predicted(study, finished):
+    _, graph = study
+    store = LocalStore(finished)
+    slots, rollouts = (
+        Shards(Artifact(store, read_manifest(store, node.stage, node.fingerprint)))
+        for node in (graph["extract-slots-test"], graph["rollout-test"])
+    )
+    for video in slots.videos:
+        true, predicted = slots.read(video.name, "slots"), rollouts.read(video.name, "slots")
+        np.testing.assert_array_equal(true[:4], predicted[:4])
+        assert true.shape == predicted.shape == (12, 2, 8)
+        assert not np.allclose(true[4:], predicted[4:])
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("tokenize", "tokenize"), ("extract-slots", "extract-slots-test"), ("evaluate", "evaluate")]
+)
+def test_a_stage_made_again_gives_the_same_files(study, store, stage, name):
+    config, graph = study
+    node = graph[name]
+    before = read_manifest(LocalStore(store), stage, node.fingerprint).files
+    again = run_node(node, graph, LocalStore(store), config, Stop(), force=True)
+    assert not again.cached
+    volatile = {"report.html"}  # it shows how long the stages took
+    assert [f for f in again.manifest.files if f.name not in volatile] == [f for f in before if f.name not in volatile]
+
+
+def test_a_stop_between_stages(study, finished):
+    config, graph = study
+    with pytest.raises(Preempted):
+        run(dict(list(graph.items())[:1]), finished, config, Stop("SIGTERM"))
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_faster_runner_is_followed(study, finished, tmp_path, monkeypatch, moment):
+    """Another runner publishes the artifact, and takes its parts away, just before this one looks at them."""
+    config, graph = study
+    node, store = graph["fetch"], LocalStore(tmp_path)
+    parts, asked = ArtifactWriter.parts, []
+
+    def overtaken(writer):
+        asked.append(moment)
+        if len(asked) == moment:
+            shutil.rmtree(tmp_path / "artifacts", ignore_errors=True)
+            shutil.copytree(finished / "artifacts" / "fetch", tmp_path / "artifacts" / "fetch")
+        return parts(writer)
+
+    monkeypatch.setattr(ArtifactWriter, "parts", overtaken)
+    result = run_node(node, graph, store, config, Stop())
+    assert len(asked) >= moment
+    assert result.manifest == read_manifest(LocalStore(finished), "fetch", node.fingerprint)
+    folder = Path("artifacts/fetch") / node.fingerprint
+    left, original = ({path.relative_to(root) for path in (root / folder).rglob("*.*")} for root in (tmp_path, finished))
+    assert left == original
+
+
+def test_bad_data_is_bad_data_when_nobody_was_faster(study, tmp_path):
+    config, graph = study
+    (tmp_path / "empty").mkdir()
+    node = graph["fetch"]
+    node = replace(node, section=node.section.model_copy(update={"root": str(tmp_path / "empty")}))
+    with pytest.raises(DataError, match="holds no training videos"):
+        run_node(node, graph, LocalStore(tmp_path / "store"), config, Stop())

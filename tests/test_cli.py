@@ -1,0 +1,210 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from physion import __version__
+from physion.config.load import load_config, preset_names
+from physion.config.schema import Config
+from physion.stages import STAGES
+
+
+def plain(text):
+    """Without a terminal's colours and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).replace("│", " ").split())
+
+
+def test_version(physion):
+    assert physion("--version").out == f"physion {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", "run", "stage", "plan", "config", "config show", "contact-sheet"])
+def test_help_says_what_it_does_and_how(physion, command):
+    ended = physion(*command.split(), "--help")
+    assert ended.code == 0
+    text = plain(ended.out)
+    assert "Usage: physion" in text
+    if command not in ("", "config"):
+        assert "Example" in text
+        assert f"physion {command} " in text
+    if command == "":
+        assert "Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later" in text
+
+
+def test_the_plan_as_json(physion, tmp_path):
+    ended = physion("plan", "-p", "smoke", "-s", tmp_path / "none", "--json")
+    rows = {row["name"]: row for row in json.loads(ended.out)}
+    assert {row["stage"] for row in rows.values()} == set(STAGES) - {"fetch"}
+    assert not any(row["cached"] for row in rows.values())
+    assert all(source in rows for row in rows.values() for source in row["inputs"].values())
+    assert rows["train-steve"]["flops"] > rows["tokenize"]["flops"] > 0
+    assert not (tmp_path / "none").exists()  # looking costs nothing
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_plan_for_people(physion, tmp_path, preset):
+    ended = physion("plan", "-p", preset, "-s", tmp_path)
+    assert ended.code == 0, ended.err
+    assert "train-slotformer" in ended.out
+    assert "to do" in ended.out
+
+
+def test_the_plan_knows_what_is_done(physion, preset, finished):
+    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json").out)
+    assert all(row["cached"] for row in rows)
+    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json", "--set", "train-slotformer.seed=4").out)
+    assert {row["stage"] for row in rows if not row["cached"]} == {"train-slotformer", "rollout", "train-readout", "evaluate"}
+    assert "cached" in physion("plan", "-p", preset, "-s", finished).out
+
+
+def test_config_show_is_a_preset_again(physion, tmp_path):
+    ended = physion("config", "show", "-p", "tiny", "--set", "evaluate.videos=3")
+    assert ended.out.startswith("# tiny")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(ended.out)
+    assert load_config(str(path)) == load_config("tiny", ["evaluate.videos=3"])
+    tree = json.loads(physion("config", "show", "-p", "tiny", "--json").out)
+    assert tree == load_config("tiny").model_dump(mode="json")
+
+
+def test_config_schema_names_every_key(physion):
+    schema = json.loads(physion("config", "schema").out)
+    assert set(schema["properties"]) == {field.alias for field in Config.model_fields.values()}
+    assert schema["$defs"]["STEVEModel"]["properties"]["slot-size"]["default"] == 192
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "-p", "tinny", "-s", "x"], "unknown preset 'tinny', did you mean 'tiny'?"),
+        (["run", "-p", "tiny", "-s", "s3://bucket/x"], "s3:// is not supported yet"),
+        (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lr=high"], "'train-dvae.optim.lr': input should be"),
+        (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lrr=1"], "'train-dvae.optim.lrr', did you mean 'lr'?"),
+        (["stage", "train-dvea", "-p", "tiny", "-s", "x"], "unknown stage 'train-dvea', did you mean 'train-dvae'?"),
+        (["stage", "fetch", "-p", "tiny", "-s", "x"], "stage fetch is not part of this study: set dataset=fetch"),
+        (
+            ["stage", "frames", "-p", "tiny", "-s", "x"],
+            "stage frames has 3 instances; say which: --subset training|readout|test",
+        ),
+        (
+            ["stage", "frames", "-p", "tiny", "-s", "x", "--subset", "val"],
+            "stage frames has no subset 'val'; it has readout, test",
+        ),
+        (["stage", "rollout", "-p", "tiny", "-s", "x", "--subset", "training"], "stage rollout has no subset 'training'"),
+        (["stage", "train-dvae", "-p", "tiny", "-s", "x", "--subset", "test"], "stage train-dvae has no subset 'test'"),
+        (["stage", "train-readout", "-p", "tiny", "-s", "x", "--seed", "0"], "--features observed|rollout|full --seed"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_two(physion, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    ended = physion(*arguments)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "-p", "tiny"], ["sprint"], ["run", "--fast"]])
+def test_usage_mistakes_end_with_two_as_well(physion, arguments):
+    assert physion(*arguments).code == 2
+
+
+def test_a_finished_study_is_told_again(physion, preset, finished):
+    ended = physion("run", "-p", preset, "-s", finished)
+    assert ended.code == 0, ended.err
+    report = ended.out.splitlines()[-1].removeprefix("report: file://")
+    assert os.path.getsize(report) > 10_000
+    assert ended.err.count(": cached") == 20
+    result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)
+    assert result["report"] == f"file://{report}"
+    assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}
+
+
+def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):
+    arguments = ["stage", "train-readout", "--features", "rollout", "--seed", "1", "-p", preset, "-s", finished]
+    ended = physion(*arguments)
+    assert ended.out.startswith("train-readout-rollout-1: cached")
+    result = json.loads(physion(*arguments, "--json").out)
+    assert result["cached"] is True
+    assert ended.out.splitlines()[-1] == result["artifact"]
+    assert os.path.isfile(result["artifact"].removeprefix("file://") + "/weights.safetensors")
+
+
+def test_options_come_from_the_environment_as_well(physion, preset, finished, monkeypatch):
+    monkeypatch.setenv("PHYSION_PRESET", preset)
+    monkeypatch.setenv("PHYSION_STORE", str(finished))
+    assert physion("stage", "tokenize").out.startswith("tokenize: cached")
+
+
+def test_a_learning_rate_that_breaks_the_training(physion, preset, store):
+    ended = physion("stage", "train-dvae", "-p", preset, "-s", store, "--set", "train-dvae.optim.lr=1e38")
+    assert ended.code == 3
+    assert re.search(r"error: train-dvae: the .*loss is (nan|inf) at step \d+; last good checkpoint: ", ended.err)
+    assert "Traceback" not in ended.err
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "physion.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path, pattern, process):
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, store, number, code):
+    arguments = ["stage", "train-dvae", "-p", preset, "-s", store]
+    arguments += ["--set", "train-dvae.optim.steps=300", "--set", "train-dvae.checkpoint-every=5"]
+    process = start(*arguments)
+    wait_for(store, "artifacts/train-dvae/*/checkpoints/*", process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.endswith("what is done is saved, and the same command goes on from there\n")
+    assert "Traceback" not in err
+    saved = max(int(path.name[:8]) for path in store.glob("artifacts/train-dvae/*/checkpoints/*"))
+    ended = physion(*arguments)
+    assert ended.code == 0, ended.err
+    assert f"train-dvae: goes on from step {saved} of 300" in ended.err
+
+
+def test_a_second_ctrl_c_ends_at_once(preset, store):
+    shutil.rmtree(store / "artifacts" / "frames")
+    process = start("stage", "frames", "--subset", "training", "-p", preset, "-s", store)
+    wait_for(store, ".staging/*", process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_no_worker_and_no_noise(preset, store, number):
+    """As a terminal sends Ctrl-C: also to workers that are only just starting."""
+    shutil.rmtree(store / "artifacts" / "frames")
+    process = start("stage", "frames", "--subset", "training", "-p", preset, "-s", store)
+    wait_for(store, ".staging/*", process)
+    parent = psutil.Process(process.pid)
+    while not (children := parent.children(recursive=True)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], err
+    assert "Traceback" not in err
+    psutil.wait_procs(children, timeout=5)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not list((store / ".staging").iterdir())
