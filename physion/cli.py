@@ -99,7 +99,7 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
     if as_json:
         print(json.dumps({"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}, indent=1))
     else:
-        Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False)
+        Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False, soft_wrap=True)
         print(f"report: {report}")
 
 

@@ -91,7 +91,12 @@ def test_unknown_preset_names_the_nearest():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [1", "not valid YAML"), ("- 1\n- 2\n", "holds no mapping"), ("", "holds no mapping"), ("dataset: fetch\n", "missing")],
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2\n", "holds no mapping"),
+        ("", "holds no mapping"),
+        ("dataset: fetch\n", "missing"),
+    ],
 )
 def test_a_bad_preset_file(tmp_path, text, said):
     path = tmp_path / "mine.yaml"

@@ -87,7 +87,15 @@ def test_a_shard_that_is_no_safetensors_file(tmp_path):
     (writer.scratch / "index").write_bytes(index_bytes([index_item(VIDEOS[0], "0")]))
     part = writer.add_part("all", {"0": writer.scratch / "shard", "index.json": writer.scratch / "index"})
     manifest = Manifest(
-        stage="frames", instance="f", fingerprint="f" * 20, config={}, inputs={}, files=part.files, code="", created="", seconds=0
+        stage="frames",
+        instance="f",
+        fingerprint="f" * 20,
+        config={},
+        inputs={},
+        files=part.files,
+        code="",
+        created="",
+        seconds=0,
     )
     with pytest.raises(DataError, match="is not a readable shard"):
         Shards(Artifact(writer.store, manifest)).read("v0", "slots")

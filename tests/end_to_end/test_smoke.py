@@ -1,0 +1,142 @@
+"""The whole chain on really simulated video, undisturbed, interrupted at random instants, and twice at once."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from physion.store.artifacts import sha256_of
+
+SEED = int(os.environ.get("PHYSION_TEST_SEED", "20241"))
+SIGNALS = [signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def start(preset, store):
+    """`physion run` in a process group of its own."""
+    command = [sys.executable, "-m", "physion.cli", "run", "--preset", preset, "--store", str(store)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(preset, store):
+    process = start(preset, store)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def result(store, name):
+    (path,) = store.glob(f"artifacts/evaluate/*/{name}")
+    return path.read_bytes()
+
+
+def verify(store):
+    """Every file of every artifact is what its manifest says, and there is nothing else."""
+    manifests = list(store.glob("artifacts/*/*/manifest.json"))
+    for path in manifests:
+        records = {record["name"]: record["sha256"] for record in json.loads(path.read_bytes())["files"]}
+        files = {file.relative_to(path.parent).as_posix(): file for file in path.parent.rglob("*") if file.is_file()}
+        del files["manifest.json"]
+        assert {name: sha256_of(file) for name, file in files.items()} == records
+    assert not list((store / ".staging").rglob("*"))
+    return len(manifests)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    store = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    out, err = run("smoke", store)
+    return store, out, err, time.monotonic() - started
+
+
+def test_from_nothing_to_a_report(undisturbed):
+    store, out, err, _ = undisturbed
+    assert verify(store) == 20
+    report = result(store, "report.html").decode()
+    assert out.splitlines()[-1] == f"report: {next(store.glob('artifacts/evaluate/*/report.html')).as_uri()}"
+    assert "data:video/mp4;base64," in report
+    assert "http://" not in report.replace("http://www.w3.org", "")  # self-contained
+    metrics = json.loads(result(store, "metrics.json"))
+    assert set(metrics["modes"]) == {"observed", "rollout", "full"}
+    for mode in metrics["modes"].values():
+        accuracy = mode["overall"]["accuracy"]
+        assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert metrics["headline"] in out
+    assert "Traceback" not in err
+
+
+def test_trainings_learn_something(undisturbed):
+    store, *_ = undisturbed
+    for stage in ("train-dvae", "train-steve", "train-slotformer"):
+        (path,) = store.glob(f"artifacts/{stage}/*/manifest.json")
+        metrics = json.loads(path.read_bytes())["metrics"]
+        assert metrics["heldout_loss"] < metrics["heldout_loss_before"], stage
+
+
+def test_running_it_again_takes_seconds_and_changes_nothing(undisturbed):
+    store, out, _, took = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    started = time.monotonic()
+    again, err = run("smoke", store)
+    assert again == out
+    assert err.count(": cached") == 20
+    assert time.monotonic() - started < max(10, took / 4)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_interrupted_again_and_again_it_ends_as_if_undisturbed(undisturbed, tmp_path):
+    reference, _, _, took = undisturbed
+    draw = random.Random(SEED)
+    stopped = 0
+    for number in SIGNALS:
+        process = start("smoke", tmp_path)
+        # From the first line on the command knows what to do with a signal.
+        lines = [process.stderr.readline()]
+        assert lines[0].startswith("physion "), lines
+        reader = threading.Thread(target=lambda lines=lines, pipe=process.stderr: lines.extend(pipe), daemon=True)
+        reader.start()
+        delay = draw.uniform(0.05, 0.35) * took
+        deadline = time.monotonic() + delay
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        # Ctrl-C goes to the whole group; SIGKILL and SIGTERM to the one process, whose workers must notice.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        process.wait(60)
+        reader.join(10)
+        where = [line for line in lines if ": done" not in line and ": cached" not in line][-1].strip()
+        print(f"seed {SEED}: {signal.Signals(number).name} after {delay:.1f} s, exit code {process.returncode}, at '{where}'")
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, "workers outlive the command"
+        assert "Traceback" not in "".join(lines), "".join(lines)
+        if process.returncode == 0:
+            break
+        assert process.returncode == CODES[number], "".join(lines)
+        stopped += 1
+    assert stopped >= 3
+    run("smoke", tmp_path)
+    for name in ("metrics.json", "predictions.csv"):
+        assert result(tmp_path, name) == result(reference, name), name
+    assert verify(tmp_path) == 20
+
+
+def test_two_at_once_on_one_store(preset, finished, tmp_path):
+    both = [start(preset, tmp_path) for _ in range(2)]
+    outs = []
+    for process in both:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        outs.append(out)
+    assert outs[0] == outs[1]
+    for name in ("metrics.json", "predictions.csv"):
+        assert result(tmp_path, name) == result(finished, name)
+    assert verify(tmp_path) == 20
