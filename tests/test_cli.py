@@ -166,7 +166,8 @@ def wait_for(path, pattern, process):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, store, number, code):
     arguments = ["stage", "train-dvae", "-p", preset, "-s", store]
-    arguments += ["--set", "train-dvae.optim.steps=300", "--set", "train-dvae.checkpoint-every=5"]
+    for setting in ("optim.steps=80", "checkpoint-every=4", "heldout-every=40"):
+        arguments += ["--set", f"train-dvae.{setting}"]
     process = start(*arguments)
     wait_for(store, "artifacts/train-dvae/*/checkpoints/*", process)
     process.send_signal(number)
@@ -177,7 +178,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, sto
     saved = max(int(path.name[:8]) for path in store.glob("artifacts/train-dvae/*/checkpoints/*"))
     ended = physion(*arguments)
     assert ended.code == 0, ended.err
-    assert f"train-dvae: goes on from step {saved} of 300" in ended.err
+    assert f"train-dvae: goes on from step {saved} of 80" in ended.err
 
 
 def test_a_second_ctrl_c_ends_at_once(preset, store):
