@@ -140,7 +140,7 @@ def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: As
 
     config, graph, target = _study(preset, overrides, store)
     costs = estimate(config, graph)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for node in graph.values():
         manifest = read_manifest(target, node.stage, node.fingerprint)
         rows.append(

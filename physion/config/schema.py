@@ -44,6 +44,11 @@ class DVAEModel(Section):
 
     codes: Annotated[int, Field(ge=1, le=32768)] = Field(4096, description="size V of the visual vocabulary; tokens are int16")
     channels: PositiveInt = Field(64, description="width of every hidden block")
+    initial_logit_scale: PositiveFloat = Field(
+        1.0,
+        description="factor on the last encoder layer's initial weights; above 1, codes differ from the start and short "
+        "trainings use more of them",
+    )
 
 
 class STEVEModel(Section):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from physion.config.schema import Subset
 from physion.errors import DataError
 
-LABELS = {"readout": "PhysionTrainMP4s/readout_labels.csv", "test": "PhysionTestMP4s/labels.csv"}
+LABELS: dict[Subset, str] = {"readout": "PhysionTrainMP4s/readout_labels.csv", "test": "PhysionTestMP4s/labels.csv"}
 GLITCHY = "PhysionTestMP4s/glitchy_stimuli.txt"
 OUTCOME = "ground truth outcome"
 _TRAIN = re.compile(r"PhysionTrainMP4s/(?P<scenario>[^/]+)_(?P<subset>training|readout)_MP4s/(?P<name>[^/]+)\.mp4")

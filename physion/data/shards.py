@@ -1,7 +1,7 @@
 """Videos in safetensors shards: JPEG frames, tokens or slots, read by slices through memory maps.
 
-A shard holds one tensor `<video>/<kind>` (or two) a video; `index.json` says which shard has which video, and carries what later
-stages need to know of it: scenario, label, split.
+A shard holds one tensor `<video>/<kind>` (or two) a video; `index.json` says which shard has which video, and carries what
+later stages need to know of it: scenario, label, split.
 """
 
 from __future__ import annotations

@@ -57,7 +57,10 @@ class DVAE(nn.Module):
         super().__init__()
         self.model = model
         c, v = model.channels, model.codes
-        self.encoder = nn.Sequential(Block(3, c, 4, stride=4), *(Block(c, c) for _ in range(6)), plain_conv(c, v))
+        to_logits = plain_conv(c, v)
+        with torch.no_grad():
+            to_logits.weight.mul_(model.initial_logit_scale)
+        self.encoder = nn.Sequential(Block(3, c, 4, stride=4), *(Block(c, c) for _ in range(6)), to_logits)
         self.decoder = nn.Sequential(
             Block(v, c), Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2),
             Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2), plain_conv(c, 3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import safetensors
 import torch
@@ -46,6 +46,16 @@ def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]
     save_file(state, path, metadata={FACTS: json.dumps({"model": name, "config": config}, sort_keys=True)})
 
 
+@overload
+def load_model(path: Path, name: Literal["dvae"]) -> DVAE: ...
+@overload
+def load_model(path: Path, name: Literal["steve"]) -> STEVE: ...
+@overload
+def load_model(path: Path, name: Literal["slotformer"]) -> SlotFormer: ...
+@overload
+def load_model(path: Path, name: Literal["readout"]) -> Readout: ...
+@overload
+def load_model(path: Path, name: str | None = None) -> nn.Module: ...
 def load_model(path: Path, name: str | None = None) -> nn.Module:
     """Rebuild the model of a weights file, on the CPU and in eval mode; with `name`, only if it is of that kind.
 

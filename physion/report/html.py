@@ -107,8 +107,11 @@ def render_report(context: ReportContext) -> str:
     if not context.metrics:
         raise ValueError("a report needs the metrics of at least one feature mode")
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": lambda fraction: "n/a" if fraction is None else f"{100 * fraction:.1f}",
@@ -124,8 +127,7 @@ def render_report(context: ReportContext) -> str:
         report=context,
         first=context.metrics[modes[0]],
         scenarios=scenarios,
-        scenario_facts={name: entry for values in context.metrics.values()
-                        for name, entry in values["per_scenario"].items()},
+        scenario_facts={name: entry for values in context.metrics.values() for name, entry in values["per_scenario"].items()},
         few_videos=FEW_VIDEOS,
         mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
         columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],

@@ -81,13 +81,12 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 # --------------------------------------------------------------------------------------------------- bootstrap
-def bootstrap_interval(
-    values: np.ndarray, strata: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: np.ndarray, strata: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean of per-video `values` [N] with its 95 % percentile interval, resampling within `strata` [N]."""
     if not len(values) or len(values) != len(strata):
-        raise ValueError(f"a bootstrap needs one stratum a value and at least one value, got {len(values)} values "
-                         f"and {len(strata)} strata")
+        raise ValueError(
+            f"a bootstrap needs one stratum a value and at least one value, got {len(values)} values and {len(strata)} strata"
+        )
     weights = _resample_weights(np.asarray(strata), resamples, seed)
     return Interval(float(np.mean(values)), *_ends(weights @ values / len(values)))
 
@@ -199,8 +198,12 @@ def evaluate_predictions(
         "readout_seeds": len(scores),
         "overall": {**overall, "per_seed": per_seed},
         "per_scenario": per_scenario,
-        "intervals": {"level": 0.95, "method": "percentile bootstrap of videos within scenario, jointly over readout "
-                      "seeds", "resamples": resamples, "seed": seed},
+        "intervals": {
+            "level": 0.95,
+            "method": "percentile bootstrap of videos within scenario, jointly over readout seeds",
+            "resamples": resamples,
+            "seed": seed,
+        },
     }
 
 
@@ -293,8 +296,9 @@ def _pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     """Scores float64 [N] and labels bool [N], checked."""
     scores, truth = np.asarray(probabilities, dtype=np.float64), _truth(labels)
     if scores.ndim != 1 or scores.shape != truth.shape:
-        raise ValueError(f"probabilities and labels must be two vectors of one length, got shapes {scores.shape} and "
-                         f"{truth.shape}")
+        raise ValueError(
+            f"probabilities and labels must be two vectors of one length, got shapes {scores.shape} and {truth.shape}"
+        )
     _check_probabilities(scores)
     return scores, truth
 
@@ -313,14 +317,14 @@ def _check_probabilities(scores: np.ndarray) -> None:
         raise ValueError(f"probabilities must be in [0, 1], got {outside[0]} ({outside.size} of {scores.size} outside)")
 
 
-def _in_name_order(
-    names: Sequence[str], scenarios: Sequence[str], labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _in_name_order(names: Sequence[str], scenarios: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The indices that sort the videos by name, and their labels bool [N] in that order."""
     truth = _truth(labels)
     if not len(names) or not (len(names) == len(scenarios) == truth.size):
-        raise ValueError(f"metrics need one name, scenario and label a video and at least one video, got {len(names)} "
-                         f"names, {len(scenarios)} scenarios, {truth.size} labels")
+        raise ValueError(
+            f"metrics need one name, scenario and label a video and at least one video, got {len(names)} "
+            f"names, {len(scenarios)} scenarios, {truth.size} labels"
+        )
     order = np.argsort(np.asarray(names), kind="stable")
     for before, after in pairwise(order):
         if names[before] == names[after]:
@@ -328,14 +332,13 @@ def _in_name_order(
     return order, truth[order]
 
 
-def _seeds(
-    probabilities: np.ndarray, thresholds: Sequence[float] | np.ndarray, videos: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _seeds(probabilities: np.ndarray, thresholds: Sequence[float] | np.ndarray, videos: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores float64 [R, N] and thresholds float64 [R], checked."""
     scores, limits = np.asarray(probabilities, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
     if limits.ndim != 1 or not limits.size or scores.shape != (limits.size, videos):
-        raise ValueError(f"probabilities must be [seeds, videos] = [{limits.size}, {videos}] with a threshold a seed, "
-                         f"got {scores.shape}")
+        raise ValueError(
+            f"probabilities must be [seeds, videos] = [{limits.size}, {videos}] with a threshold a seed, got {scores.shape}"
+        )
     _check_probabilities(scores)
     return scores, limits
 

@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 
 SLOT_COLOURS = np.array(
-    [(230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25), (145, 30, 180), (245, 130, 48), (70, 240, 240), (240, 50, 230)],
+    [
+        (230, 25, 75),
+        (60, 180, 75),
+        (0, 130, 200),
+        (255, 225, 25),
+        (145, 30, 180),
+        (245, 130, 48),
+        (70, 240, 240),
+        (240, 50, 230),
+    ],
     np.float32,
 )
 OBSERVED, PREDICTED = (120, 120, 120), (235, 120, 20)
@@ -18,7 +27,8 @@ GAP = 2  # pixels between the pictures of a grid
 
 def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
     """Float images in [-1, 1], [T, 3, H, W] -> uint8 [T, H, W, 3]."""
-    return np.clip((images_T3HW.transpose(0, 2, 3, 1) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+    images: np.ndarray = np.clip((images_T3HW.transpose(0, 2, 3, 1) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+    return images
 
 
 def overlay_masks(frames_THW3: np.ndarray, masks_TSHW: np.ndarray) -> np.ndarray:
@@ -26,13 +36,15 @@ def overlay_masks(frames_THW3: np.ndarray, masks_TSHW: np.ndarray) -> np.ndarray
     colours = SLOT_COLOURS[np.arange(masks_TSHW.shape[1]) % len(SLOT_COLOURS)]
     tint = np.einsum("tshw,sc->thwc", masks_TSHW, colours)
     grey = frames_THW3.mean(-1, keepdims=True)
-    return np.clip(0.45 * grey + 0.55 * tint, 0, 255).astype(np.uint8)
+    tinted: np.ndarray = np.clip(0.45 * grey + 0.55 * tint, 0, 255).astype(np.uint8)
+    return tinted
 
 
 def show_slots(frame_HW3: np.ndarray, masks_SHW: np.ndarray) -> np.ndarray:
     """What each slot attends to: the frame, faded to white where the slot's share is small, uint8 [S, H, W, 3]."""
     share = np.clip(masks_SHW / masks_SHW.max((1, 2), keepdims=True), 0, 1)[..., None]
-    return (frame_HW3 * share + 255 * (1 - share)).astype(np.uint8)
+    faded: np.ndarray = (frame_HW3 * share + 255 * (1 - share)).astype(np.uint8)
+    return faded
 
 
 def mark_predicted(frames_THW3: np.ndarray, predicted: Sequence[bool]) -> np.ndarray:

@@ -65,17 +65,23 @@ def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) -> 
     intervals = [_interval(values["overall"]["accuracy"]) for values in metrics.values()]
     for row, interval in enumerate(intervals):
         colour = MODE_COLOURS[row % len(MODE_COLOURS)]
-        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=colour, linewidth=2.2,
-                  solid_capstyle="round")
+        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot(100 * interval.value, row, "o", color=colour, markersize=8)
         axes.annotate(interval.percent(), (1.01, row), xycoords=axes.get_yaxis_transform(), va="center")
     chance = 100 * next(iter(metrics.values()))["chance"]
-    references = sorted([(chance, (0, (4, 3)), f"chance {chance:.1f}"),
-                         (HUMAN_ACCURACY, (0, (1, 2)), f"{_people(simulated)} {HUMAN_ACCURACY}")])
+    references = sorted(
+        [(chance, (0, (4, 3)), f"chance {chance:.1f}"), (HUMAN_ACCURACY, (0, (1, 2)), f"{_people(simulated)} {HUMAN_ACCURACY}")]
+    )
     for (x, dashes, text), side in zip(references, ("right", "left"), strict=True):  # labels point away from each other
         axes.axvline(x, color=FAINT, linewidth=1.1, linestyle=dashes, zorder=0)
-        axes.annotate(text, (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(4 if side == "right" else -4, 4),
-                      textcoords="offset points", ha=side)
+        axes.annotate(
+            text,
+            (x, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(4 if side == "right" else -4, 4),
+            textcoords="offset points",
+            ha=side,
+        )
     ends = [100 * end for interval in intervals for end in (interval.low, interval.high)]
     axes.set_xlim(*_percent_limits([*ends, chance, HUMAN_ACCURACY]))
     axes.set_ylim(len(metrics) - 0.4, -0.6)
@@ -97,21 +103,32 @@ def plot_scenarios(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) ->
         colour = MODE_COLOURS[row % len(MODE_COLOURS)]
         found = {scenario: _interval(entry["accuracy"]) for scenario, entry in values["per_scenario"].items()}
         x = [places[scenario] + 0.17 * (row - (len(metrics) - 1) / 2) for scenario in found]
-        axes.vlines(x, [100 * interval.low for interval in found.values()],
-                    [100 * interval.high for interval in found.values()], colors=colour, linewidth=1.8)
-        axes.plot(x, [100 * interval.value for interval in found.values()], "o", color=colour, markersize=6,
-                  label=mode)
+        axes.vlines(
+            x,
+            [100 * interval.low for interval in found.values()],
+            [100 * interval.high for interval in found.values()],
+            colors=colour,
+            linewidth=1.8,
+        )
+        axes.plot(x, [100 * interval.value for interval in found.values()], "o", color=colour, markersize=6, label=mode)
         marks += [100 * end for interval in found.values() for end in (interval.low, interval.high)]
-    chances = {scenario: 100 * entry["chance"] for values in metrics.values()
-               for scenario, entry in values["per_scenario"].items()}
-    humans = {scenario: HUMAN_BY_SCENARIO[scenario.lower()] for scenario in scenarios
-              if scenario.lower() in HUMAN_BY_SCENARIO}
-    for heights, dashes, text in ((chances, (0, ()), "always the commoner answer"),
-                                 (humans, (0, (1, 1)), _people(simulated))):
+    chances = {
+        scenario: 100 * entry["chance"] for values in metrics.values() for scenario, entry in values["per_scenario"].items()
+    }
+    humans = {scenario: HUMAN_BY_SCENARIO[scenario.lower()] for scenario in scenarios if scenario.lower() in HUMAN_BY_SCENARIO}
+    for heights, dashes, text in ((chances, (0, ()), "always the commoner answer"), (humans, (0, (1, 1)), _people(simulated))):
         if heights:
             x = [places[scenario] for scenario in heights]
-            axes.hlines(list(heights.values()), [at - 0.36 for at in x], [at + 0.36 for at in x], colors=FAINT,
-                        linewidth=1.4, linestyles=dashes, label=text, zorder=0)
+            axes.hlines(
+                list(heights.values()),
+                [at - 0.36 for at in x],
+                [at + 0.36 for at in x],
+                colors=FAINT,
+                linewidth=1.4,
+                linestyles=dashes,
+                label=text,
+                zorder=0,
+            )
     axes.set_ylim(*_percent_limits([*marks, *chances.values(), *humans.values()]))
     axes.set_xlim(-0.6, len(scenarios) - 0.4)
     axes.set_xticks(range(len(scenarios)), labels=scenarios)
@@ -134,8 +151,12 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     for row, (mode, by_seed) in enumerate(probabilities.items()):
         for index, scores in enumerate(np.asarray(by_seed)):
-            axes.plot(*_roc_points(scores, truth), color=MODE_COLOURS[row % len(MODE_COLOURS)], linewidth=1.3,
-                      label=mode if index == 0 else None)
+            axes.plot(
+                *_roc_points(scores, truth),
+                color=MODE_COLOURS[row % len(MODE_COLOURS)],
+                linewidth=1.3,
+                label=mode if index == 0 else None,
+            )
     axes.set_aspect("equal")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -154,8 +175,10 @@ def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
     """
     figure, axes = _figure(4.6, 2.7)
     train, heldout = (loss_curve(history, key) for key in ("loss", "heldout_loss"))
-    for (steps, losses), label, colour, marker in ((train, "training", MODE_COLOURS[0], ""),
-                                                   (heldout, "held out", MODE_COLOURS[1], "o")):
+    for (steps, losses), label, colour, marker in (
+        (train, "training", MODE_COLOURS[0], ""),
+        (heldout, "held out", MODE_COLOURS[1], "o"),
+    ):
         if len(steps):
             few = marker if len(steps) <= 30 else ""
             axes.plot(_binned(steps), _binned(losses), marker=few, markersize=3.5, color=colour, linewidth=1.3, label=label)
@@ -228,7 +251,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # else it styles the page
     prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
@@ -239,5 +262,9 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", text, count=1)
     label = html.escape(description)
-    return text.replace("<svg ", f'<svg width="{width}" height="{height}" role="img" aria-label="{label}" '
-                        'style="stroke-linejoin: round; stroke-linecap: butt" ', 1)
+    return text.replace(
+        "<svg ",
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{label}" '
+        'style="stroke-linejoin: round; stroke-linecap: butt" ',
+        1,
+    )

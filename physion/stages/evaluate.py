@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import nn
 
 from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
 from physion.data.video import write_mp4
-from physion.models.steve import resize_masks
+from physion.models.dvae import DVAE
+from physion.models.steve import STEVE, resize_masks
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     for mode, readouts in _readouts(job).items():
         frames = job.study["train-readout"]["model"][mode]
         test = LabelledSlots(shards[sources[mode]], videos, frames)
-        probabilities[mode] = np.stack([predict(load_model(r.path(WEIGHTS)).eval(), test) for r in readouts])
+        probabilities[mode] = np.stack([predict(load_model(r.path(WEIGHTS), "readout"), test) for r in readouts])
         thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
         job.stop.check()
 
@@ -119,9 +119,7 @@ def run(job: Job) -> dict[str, Any]:
 def _readouts(job: Job) -> dict[str, list[Artifact]]:
     """Readouts by mode, in the order of their seeds."""
     settings = job.study["train-readout"]
-    return {
-        mode: [job.inputs[f"readout-{mode}-{seed}"] for seed in settings["seeds"]] for mode in settings["features"]
-    }
+    return {mode: [job.inputs[f"readout-{mode}-{seed}"] for seed in settings["seeds"]] for mode in settings["features"]}
 
 
 def _trained(job: Job) -> list[tuple[str, str]]:
@@ -153,8 +151,8 @@ def _pictures(
     frames = FrameShards(job.inputs["frames"])
     slots, rollouts = Shards(job.inputs["slots"]), Shards(job.inputs["rollouts"])
     where = device()
-    steve = load_model(job.inputs["steve"].path(WEIGHTS)).to(where).eval()
-    dvae = load_model(job.inputs["dvae"].path(WEIGHTS)).to(where).eval()
+    steve = load_model(job.inputs["steve"].path(WEIGHTS), "steve").to(where)
+    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").to(where)
     size, total = frames.image_size, frames.video_frames
     observed = job.study["rollout"]["observed"]
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
@@ -171,6 +169,7 @@ def _pictures(
             for chunk in batch.split(30):
                 out = steve.encode(chunk[None], state, with_masks=True)
                 state = out.state
+                assert out.masks is not None
                 parts.append(resize_masks(out.masks, size)[0].cpu())
             masks = torch.cat(parts).numpy()
             decoded = [_decode(steve, dvae, source.read(video.name, "slots")[shown], where) for source in (slots, rollouts)]
@@ -183,9 +182,7 @@ def _pictures(
                 "rollout, decoded (orange: predicted)": pictures.mark_predicted(decoded[1], predicted),
             }
             mean = {mode: float(p[:, number].mean()) for mode, p in probabilities.items()}
-            calls = {
-                mode: bool(np.mean(p[:, number] > np.array(thresholds[mode])) > 0.5) for mode, p in probabilities.items()
-            }
+            calls = {mode: bool(np.mean(p[:, number] > np.array(thresholds[mode])) > 0.5) for mode, p in probabilities.items()}
             panels.append(
                 VideoPanel(
                     video.name,
@@ -215,11 +212,11 @@ def _pictures(
     return panels, stills
 
 
-def _decode(steve: nn.Module, dvae: nn.Module, slots_TSD: np.ndarray, where: torch.device) -> np.ndarray:
+def _decode(steve: STEVE, dvae: DVAE, slots_TSD: np.ndarray, where: torch.device) -> np.ndarray:
     """Slots -> most likely tokens, one after another -> image: uint8 [T, H, W, 3]."""
-    tokens: torch.Tensor = steve.generate(torch.from_numpy(slots_TSD).to(where))  # type: ignore[operator]
+    tokens = steve.generate(torch.from_numpy(slots_TSD).to(where))
     side = int(tokens.shape[1] ** 0.5)
-    images: torch.Tensor = dvae.decode_tokens(tokens.view(-1, side, side))  # type: ignore[operator]
+    images = dvae.decode_tokens(tokens.view(-1, side, side))
     return pictures.from_unit(images.cpu().numpy())
 
 

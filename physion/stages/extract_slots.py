@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     config: ExtractSlots = job.config
     frames = FrameShards(job.inputs["frames"])
     where = device()
-    steve = load_model(job.inputs["steve"].path(WEIGHTS)).to(where).eval()
+    steve = load_model(job.inputs["steve"].path(WEIGHTS), "steve").to(where)
 
     def slots(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):

@@ -23,7 +23,7 @@ def run(job: Job) -> dict[str, Any]:
     config: Rollout = job.config
     source = Shards(job.inputs["slots"])
     where = device()
-    model = load_model(job.inputs["slotformer"].path(WEIGHTS)).to(where).eval()
+    model = load_model(job.inputs["slotformer"].path(WEIGHTS), "slotformer").to(where)
     frames, _, _ = source.shape("slots")
 
     def rollouts(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:

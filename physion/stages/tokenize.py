@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     config: Tokenize = job.config
     frames = FrameShards(job.inputs["frames"])
     where = device()
-    dvae = load_model(job.inputs["dvae"].path(WEIGHTS)).to(where).eval()
+    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").to(where)
 
     def tokens(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for video in videos:

@@ -24,7 +24,7 @@ class ReadoutTask(Task):
         _, count, size = slots.shape("slots")
         self.model: Readout = initial_model(seed, lambda: Readout(count, size))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
-        self.heldout = LabelledSlots(slots, slots.select(heldout=True), frames)
+        self.heldout: LabelledSlots = LabelledSlots(slots, slots.select(heldout=True), frames)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Binary cross-entropy."""
@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     metrics = publish_weights(model, "readout", {"slots": count, "slot_size": size}, rows, job)
     return metrics | {
         "threshold": threshold,
-        "heldout_balanced_accuracy": balanced_accuracy(labels, probabilities > threshold),
+        "heldout_balanced_accuracy": balanced_accuracy(probabilities, labels, threshold),
     }
 
 

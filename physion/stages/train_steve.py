@@ -42,7 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train and publish the weights."""
     config: TrainSTEVE = job.config
     frames = FrameShards(job.inputs["frames"])
-    codes = load_model(job.inputs["dvae"].path(WEIGHTS)).model.codes
+    codes = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").model.codes
     task = STEVETask(config, frames, Shards(job.inputs["tokens"]), codes)
     rows = fit(task, config, job)
     sizes = {"model": config.model.model_dump(), "image_size": frames.image_size, "codes": codes}

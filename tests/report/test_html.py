@@ -56,20 +56,30 @@ def context(**changes):
     rng = np.random.default_rng(0)
     names, scenarios = [f"v{index}" for index in range(12)], ["Roll", HOSTILE] * 6
     labels, scores = np.arange(12) % 2 == 0, rng.random((2, 12))
-    metrics = {mode: evaluate_predictions(names, scenarios, labels, scores, [0.4, 0.5], resamples=50)
-               for mode in ("observed", "rollout", HOSTILE)}
+    metrics = {
+        mode: evaluate_predictions(names, scenarios, labels, scores, [0.4, 0.5], resamples=50)
+        for mode in ("observed", "rollout", HOSTILE)
+    }
     whole = ReportContext(
-        title=f"Study {HOSTILE}", preset=HOSTILE, headline=HOSTILE, simulated=True, metrics=metrics,
+        title=f"Study {HOSTILE}",
+        preset=HOSTILE,
+        headline=HOSTILE,
+        simulated=True,
+        metrics=metrics,
         comparisons=[Comparison(HOSTILE, Interval(0.05, -0.01, 0.11))],
         paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
         plots=[Plot(HOSTILE, plot_accuracy(metrics, simulated=True), HOSTILE)],
         tables=[Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]], HOSTILE)],
-        videos=[VideoPanel(HOSTILE, HOSTILE, True, {"rollout": 0.7, HOSTILE: 0.2}, [(HOSTILE, MP4)],
-                           {"rollout": True, HOSTILE: False})],
+        videos=[
+            VideoPanel(
+                HOSTILE, HOSTILE, True, {"rollout": 0.7, HOSTILE: 0.2}, [(HOSTILE, MP4)], {"rollout": True, HOSTILE: False}
+            )
+        ],
         stills=[Still(HOSTILE, PNG)],
         histories={HOSTILE: [{"step": 1, "loss": 2.0}, {"step": 5, "loss": 1.0, "heldout_loss": 1.5}]},
         provenance=[ProvenanceRow(HOSTILE, HOSTILE, 3725, True, 1_234_567), ProvenanceRow("x", "y", None, False, None)],
-        config_yaml=f"key: {HOSTILE}\n", notes=[HOSTILE],
+        config_yaml=f"key: {HOSTILE}\n",
+        notes=[HOSTILE],
     )
     return dataclasses.replace(whole, **changes)
 

@@ -167,8 +167,7 @@ class TestEvaluatePredictions:
         plain = {"accuracy": [], "balanced_accuracy": [], "roc_auc": []}
         for row in counts:
             drawn = np.repeat(np.arange(30), row)
-            for name, metric in (("accuracy", accuracy), ("balanced_accuracy", balanced_accuracy),
-                                 ("roc_auc", roc_auc)):
+            for name, metric in (("accuracy", accuracy), ("balanced_accuracy", balanced_accuracy), ("roc_auc", roc_auc)):
                 plain[name].append(np.mean([metric(one[drawn], labels[drawn]) for one in scores]))
         for name, samples in plain.items():
             entry = found["overall"][name]
@@ -189,8 +188,9 @@ class TestEvaluatePredictions:
         names, scenarios, labels, scores = study()
         order = np.random.default_rng(9).permutation(120)
         first = evaluate_predictions(names, scenarios, labels, scores, [0.5] * 3, resamples=100)
-        second = evaluate_predictions([names[i] for i in order], [scenarios[i] for i in order], labels[order],
-                                      scores[:, order], [0.5] * 3, resamples=100)
+        second = evaluate_predictions(
+            [names[i] for i in order], [scenarios[i] for i in order], labels[order], scores[:, order], [0.5] * 3, resamples=100
+        )
         assert json.dumps(first, allow_nan=False) == json.dumps(second, allow_nan=False)
 
     def test_one_class_and_one_seed(self):
@@ -213,8 +213,13 @@ class TestEvaluatePredictions:
         ],
     )
     def test_errors_say_what_is_wrong(self, change, message):
-        good = {"names": ["a", "b"], "scenarios": ["Roll", "Roll"], "labels": np.array([True, False]),
-                "probabilities_by_seed": np.array([[0.9, 0.1]]), "thresholds_by_seed": [0.5]}
+        good = {
+            "names": ["a", "b"],
+            "scenarios": ["Roll", "Roll"],
+            "labels": np.array([True, False]),
+            "probabilities_by_seed": np.array([[0.9, 0.1]]),
+            "thresholds_by_seed": [0.5],
+        }
         with pytest.raises(ValueError, match=message):
             evaluate_predictions(**(good | change))
 
@@ -241,8 +246,7 @@ class TestPaperProtocol:
     def test_equals_the_triple_loop(self):
         rng = np.random.default_rng(2)
         scores, labels = rng.random((3, 4, 25)), rng.random(25) < 0.5
-        best = max(accuracy(scores[r, e], labels, limit)
-                   for r in range(3) for e in range(4) for limit in PAPER_THRESHOLDS)
+        best = max(accuracy(scores[r, e], labels, limit) for r in range(3) for e in range(4) for limit in PAPER_THRESHOLDS)
         found = paper_protocol(scores, labels)
         assert found["accuracy"] == best
         assert accuracy(scores[found["seed_index"], found["epoch_index"]], labels, found["threshold"]) == best

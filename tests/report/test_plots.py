@@ -15,8 +15,9 @@ LABELS = np.arange(16) % 3 == 0
 
 def metrics(scenarios=("Roll", "Drape")):
     scores = np.random.default_rng(0).random((2, 16))
-    return evaluate_predictions(NAMES, [scenarios[i % len(scenarios)] for i in range(16)], LABELS, scores, [0.5, 0.5],
-                                resamples=50)
+    return evaluate_predictions(
+        NAMES, [scenarios[i % len(scenarios)] for i in range(16)], LABELS, scores, [0.5, 0.5], resamples=50
+    )
 
 
 def texts(svg):
@@ -25,9 +26,12 @@ def texts(svg):
 
 def all_plots():
     scores = np.random.default_rng(0).random((2, 16))
-    return [plot_accuracy({"observed": metrics(), "rollout": metrics()}, simulated=True),
-            plot_scenarios({"observed": metrics()}, simulated=False), plot_roc(LABELS, {"rollout": scores}),
-            plot_losses("train-dvae", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.1, "heldout_loss": 0.3}])]
+    return [
+        plot_accuracy({"observed": metrics(), "rollout": metrics()}, simulated=True),
+        plot_scenarios({"observed": metrics()}, simulated=False),
+        plot_roc(LABELS, {"rollout": scores}),
+        plot_losses("train-dvae", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.1, "heldout_loss": 0.3}]),
+    ]
 
 
 def test_deterministic_and_fit_for_a_page():
