@@ -2,12 +2,12 @@
 PYTHON ?= python3
 STORE ?= runs/demo
 VENV := .venv
-UV := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
+UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
 .PHONY: demo test check lock clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/physion run --preset tiny --store $(STORE)
+	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest
@@ -17,15 +17,16 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. The versions and hashes are the
-# lock's, and the package itself is built by the locked hatchling, so nothing unpinned is downloaded.
+# uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. Versions and hashes are the lock's,
+# and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded but uv.
 $(VENV)/ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "physion needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv --clear $(VENV)
-	test -x "$(UV)" || $(VENV)/bin/pip install --quiet --disable-pip-version-check uv
-	$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "physion needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "setting up $(VENV) (once; downloads about 3 GB)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@test -x "$(UV)" || $(VENV)/bin/pip install --quiet --disable-pip-version-check uv
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
 
 # Versions and hashes of everything, for every platform; names no registry.
 lock:

@@ -188,6 +188,9 @@ class TrainingStage(Section):
     heldout_every: PositiveInt = Field(1000, description="steps between held-out measures")
     heldout_batches: PositiveInt = Field(20, description="held-out batches a measure, spread over all held-out clips")
     checkpoint_every: PositiveInt = Field(500, json_schema_extra=KNOB, description="steps between checkpoints")
+    threads: PositiveInt | None = Field(
+        None, json_schema_extra=KNOB, description="CPU threads of torch, default one a core; small models are faster with 1"
+    )
     loader_workers: Annotated[int, Field(ge=0)] | None = Field(
         None, json_schema_extra=KNOB, description="data processes; default: none on CPU, up to 8 beside a GPU"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -86,18 +86,6 @@ def run_graph(
         finished.append(run_node(node, graph, store, config, stop))
         done(finished[-1])
     return finished
-
-
-def upstream(graph: dict[str, Node], names: Iterable[str]) -> set[str]:
-    """The named instances and everything they read, directly or not."""
-    seen: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting.extend(graph[name].inputs.values())
-    return seen
 
 
 def host_facts() -> dict[str, Any]:

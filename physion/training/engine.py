@@ -13,7 +13,8 @@ import math
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -70,6 +71,17 @@ def initial_model(seed: int, build: Callable[[], ModelT]) -> ModelT:
     """A model whose initial weights follow from the seed."""
     torch.manual_seed(step_seed(seed, -1))
     return build()
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run torch on `count` CPU threads inside, on as many as before outside; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learning_rate(step: int, peak: float, optim: Optim) -> float:
@@ -137,7 +149,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
         measure(0)
     parameters = [p for params, _ in groups for p in params]
     batches = StepBatches(len(task.train), optim.batch_size, config.seed, start, optim.steps)
-    with progress(job.instance, optim.steps, "steps", start) as bar:
+    with cpu_threads(config.threads), progress(job.instance, optim.steps, "steps", start) as bar:
         model.train()
         for step, batch in enumerate(_loader(task.train, batches, config, where), start):
             torch.manual_seed(step_seed(config.seed, step))
