@@ -1,4 +1,5 @@
-# demo, test and check each set up .venv from requirements.lock first; nothing but Python 3.11+ is needed.
+# demo, test and check each set up .venv from requirements.lock first. Needed: Python 3.11+ (on Debian with python3-venv, which
+# root gets installed).
 PYTHON ?= python3
 STORE ?= runs/demo
 VENV := .venv
@@ -21,6 +22,8 @@ check: $(VENV)/ready
 # and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded but uv.
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "physion needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || if test "$$(id -u)" = 0; then apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null; \
+		else echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; fi
 	@echo "setting up $(VENV) (once; downloads about 3 GB)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@test -x "$(UV)" || $(VENV)/bin/pip install --quiet --disable-pip-version-check uv

@@ -22,7 +22,8 @@ SLOT_COLOURS = np.array(
     np.float32,
 )
 OBSERVED, PREDICTED = (120, 120, 120), (235, 120, 20)
-GAP = 2  # pixels between the pictures of a grid
+GAP = 4  # pixels between the pictures of a grid
+SHOWN = 128  # pixels a side that a picture of a grid has at least
 
 
 def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
@@ -58,7 +59,7 @@ def mark_predicted(frames_THW3: np.ndarray, predicted: Sequence[bool]) -> np.nda
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of equally many pictures [N, H, W, 3] as one picture on white."""
-    lines = [np.pad(row, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for row in rows]
+    lines = [np.pad(enlarge(row, SHOWN), ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for row in rows]
     return np.concatenate([np.concatenate(list(line), 1) for line in lines], 0)[:-GAP, :-GAP]
 
 

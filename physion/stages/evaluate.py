@@ -202,11 +202,11 @@ def _pictures(
     stills = [
         Still(
             "dVAE: test frames (top) and their reconstructions from tokens (bottom)",
-            pictures.png(pictures.enlarge(pictures.grid([np.stack(inputs), np.stack(reconstructions)]), 256)),
+            pictures.png(pictures.grid([np.stack(inputs), np.stack(reconstructions)])),
         ),
         Still(
             "STEVE: test frames (left) and where each slot looks",
-            pictures.png(pictures.enlarge(pictures.grid(slot_rows), 256)),
+            pictures.png(pictures.grid(slot_rows)),
         ),
     ]
     return panels, stills

@@ -49,7 +49,7 @@ def test_what_does_not_change_results_changes_no_fingerprint(knob):
     [
         ("simulate.seed=1", "simulate"),
         ("train-dvae.optim.lr=1e-4", "train-dvae"),
-        ("train-steve.model.slots=5", "train-steve"),
+        ("train-steve.model.slots=7", "train-steve"),
         ("train-steve.seed=5", "train-steve"),
         ("train-slotformer.optim.steps=10", "train-slotformer"),
         ("tokenize.videos-per-shard=9", "tokenize"),
