@@ -53,8 +53,8 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 def main() -> NoReturn:
     """Run the command line and turn expected failures into one clear line and their exit code."""
-    # OpenMP threads that spin while they wait slow everything down where cores are shared or limited, by up to 17 times
-    # (benchmarks/README.md); read when torch is first imported.
+    # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
+    # read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
