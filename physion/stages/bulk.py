@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -114,7 +115,8 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
         while queue or waiting:
             while queue and len(waiting) < 2 * workers:
                 piece = queue.pop()
-                waiting[pool.submit(_timed, compute, *piece.arguments)] = piece
+                with _interrupts_held():  # submitting starts workers
+                    waiting[pool.submit(_timed, compute, *piece.arguments)] = piece
             finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield waiting.pop(future), future.result()
@@ -139,9 +141,18 @@ def _timed(compute: Callable[..., Result], *arguments: Any) -> Result:
     return result
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; a process started inside inherits that for good, so it is deaf to it from its first instant on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare_worker(parent: int) -> None:
-    """One thread, deaf to Ctrl-C (the parent decides), and gone when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Gone when the parent is killed. Ctrl-C is the parent's to decide about: see `_interrupts_held`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
