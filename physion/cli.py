@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from physion import __version__
-from physion.config.load import load_config, nearest, preset_names, preset_text
+from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.config.load import load_config, nearest, preset_text
 from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.graph import Node, build_graph
@@ -37,18 +38,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-Preset = Annotated[
-    str, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help=f"One of: {', '.join(preset_names())}; or a YAML file.")
-]
-StoreURI = Annotated[
-    str, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Where artifacts lie: file:///path (or a plain path).")
-]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train-steve.optim.lr=2e-4. Repeatable."),
-]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 def main() -> NoReturn:
