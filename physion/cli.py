@@ -19,10 +19,12 @@ from rich.table import Table
 
 from physion import __version__
 from physion.commands import AsJSON, Overrides, Preset, StoreURI
-from physion.config.load import load_config, nearest, preset_text
+from physion.commands.weights import weights_app
+from physion.config.load import load_config, preset_text
 from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
-from physion.pipeline.graph import Node, build_graph
+from physion.pipeline.given import given_weights
+from physion.pipeline.graph import Node, build_graph, select
 from physion.progress import duration, say
 from physion.stages import STAGES, Stop
 from physion.store.artifacts import read_manifest
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(weights_app, name="weights")
 
 
 def main() -> NoReturn:
@@ -75,7 +78,7 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
 
     def starting(node: Node) -> None:
         if not read_manifest(target, node.stage, node.fingerprint):
-            say(f"{node.name}: {STAGES[node.stage].summary}")
+            say(f"{node.name}: {STAGES[node.stage].summary if node.weights is None else f'take {node.weights.prefix}'}")
 
     def done(result: Done) -> None:
         took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
@@ -111,7 +114,7 @@ def stage(
     from physion.pipeline.runner import run_node
 
     config, graph, target = _study(preset, overrides, store)
-    node = _select(graph, name, {"subset": subset, "features": features, "seed": seed})
+    node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
     with _stopping() as stop:
         result = run_node(node, graph, target, config, stop, force=force)
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
@@ -201,26 +204,8 @@ def contact_sheet_command(
 
 
 def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
-    config = load_config(preset, overrides)
-    return config, build_graph(config), open_store(store)
-
-
-def _select(graph: dict[str, Node], stage: str, given: dict[str, Any]) -> Node:
-    if stage not in STAGES:
-        raise ConfigError(f"unknown stage '{stage}'{nearest(stage, list(STAGES))}; stages: {', '.join(STAGES)}")
-    nodes = [node for node in graph.values() if node.stage == stage]
-    if not nodes:
-        raise ConfigError(f"stage {stage} is not part of this study: set dataset={stage}")
-    wanted = {key: value for key, value in given.items() if value is not None}
-    for key, value in wanted.items():
-        known = sorted({str(node.params[key]) for node in nodes if key in node.params})
-        if str(value) not in known:
-            raise ConfigError(f"stage {stage} has no {key} '{value}'" + (f"; it has {', '.join(known)}" if known else ""))
-    matching = [node for node in nodes if wanted.items() <= node.params.items()]
-    if len(matching) > 1:
-        options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
-        raise ConfigError(f"stage {stage} has {len(nodes)} instances; say which: {options}")
-    return matching[0]
+    config, target = load_config(preset, overrides), open_store(store)
+    return config, build_graph(config, given_weights(config, target)), target
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ A field marked `Knob` does not change results (workers, intervals) and stays out
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.config import JsonDict
@@ -196,6 +196,14 @@ class TrainingStage(Section):
     )
 
 
+class ReplaceableStage(TrainingStage):
+    """A stage whose weights can be given instead of trained."""
+
+    weights: str | None = Field(
+        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store instead of training"
+    )
+
+
 class GumbelTemperature(Section):
     """Temperature of the relaxed codes: a half cosine from `start` to `end` over the first `share` of the steps."""
 
@@ -204,7 +212,7 @@ class GumbelTemperature(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 0.15
 
 
-class TrainDVAE(TrainingStage):
+class TrainDVAE(ReplaceableStage):
     """The discrete VAE that turns a frame into tokens."""
 
     model: DVAEModel = DVAEModel()
@@ -218,7 +226,7 @@ class Tokenize(Section):
     batch_size: PositiveInt = Field(64, json_schema_extra=KNOB, description="frames a forward pass")
 
 
-class TrainSTEVE(TrainingStage):
+class TrainSTEVE(ReplaceableStage):
     """Slots from video: slot attention over time, trained by predicting the tokens of every frame."""
 
     model: STEVEModel = STEVEModel()
@@ -234,7 +242,7 @@ class ExtractSlots(Section):
     chunk_frames: PositiveInt = Field(30, json_schema_extra=KNOB, description="frames a forward pass; state carries over")
 
 
-class TrainSlotFormer(TrainingStage):
+class TrainSlotFormer(ReplaceableStage):
     """The rollouter: slot dynamics, predicted autoregressively."""
 
     model: SlotFormerModel = SlotFormerModel()
@@ -255,6 +263,11 @@ class TrainReadout(TrainingStage):
     model: ReadoutModel = ReadoutModel()
     features: Distinct[Features] = Field(
         ("observed", "rollout", "full"), json_schema_extra=KNOB, description="one readout for each"
+    )
+    weights: dict[Features, str] = Field(
+        {},
+        json_schema_extra=KNOB,
+        description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
 
@@ -284,6 +297,21 @@ class Config(Section):
     rollout: Rollout = Rollout()
     train_readout: TrainReadout
     evaluate: Evaluate = Evaluate()
+
+    def model_sizes(self) -> dict[str, dict[str, Any]]:
+        """By model (dvae, steve, slotformer, readout), what it is built from: see `physion.models.weights.build_model`."""
+        steve = self.train_steve.model
+        slots = {"slots": steve.slots, "slot_size": steve.slot_size}
+        return {
+            "dvae": {"model": self.train_dvae.model.model_dump()},
+            "steve": {
+                "model": steve.model_dump(),
+                "image_size": self.frames.image_size,
+                "codes": self.train_dvae.model.codes,
+            },
+            "slotformer": {"model": self.train_slotformer.model.model_dump(), **slots},
+            "readout": slots,
+        }
 
     @model_validator(mode="after")
     def _frames_suffice(self) -> Self:

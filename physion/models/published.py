@@ -2,30 +2,46 @@
 
 Our parameters carry the published names, so only what is not a trained part of a model differs: constants that the
 published modules store (position grid, causal masks, sine positions, slot pairs), and frozen copies of other models
-(the dVAE inside STEVE; the dVAE and STEVE's decoder inside SlotFormer). Reading drops them, writing regenerates them.
+(the dVAE inside STEVE; the dVAE and STEVE's decoder inside SlotFormer). Reading checks them and takes them apart, writing
+puts them back.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from physion.errors import DataError
 from physion.models.dvae import DVAE
 from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
+from physion.models.weights import FACTS, build_model, misfit
 
 State = dict[str, Tensor]
 
-# What a published state dict of each model holds besides that model: prefixes of keys, and constants by their ending.
-FROZEN = {"dvae": (), "steve": ("dvae.",), "slotformer": ("dvae.", "decoder."), "readout": ()}
+# What a published state dict of each model holds besides that model: frozen copies by the prefix of their keys, and constants
+# by the ending of theirs.
+FROZEN: dict[str, tuple[str, ...]] = {"dvae": (), "steve": ("dvae.",), "slotformer": ("dvae.", "decoder."), "readout": ()}
 CONSTANTS = ("encoder_pos_embedding.grid", ".self_attn_mask", "enc_t_pe", "comb_idx")
 ROLLOUTER = "rollouter."
+TITLES = {"dvae": "a dVAE", "steve": "STEVE", "slotformer": "SlotFormer", "readout": "a readout"}
 
 
+# --------------------------------------------------------------------------------------------------- state dicts
 def from_published(name: str, published: Mapping[str, Tensor]) -> State:
     """Pick from a published state dict of model `name` (dvae, steve, slotformer, readout) what our model loads."""
     ours = {key: value for key, value in published.items()
@@ -35,32 +51,28 @@ def from_published(name: str, published: Mapping[str, Tensor]) -> State:
     return ours
 
 
-def frozen_part(published: Mapping[str, Tensor], part: str) -> State:
-    """Take the frozen copy of another model out of a published state dict: `dvae`, or SlotFormer's `decoder`."""
-    return {key.removeprefix(f"{part}."): value for key, value in published.items()
-            if key.startswith(f"{part}.") and not key.endswith(CONSTANTS)}  # fmt: skip
+def frozen_copies(name: str, published: Mapping[str, Tensor]) -> State:
+    """Take the frozen copies of other models out of a published state dict of model `name`, keys as they are."""
+    return {key: value for key, value in published.items() if key.startswith(FROZEN[name]) and not key.endswith(CONSTANTS)}
 
 
-def to_published(model: DVAE | STEVE | SlotFormer | Readout, dvae: DVAE | None = None, steve: STEVE | None = None) -> State:
-    """Make the published state dict of a model, in the published order.
-
-    STEVE takes its dVAE, SlotFormer its dVAE and STEVE, to hold their frozen copies; what is not given is left out.
-    """
-    ours = dict(model.state_dict())
+def to_published(model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> State:
+    """Make the published state dict of a model, in the published order, with these frozen copies in it."""
+    ours, frozen = dict(model.state_dict()), frozen or {}
+    copies = {prefix: {k: v for k, v in frozen.items() if k.startswith(prefix)} for prefix in ("dvae.", "decoder.")}
     if isinstance(model, STEVE):
         state: State = {}
         for key, value in ours.items():
             if key == "encoder.0.0.weight":
-                state |= _dvae_copy(dvae)
+                state |= copies["dvae."]
             if key == "encoder_pos_embedding.dense.weight":
                 state["encoder_pos_embedding.grid"] = model.encoder_pos_embedding.grid.clone()
-            state |= _with_mask(key, value, model)
+            state |= _with_mask(key, value, model.trans_decoder.tokens)
         return state
     if isinstance(model, SlotFormer):
-        state = _dvae_copy(dvae)
-        if steve is not None:
-            for key, value in steve.trans_decoder.state_dict(prefix="decoder.").items():
-                state |= _with_mask(key, value, steve)
+        state = copies["dvae."]
+        for key, value in copies["decoder."].items():
+            state |= _with_mask(key, value, frozen["decoder.pos_emb.pe"].shape[1])
         state[ROLLOUTER + "enc_t_pe"] = model.positions[None].clone()
         return state | {ROLLOUTER + key: value for key, value in ours.items()}
     if isinstance(model, Readout):
@@ -69,14 +81,111 @@ def to_published(model: DVAE | STEVE | SlotFormer | Readout, dvae: DVAE | None =
     return ours
 
 
-def _dvae_copy(dvae: DVAE | None) -> State:
-    return {} if dvae is None else dict(dvae.state_dict(prefix="dvae."))
+def copies_for(name: str, dvae: DVAE | None, steve: STEVE | None) -> State:
+    """The frozen copies that a published state dict of model `name` holds, from the models that it was trained with."""
+    state: State = {}
+    if "dvae." in FROZEN[name] and dvae is not None:
+        state |= dvae.state_dict(prefix="dvae.")
+    if "decoder." in FROZEN[name] and steve is not None:
+        state |= steve.trans_decoder.state_dict(prefix="decoder.")
+    return state
 
 
-def _with_mask(key: str, value: Tensor, steve: STEVE) -> State:
+def save_copies(path: Path, frozen: Mapping[str, Tensor]) -> None:
+    """Write frozen copies as a safetensors file, which sorts its keys, with their published order beside them."""
+    save_file({key: value.contiguous() for key, value in frozen.items()}, path, metadata={FACTS: json.dumps(list(frozen))})
+
+
+def load_copies(path: Path) -> State:
+    """The frozen copies of a file, in their published order."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in json.loads(file.metadata()[FACTS])}
+
+
+def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of the parts by which weights of several models can be told to belong together: `dvae`, STEVE's `decoder`."""
+    shared = dict(frozen)
+    if name == "dvae":
+        shared |= {f"dvae.{key}": value for key, value in state.items()}
+    if name == "steve":
+        shared |= {key.removeprefix("trans_"): v for key, v in state.items() if key.startswith("trans_decoder.")}
+    found = {}
+    for part in ("dvae", "decoder"):
+        digest = hashlib.sha256()
+        keys = sorted(key for key in shared if key.startswith(f"{part}."))
+        for key in keys:
+            digest.update(f"{key} {list(shared[key].shape)} ".encode() + shared[key].float().cpu().numpy().tobytes())
+        if keys:
+            found[part] = digest.hexdigest()
+    return found
+
+
+def _with_mask(key: str, value: Tensor, tokens: int) -> State:
     """Put a block's causal mask (True where attention is forbidden) before its first parameter."""
     if not key.endswith("self_attn_layer_norm.weight"):
         return {key: value}
-    tokens = steve.trans_decoder.tokens
     mask_LL = torch.ones(tokens, tokens, dtype=torch.bool, device=value.device).triu(1)
     return {key.removesuffix("_layer_norm.weight") + "_mask": mask_LL, key: value}
+
+
+# -------------------------------------------------------------------------------------------------------- files
+def read_published(path: Path) -> State:
+    """The state dict of a published .pth file: the whole file, or its `state_dict` entry. No code of the file is run.
+
+    Raises DataError when the file is missing, truncated, no state dict, or holds anything but tensors and plain containers.
+    """
+    try:
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):  # torch does not look at the checksums
+            raise DataError(f"{path} is damaged: the checksum of its entry {broken} is wrong")
+        with warnings.catch_warnings(action="ignore"):  # of torch about its own old formats
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"no file at {path}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, UnpicklingError) as error:
+        if wanted := re.search(r"nsupported .*?(?:GLOBAL|class) ([\w.]+)", str(error)):
+            raise DataError(
+                f"{path} is refused: it asks for {wanted[1]}, and unpickling anything but tensors and plain containers can "
+                "run any code. If you trust its origin, load it there and save the model's state_dict() alone"
+            ) from error
+        reason = str(error).split("\n")[0].split(". ")[0].removeprefix("Weights only load failed")
+        raise DataError(f"{path} is truncated or no .pth file{f' ({reason})' if ' ' in reason else ''}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{path} holds no state dict (names of parameters with their tensors)")
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DataError(f"{path} is of no use: {key} holds values that are not finite")
+    return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def kind_of(published: Mapping[str, Tensor]) -> str | None:
+    """Which model a published state dict is of, by keys that only that one has; None when it is none of them."""
+    marks = {"slotformer": ROLLOUTER, "steve": "slot_attention.", "readout": "linear1.", "dvae": "encoder.0.m."}
+    return next((name for name, mark in marks.items() if any(key.startswith(mark) for key in published)), None)
+
+
+def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]], file: str) -> tuple[nn.Module, State]:
+    """Model `name` from a published state dict, and the frozen copies in it. `sizes`: what `build_model` needs, by model.
+
+    A dVAE is also taken from inside STEVE or SlotFormer. Raises DataError naming `file` when it is of another model, or when
+    a key is missing, extra or of another shape, or when a stored constant is not what this model computes.
+    """
+    found = kind_of(published)
+    inside = {k.removeprefix("dvae."): v for k, v in published.items() if k.startswith("dvae.")}
+    if name == "dvae" and inside:
+        found, published = "dvae", inside
+    if found != name:
+        if found is None:
+            raise DataError(f"{file} is of no known model: no key of it is a dVAE's, STEVE's, SlotFormer's or a readout's")
+        raise DataError(f"{file} holds {TITLES[found]}, not {TITLES[name]}: import it --as {found}")
+    model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)
+    present = tuple(prefix for prefix in FROZEN[name] if any(key.startswith(prefix) for key in frozen))
+    copies = copies_for(name, cast(DVAE, build_model("dvae", sizes["dvae"])), cast(STEVE, build_model("steve", sizes["steve"])))
+    expected = to_published(model, {key: value for key, value in copies.items() if key.startswith(present)})
+    if problem := misfit(expected, published):
+        raise DataError(f"{file} does not fit the configured {name} model: {problem}. Sizes come from --preset and --set")
+    for key, value in expected.items():
+        if key.endswith(CONSTANTS) and not torch.allclose(value.float(), published[key].float(), atol=1e-5, rtol=0):
+            raise DataError(f"{file}: the stored constant {key} is not what this {name} model computes")
+    model.load_state_dict(from_published(name, published))
+    return model.eval(), frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -81,16 +82,15 @@ def load_model(path: Path, name: str | None = None) -> nn.Module:
     except (KeyError, TypeError, ValueError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
-    problem = misfit(model, state)
+    problem = misfit(model.state_dict(), state)
     if problem:
         raise DataError(f"weights in {path} do not fit its {kind} model: {problem}")
     model.load_state_dict(state)
     return model.eval()
 
 
-def misfit(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
-    """Say in one line why a state dict does not fit a model (missing, extra, mismatched keys), or None if it does."""
-    expected = model.state_dict()
+def misfit(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:
+    """Say in one line how a state dict differs from the expected keys and shapes (missing, extra, mismatched), or None."""
     problems = {
         "missing": [key for key in expected if key not in state],
         "extra": [key for key in state if key not in expected],

@@ -38,6 +38,8 @@ def estimate(config: Config, graph: dict[str, Node]) -> dict[str, Cost]:
         return Cost(4 * parameters, 3 * forward * stage.optim.batch_size * stage.optim.steps)  # backward is twice forward
 
     def cost(node: Node) -> Cost:
+        if node.weights is not None:
+            return Cost(sum(record.size for record in node.weights.manifest.files))
         frames = videos[str(node.params.get("subset", "training"))] * length
         match node.stage:
             case "simulate":

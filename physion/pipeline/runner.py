@@ -39,11 +39,11 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
         return Done(node, manifest, cached=True)
     inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
-    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop)
+    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), node.weights, stop)
     started = time.monotonic()
     try:
         try:
-            metrics = STAGES[node.stage].load()(job)
+            metrics = run_of(node)(job)
         except DataError:
             if manifest := read_manifest(store, node.stage, node.fingerprint):
                 return Done(node, manifest, cached=False)  # another runner was faster, and took its parts away
@@ -67,6 +67,15 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
         return Done(node, output.publish(manifest), cached=False)
     finally:
         output.close()
+
+
+def run_of(node: Node) -> Callable[[Job], dict[str, Any]]:
+    """What makes the artifact of a node: its stage, or the adoption of the weights given for it."""
+    if node.weights is None:
+        return STAGES[node.stage].load()
+    from physion.stages import adopt
+
+    return adopt.run
 
 
 def run_graph(

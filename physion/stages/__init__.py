@@ -41,6 +41,7 @@ class Job:
     output: ArtifactWriter
     params: dict[str, str | int] = field(default_factory=dict)
     study: dict[str, Any] = field(default_factory=dict)
+    weights: Artifact | None = None  # given for this stage, which then does not train
     stop: Stop = field(default_factory=Stop)
 
 
@@ -71,7 +72,7 @@ STAGES = {
         Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots"),
         Stage("train-slotformer", 1, "train SlotFormer, which predicts slots", "train_slotformer"),
         Stage("rollout", 1, "predict the slots after the observed frames", "rollout"),
-        Stage("train-readout", 1, "train a readout on slots: will red touch yellow?", "train_readout"),
-        Stage("evaluate", 1, "test the readouts once and write the report", "evaluate"),
+        Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
+        Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
     )
 }

@@ -21,10 +21,10 @@ from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
 from physion.report.html import Comparison, Plot, ProvenanceRow, ReportContext, Still, VideoPanel, render_report
-from physion.report.metrics import compare_modes, evaluate_predictions, headline
+from physion.report.metrics import compare_modes, evaluate_predictions, headline, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages import Job
-from physion.stages.train_readout import predict
+from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, device
 
@@ -40,10 +40,16 @@ def run(job: Job) -> dict[str, Any]:
     labels = np.array([bool(video.label) for video in videos])
     probabilities: dict[str, np.ndarray] = {}
     thresholds: dict[str, list[float]] = {}
+    selected: dict[str, dict[str, Any]] = {}
     for mode, readouts in _readouts(job).items():
         frames = job.study["train-readout"]["model"][mode]
         test = LabelledSlots(shards[sources[mode]], videos, frames)
-        probabilities[mode] = np.stack([predict(load_model(r.path(WEIGHTS), "readout"), test) for r in readouts])
+        candidates = [[WEIGHTS, *(name for name in readout.names() if name.startswith(EPOCHS))] for readout in readouts]
+        models = [load_model(r.path(n), "readout") for r, names in zip(readouts, candidates, strict=True) for n in names]
+        by_readout = np.split(predict(models, test), np.cumsum([len(names) for names in candidates])[:-1])
+        probabilities[mode] = np.stack([p[0] for p in by_readout])
+        # Readouts that were given have no epochs: each is the only candidate of its seed.
+        selected[mode] = paper_protocol(np.stack([p[1:] if len(p) > 1 else p for p in by_readout]), labels)
         thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
         job.stop.check()
 
@@ -73,6 +79,7 @@ def run(job: Job) -> dict[str, Any]:
         "dataset": job.study["dataset"],
         "modes": modes,
         "comparisons": {c.name: c.difference.as_json() for c in comparisons},
+        "paper_protocol": selected,
     }
     panels, stills = _pictures(job, config, videos, labels, probabilities, thresholds)
     simulated = job.study["dataset"] == "simulate"
@@ -90,10 +97,11 @@ def run(job: Job) -> dict[str, Any]:
             simulated=simulated,
             metrics=modes,
             comparisons=comparisons,
+            paper_protocol=selected,
             plots=plots,
             videos=panels,
             stills=stills,
-            histories={r: job.inputs[role].json(HISTORY) for r, role in _trained(job)},
+            histories={r: job.inputs[role].json(HISTORY) for r, role in _trained(job) if HISTORY in job.inputs[role].names()},
             provenance=[_provenance(artifact) for artifact in job.inputs.values()],
             config_yaml=yaml.safe_dump(job.study, sort_keys=False, width=120),
         )

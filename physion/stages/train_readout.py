@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,23 +14,38 @@ from physion.config.schema import TrainReadout
 from physion.data.clips import Batch, LabelledSlots
 from physion.data.shards import Shards
 from physion.models.readout import Readout
+from physion.models.weights import save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.stages import Job
-from physion.training.engine import Task, fit, initial_model, publish_weights
+from physion.store.artifacts import ArtifactWriter
+from physion.training.engine import Task, device, fit, initial_model, publish_weights
+
+EPOCHS = "epochs/"
 
 
 class ReadoutTask(Task):
-    """Slots of a video in, binary cross-entropy of its outcome out."""
+    """Slots of a video in, binary cross-entropy of its outcome out. The weights after every epoch are kept."""
 
-    def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int) -> None:
+    def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
         _, count, size = slots.shape("slots")
+        self.sizes = {"slots": count, "slot_size": size}
+        self.steps, self.output = config.optim.steps, output
         self.model: Readout = initial_model(seed, lambda: Readout(count, size))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
-        self.heldout: LabelledSlots = LabelledSlots(slots, slots.select(heldout=True), frames)
+        self.heldout: LabelledSlots = heldout_videos(slots, frames)
+        self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Binary cross-entropy."""
         return F.binary_cross_entropy_with_logits(self.model(batch["slots"]), batch["labels"])
+
+    def after_step(self, done: int) -> None:
+        """Keep the weights of an epoch: the published protocol chooses among them (`paper_protocol`)."""
+        if done % self.epoch_steps == 0 or done == self.steps:
+            epoch = -(-done // self.epoch_steps)
+            path = self.output.scratch / "epoch"
+            save_weights(path, self.model, "readout", self.sizes)
+            self.output.add_part(f"epoch-{epoch:05d}", {f"{EPOCHS}{epoch:05d}.safetensors": path})
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -37,22 +54,32 @@ def run(job: Job) -> dict[str, Any]:
     config: TrainReadout = job.config.model_copy(update={"seed": seed})
     slots = Shards(job.inputs["slots"])
     frames = getattr(config.model, str(job.params["features"]))
-    task = ReadoutTask(config, slots, frames, seed)
+    task = ReadoutTask(config, slots, frames, seed, job.output)
     rows = fit(task, config, job)
     model = task.model.cpu().eval()
-    probabilities = predict(model, task.heldout)
-    labels = task.heldout[range(len(task.heldout))]["labels"].bool().numpy()
+    return publish_weights(model, "readout", task.sizes, rows, job) | choose_on_heldout(model, task.heldout)
+
+
+def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
+    """The held-out readout videos."""
+    return LabelledSlots(slots, slots.select(heldout=True), frames)
+
+
+def choose_on_heldout(model: Readout, heldout: LabelledSlots) -> dict[str, Any]:
+    """The decision threshold of a readout, and how it does with it, on the held-out readout videos."""
+    probabilities = predict([model], heldout)[0]
+    labels = heldout[range(len(heldout))]["labels"].bool().numpy()
     threshold = choose_threshold(probabilities, labels)
-    _, count, size = slots.shape("slots")
-    metrics = publish_weights(model, "readout", {"slots": count, "slot_size": size}, rows, job)
-    return metrics | {
-        "threshold": threshold,
-        "heldout_balanced_accuracy": balanced_accuracy(probabilities, labels, threshold),
-    }
+    return {"threshold": threshold, "heldout_balanced_accuracy": balanced_accuracy(probabilities, labels, threshold)}
 
 
 @torch.inference_mode()
-def predict(model: Readout, videos: LabelledSlots, batch: int = 64) -> Any:
-    """Probability that red touches yellow, float64 [videos]."""
-    logits = [model(videos[range(first, min(first + batch, len(videos)))]["slots"]) for first in range(0, len(videos), batch)]
-    return torch.cat(logits).double().sigmoid().numpy()
+def predict(models: Sequence[Readout], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
+    """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models."""
+    where = device()
+    models = [model.to(where) for model in models]
+    logits = []
+    for first in range(0, len(videos), batch):
+        slots = videos[range(first, min(first + batch, len(videos)))]["slots"].to(where)
+        logits.append(torch.stack([model(slots) for model in models]))
+    return torch.cat(logits, 1).double().sigmoid().cpu().numpy()

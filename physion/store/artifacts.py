@@ -52,6 +52,7 @@ class Manifest(BaseModel):
     inputs: dict[str, str]
     files: list[FileRecord]
     metrics: dict[str, Any] = {}
+    origin: dict[str, Any] = {}  # of named weights: where they come from
     code: str
     host: dict[str, Any] = {}
     created: str
@@ -68,11 +69,15 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
 
     Raises ConfigError when a newer version of this program wrote it, DataError when it cannot be read.
     """
-    key = f"{prefix_of(stage, fingerprint)}/{MANIFEST}"
+    return manifest_at(store, prefix_of(stage, fingerprint), f"run `physion stage {stage} --force` to make it again")
+
+
+def manifest_at(store: Store, prefix: str, advice: str) -> Manifest | None:
+    """The manifest below a prefix; None when there is none. `advice` says what to do about a damaged one."""
+    key = f"{prefix}/{MANIFEST}"
     data = store.read(key)
     if data is None:
         return None
-    advice = f"run `physion stage {stage} --force` to make it again"
     try:
         tree = json.loads(data)
         written = int(tree["format"])
@@ -89,10 +94,11 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
 class Artifact:
     """A published artifact, for reading. Every file is checked against its SHA-256 before its first use."""
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest, prefix: str = "", advice: str = "") -> None:
         self.store = store
         self.manifest = manifest
-        self.prefix = prefix_of(manifest.stage, manifest.fingerprint)
+        self.prefix = prefix or prefix_of(manifest.stage, manifest.fingerprint)
+        self._advice = advice or f"run `physion stage {manifest.stage} --force` (same options) to make it again"
         self._records = {record.name: record for record in manifest.files}
         self._verified: dict[str, Path] = {}
 
@@ -108,12 +114,11 @@ class Artifact:
         if name not in self._verified:
             record = self._records[name]
             key = f"{self.prefix}/{name}"
-            advice = f"run `physion stage {self.manifest.stage} --force` (same options) to make it again"
             if self.store.size(key) is None:
-                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {advice}")
+                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}")
             path = self.store.fetch(key)
             if path.stat().st_size != record.size or sha256_of(path) != record.sha256:
-                raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {advice}")
+                raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {self._advice}")
             self._verified[name] = path
         return self._verified[name]
 
@@ -125,9 +130,9 @@ class Artifact:
 class ArtifactWriter:
     """An artifact that is being made; a second writer of the same artifact goes on where the first one stopped."""
 
-    def __init__(self, store: Store, stage: str, fingerprint: str) -> None:
+    def __init__(self, store: Store, stage: str, fingerprint: str, prefix: str = "") -> None:
         self.store = store
-        self.prefix = prefix_of(stage, fingerprint)
+        self.prefix = prefix or prefix_of(stage, fingerprint)
         self._scratch: Path | None = None
 
     @property
@@ -175,7 +180,7 @@ class ArtifactWriter:
         """Write the manifest unless another runner just did, and clean up. Returns the one that stands."""
         data = manifest.model_dump_json(indent=1).encode()
         self.store.write(f"{self.prefix}/{MANIFEST}", data, if_absent=True)
-        standing = read_manifest(self.store, manifest.stage, manifest.fingerprint)
+        standing = manifest_at(self.store, self.prefix, "remove it and publish again")
         assert standing is not None
         self._delete_all_but({MANIFEST, *(record.name for record in standing.files)})
         return standing

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from physion.errors import ConfigError, PhysionError, TransientError
+from physion.errors import ConfigError, DataError, PhysionError, TransientError
 
 STAGING = ".staging"
 
@@ -49,6 +49,17 @@ class LocalStore:
             return self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _explained(error, f"store {self.uri}: cannot read {key}") from error
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+        try:
+            with self._path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.uri}/{key} is missing") from error
         except OSError as error:
             raise _explained(error, f"store {self.uri}: cannot read {key}") from error
 

@@ -24,6 +24,9 @@ class Store(Protocol):
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None when there is none."""
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
 

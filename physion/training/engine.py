@@ -57,6 +57,9 @@ class Task(ABC):
     def loss(self, batch: Batch, step: int) -> Tensor:
         """The training loss of a batch, a scalar."""
 
+    def after_step(self, done: int) -> None:  # noqa: B027 (most tasks have nothing to do)
+        """Called after each optimizer step, before a checkpoint of that step; `done` counts the steps made."""
+
     def heldout_loss(self, batch: Batch) -> Tensor:
         """The held-out loss of a batch, a scalar; the model is in eval mode."""
         return self.loss(batch, 0)
@@ -165,6 +168,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
             adam.zero_grad()
             waiting.append((loss.detach().float(), norm))
             done = step + 1
+            task.after_step(done)
             measuring = done % config.heldout_every == 0 or done == optim.steps
             saving = done < optim.steps and (done % config.checkpoint_every == 0 or job.stop.signal is not None)
             if measuring or saving or len(waiting) == LOOK_EVERY:

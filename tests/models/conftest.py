@@ -11,7 +11,7 @@ import torch
 
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
 from physion.models.dvae import DVAE
-from physion.models.published import from_published
+from physion.models.published import from_published, frozen_copies, to_published
 from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
@@ -49,6 +49,11 @@ class Goldens:
             digest.update(key.encode() + value.tobytes())
             state[key] = torch.from_numpy(value)
         return state
+
+    def checkpoint(self, name):
+        """The whole published state dict: what the rule makes, in its order, with the constants that it leaves."""
+        whole = to_published(self.model(name), frozen_copies(name, self.published(name)))
+        return {key: whole[key] for key in self.keys[name]}
 
     def input(self, case, name):
         facts = self.info["cases"][case]["inputs"][name]

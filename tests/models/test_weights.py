@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
 from physion.errors import DataError
-from physion.models.published import from_published, to_published
+from physion.models.published import copies_for, from_published, to_published
 from physion.models.weights import build_model, load_model, save_weights
 
 CONFIGS = {
@@ -90,10 +90,7 @@ def test_files_that_are_no_weights(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_published_state_dicts_come_in_and_go_out(goldens, name):
     model, keys = goldens.model(name), goldens.keys[name]
-    published = to_published(model, **{
-        "steve": lambda: {"dvae": goldens.model("dvae")},
-        "slotformer": lambda: {"dvae": goldens.model("dvae"), "steve": goldens.model("steve")},
-    }.get(name, dict)())  # fmt: skip
+    published = to_published(model, copies_for(name, goldens.model("dvae"), goldens.model("steve")))
     shapes = {key: [*value.shape, str(value.dtype).removeprefix("torch.")] for key, value in published.items()}
     assert shapes == keys
     back = from_published(name, published)

@@ -1,0 +1,211 @@
+"""`physion weights`: published checkpoints in and out, and named weights from store to store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.config.load import load_config, nearest
+from physion.errors import ConfigError
+from physion.pipeline.given import given_weights
+from physion.pipeline.graph import Node, build_graph, select
+from physion.store.artifacts import Artifact, Manifest, read_manifest, sha256_of
+from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
+from physion.store.store import Store, open_store
+
+KINDS = ("dvae", "steve", "slotformer", "readout")
+
+weights_app = typer.Typer(help="Bring in published checkpoints, share and fetch named weights.", no_args_is_help=True)
+Source = Annotated[str, typer.Argument(help="pretrained/<name>, or a trained stage such as train-steve.")]
+Features = Annotated[str | None, typer.Option(help="Of a trained readout: observed, rollout or full.")]
+Seed = Annotated[int | None, typer.Option(help="Of a trained readout.")]
+Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or the name alone.")]
+
+
+@weights_app.command(
+    "import", epilog="Example: physion weights import model_10.pth --as steve --name steve-physion -s runs/paper"
+)
+def import_command(
+    file: Annotated[Path, typer.Argument(help="Published .pth file: a state dict, bare or under `state_dict`.")],
+    kind: Annotated[str, typer.Option("--as", help=f"Which model it holds: {', '.join(KINDS)}.")],
+    store: StoreURI,
+    name: Annotated[str | None, typer.Option(help="Name to give it; default: the model and the file's name.")] = None,
+    preset: Preset = "paper",
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Check a published checkpoint against the configured model and make it named weights of the store."""
+    if kind not in KINDS:
+        raise ConfigError(f"unknown model '{kind}'{nearest(kind, KINDS)}; models: {', '.join(KINDS)}")
+    from physion.models.published import read_published, take_apart
+
+    target, sizes = open_store(store), load_config(preset, overrides).model_sizes()
+    model, frozen = take_apart(read_published(file), kind, sizes, str(file))
+    origin = {"file": file.name, "sha256": sha256_of(file)}
+    _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
+
+
+@weights_app.command("export", epilog="Example: physion weights export train-steve steve.pth -p small -s runs/small")
+def export(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="File to write, for the authors' code.")],
+    store: StoreURI,
+    preset: Preset = "paper",
+    overrides: Overrides = [],  # noqa: B006
+    features: Features = None,
+    seed: Seed = None,
+) -> None:
+    """Write weights as a published .pth: the same keys, the frozen copies and stored constants included."""
+    import torch
+
+    from physion.models.published import to_published
+
+    if file.exists():
+        raise ConfigError(f"{file} exists; choose another name, or remove it first")
+    model, frozen, _ = _weights(source, open_store(store), preset, overrides, features, seed)
+    state = {key: value.contiguous() for key, value in to_published(model, frozen).items()}
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        torch.save({"state_dict": state}, partial)
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:  # torch reports a missing folder as a RuntimeError
+        raise ConfigError(f"{file}: cannot be written ({str(error).splitlines()[0]})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    print(file)
+
+
+@weights_app.command(
+    epilog="Examples: physion weights push train-steve --name my-steve --to s3://bucket/physion -p small -s runs/small    |    "
+    "physion weights push pretrained/steve-physion --to s3://bucket/physion -s runs/paper"
+)
+def push(
+    source: Source,
+    store: StoreURI,
+    to: Annotated[str | None, typer.Option(help="Store to share in; default: the store it is in.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name to share a trained stage's weights under.")] = None,
+    preset: Preset = "paper",
+    overrides: Overrides = [],  # noqa: B006
+    features: Features = None,
+    seed: Seed = None,
+) -> None:
+    """Share what was trained or imported here, as named weights of a store."""
+    origin, target = open_store(store), open_store(to or store)
+    if source.startswith(f"{PREFIX}/"):
+        if name is not None:
+            raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")
+        _say(target, copy_weights(find_weights(origin, source), target, _partial()))
+        return
+    if name is None:
+        raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
+    model, frozen, node = _weights(source, origin, preset, overrides, features, seed)
+    assert node is not None
+    kind = node.stage.removeprefix("train-")
+    sizes = load_config(preset, overrides).model_sizes()[kind]
+    _say(target, _publish(target, name, kind, sizes, model, frozen, {"stage": node.name, "fingerprint": node.fingerprint}))
+
+
+@weights_app.command(epilog="Example: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper")
+def pull(
+    name: Reference,
+    source: Annotated[str, typer.Option("--from", help="Store to fetch from, such as s3://bucket/prefix.")],
+    store: StoreURI,
+) -> None:
+    """Fetch named weights from another store; a download that broke off goes on where it was."""
+    target = open_store(store)
+    _say(target, copy_weights(find_weights(open_store(source), name), target, _partial()))
+
+
+@weights_app.command("list")
+def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
+    """List the named weights of a store."""
+    found = list_weights(open_store(store))
+    if as_json:
+        print(json.dumps([json.loads(manifest.model_dump_json()) for manifest in found], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "for", "parameters", "bytes", "made", "from"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("parameters", "bytes") else "left")
+    for manifest in found:
+        size = sum(record.size for record in manifest.files)
+        origin = str(manifest.origin.get("file") or manifest.origin.get("stage", ""))
+        cells = (f"{manifest.metrics['parameters']:,}", f"{size:,}", manifest.created[:10], origin)
+        table.add_row(manifest.instance, manifest.stage, *cells)
+    Console().print(table if found else f"no named weights in {store}")
+
+
+@weights_app.command()
+def remove(name: Reference, store: StoreURI) -> None:
+    """Remove named weights, whole or broken; artifacts made with them stay."""
+    remove_weights(open_store(store), name)
+
+
+def _weights(
+    source: str, store: Store, preset: str, overrides: list[str], features: str | None, seed: int | None
+) -> tuple[Any, dict[str, Any], Node | None]:
+    """Model, frozen copies, and the plan's node when it was trained here, of `pretrained/<name>` or of a trained stage."""
+    from physion.models.published import copies_for, load_copies
+    from physion.models.weights import load_model
+
+    if source.startswith(f"{PREFIX}/"):
+        artifact = find_weights(store, source)
+        path, frozen = role_of(artifact, "weights"), role_of(artifact, "frozen")
+        assert path is not None
+        return load_model(path), load_copies(frozen) if frozen else {}, None
+    stages = [f"train-{kind}" for kind in KINDS]
+    if source not in stages:
+        raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(stages)})")
+    config = load_config(preset, overrides)
+    graph = build_graph(config, given_weights(config, store))
+    node = select(graph, source, {"features": features, "seed": seed})
+
+    def trained(name: str) -> Any:
+        manifest = read_manifest(store, graph[name].stage, graph[name].fingerprint)
+        if manifest is None:
+            raise ConfigError(f"{name} of preset {preset} is not in {store.uri}: give the preset and overrides of its training")
+        return load_model(Artifact(store, manifest).path("weights.safetensors"))
+
+    kind = source.removeprefix("train-")
+    dvae = trained("train-dvae") if kind in ("steve", "slotformer") else None
+    steve = trained("train-steve") if kind == "slotformer" else None
+    return trained(node.name), copies_for(kind, dvae, steve), node
+
+
+def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen: dict[str, Any], origin: Any) -> Manifest:
+    """Save and publish; the manifest tells by digests which models these weights belong with."""
+    from physion.models.published import digests, save_copies
+    from physion.models.weights import save_weights
+
+    scratch = store.scratch()
+    try:
+        files = {"weights": scratch / "weights"}
+        save_weights(files["weights"], model, kind, sizes)
+        if frozen:
+            files["frozen"] = scratch / "frozen"
+            save_copies(files["frozen"], frozen)
+        metrics = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "digests": digests(kind, model.state_dict(), frozen),
+        }
+        return publish_weights(store, name, f"train-{kind}", files, sizes, metrics, origin)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _partial() -> Path:
+    return Path.home() / ".cache" / "physion" / "partial"
+
+
+def _say(store: Store, manifest: Manifest) -> None:
+    reference = f"{PREFIX}/{manifest.instance}"
+    option = f"{manifest.stage}.weights={reference}"
+    if manifest.stage == "train-readout":
+        option = f"{manifest.stage}.weights.rollout={reference}"
+    print(f"{store.uri}/{reference}\nuse it with: --set {option}")
