@@ -96,11 +96,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             value = float(value)  # YAML 1.1 reads 2e-4 as text
     node = tree
     for key in keys[:-1]:
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
+        below = node.get(key)
+        if not isinstance(below, dict | None):
             raise ConfigError(f"--set {override}: '{key}' holds a value, not a section")
+        node[key] = dict(below or {})  # a copy: YAML's anchors share one mapping between several places
+        node = node[key]
     node[keys[-1]] = value
 
 

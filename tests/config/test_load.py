@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from physion.config.load import fingerprinted, load_config, nearest, preset_names
+from physion.config.load import fingerprinted, load_config, nearest, preset_names, preset_text
 from physion.config.schema import Config
 from physion.errors import ConfigError
 
@@ -115,6 +115,17 @@ def test_what_show_prints_loads_again(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(str(path)) == config
+
+
+def test_an_override_reaches_only_its_place_where_yaml_shares_a_mapping(tmp_path):
+    tree = yaml.safe_load(preset_text("smoke"))
+    shared = tree["train-steve"]["optim"]
+    tree["train-dvae"]["optim"] = tree["train-slotformer"]["optim"] = shared
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(tree))
+    assert "&id" in (tmp_path / "shared.yaml").read_text()
+    config = load_config(str(tmp_path / "shared.yaml"), ["train-steve.optim.lr=0.5"])
+    assert config.train_steve.optim.lr == 0.5
+    assert config.train_dvae.optim.lr == config.train_slotformer.optim.lr == shared["lr"]
 
 
 def test_knobs_are_left_out_of_what_is_fingerprinted():
