@@ -142,6 +142,7 @@ def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: As
                 "fingerprint": node.fingerprint,
                 "inputs": node.inputs,
                 "cached": manifest is not None,
+                "weights": node.weights.prefix if node.weights else None,
                 "bytes": costs[node.name].bytes,
                 "flops": costs[node.name].flops,
                 "accelerator_hours": costs[node.name].flops / SUSTAINED / 3600,
@@ -158,7 +159,7 @@ def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: As
     for column in ("output", "FLOPs", "GPU time"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        state = "[green]cached[/]" if row["cached"] else "to do"
+        state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
         table.add_row(row["name"], row["fingerprint"][:12], state, *_cost_cells(row))
     todo = [row for row in rows if not row["cached"]]
     total = {key: sum(row[key] for row in todo) for key in ("bytes", "flops", "accelerator_hours")}

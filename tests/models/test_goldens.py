@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from physion.models import dvae
 from physion.models.dvae import gumbel_softmax, gumbel_tau
 from physion.models.published import frozen_copies
 from physion.models.steve import resize_masks
@@ -78,10 +79,10 @@ def test_steve(goldens):
 
 
 def test_steve_tokens_are_those_of_the_dvae_inside(goldens):
-    golden, dvae = goldens.arrays("steve_A"), goldens.model("dvae")
+    golden, model = goldens.arrays("steve_A"), goldens.model("dvae")
     copy = frozen_copies("steve", goldens.published("steve"))
-    dvae.load_state_dict({key.removeprefix("dvae."): value for key, value in copy.items()})
-    tokens = dvae.tokenize(goldens.input("steve_A", "steve.img")[0]).flatten(1)
+    model.load_state_dict({key.removeprefix("dvae."): value for key, value in copy.items()})
+    tokens = model.tokenize(goldens.input("steve_A", "steve.img")[0]).flatten(1)
     same_tokens(tokens, golden["target_token_id"], golden["token_margin"])
 
 
@@ -119,6 +120,55 @@ def test_readout(goldens):
             assert (judged == labels.bool()).float().mean().item() == pytest.approx(value, abs=1e-6)
     loss.backward()
     same_gradients(model, golden)
+
+
+@torch.inference_mode()
+def test_bulk_inference(goldens, monkeypatch):
+    """As `tokenize` and `extract-slots` call the models: several videos, chunks with their state carried, no masks."""
+    golden, model = goldens.arrays("steve_A"), goldens.model("steve")
+    images = goldens.input("steve_A", "steve.img").expand(2, -1, -1, -1, -1)
+    for sizes in ([4], [1, 3], [2, 1, 1]):
+        state, slots = None, []
+        for chunk in images.split(sizes, 1):
+            out = model.encode(chunk, state, with_masks=False)
+            state = out.state
+            slots.append(out.slots)
+        close(torch.cat(slots, 1), golden["slots"].expand(2, -1, -1, -1))
+    golden, model = goldens.arrays("dvae_A"), goldens.model("dvae")
+    monkeypatch.setattr(dvae, "TOKENIZE_CHUNK", 300)
+    same_tokens(model.tokenize(goldens.input("dvae_A", "dvae.img")), golden["tokens"], golden["token_margin"])
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_mixed_precision(goldens, precision):
+    """What training computes on a GPU, here by CPU autocast.
+
+    A product in half precision is off by up to half its epsilon, relatively. Errors of independent roundings add up like their
+    root mean square, and the longest chain here (ten predictions through eight layers each) comes to four of them: eight are
+    allowed, relative to the golden's spread. A loss averages over thousands of errors of either sign: one.
+    """
+    rounding = torch.finfo(precision).eps / 2
+
+    def near(ours, golden):
+        assert (ours.float() - golden).square().mean().sqrt() < 8 * rounding * golden.std()
+
+    with torch.autocast("cpu", precision):
+        golden, model = goldens.arrays("dvae_A"), goldens.model("dvae")
+        near(model.encode(goldens.input("dvae_A", "dvae.img"))[:, :, :8, :8], golden["logits_crop"])
+        near(model.decode_tokens(golden["tokens"].long()), golden["recon_hard"])
+        golden, model = goldens.arrays("steve_A"), goldens.model("steve")
+        slots = model.encode(goldens.input("steve_A", "steve.img")).slots
+        near(slots, golden["slots"])
+        loss = model.loss(slots, golden["target_token_id"].long()[None])
+        assert loss.item() == pytest.approx(golden["token_recon_loss"].item(), rel=rounding)
+        golden, model = goldens.arrays("slotformer_A"), goldens.model("slotformer")
+        clip = goldens.input("slotformer_A", "slotformer.slots")
+        near(model.predict(clip[:, :15], 10), golden["pred_slots"])
+        assert model.loss(clip).item() == pytest.approx(golden["slot_recon_loss"].item(), rel=rounding)
+        golden, model = goldens.arrays("readout_A"), goldens.model("readout")
+        logits = model(goldens.input("readout_A", "readout.slots"))
+        assert (logits.float() - golden["logits"]).abs().max() < 8 * rounding * golden["logits"].abs().max()
 
 
 def test_gumbel_temperature(goldens):
