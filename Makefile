@@ -1,4 +1,4 @@
-# demo, test and check each set up .venv from requirements.lock first. Needed: Python 3.11+ (on Debian with python3-venv, which
+# demo, test and check each set up .venv from requirements-dev.lock first. Needed: Python 3.11+ (on Debian with python3-venv, which
 # root gets installed).
 PYTHON ?= python3
 STORE ?= runs/demo
@@ -18,23 +18,27 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. Versions and hashes are the lock's,
-# and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded but uv.
-$(VENV)/ready: requirements.lock pyproject.toml
+# uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. Versions and hashes are the locks',
+# and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded.
+$(VENV)/ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "physion needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || if test "$$(id -u)" = 0; then apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null; \
 		else echo "Python's venv module is missing: sudo apt-get install python3-venv, then make again"; exit 1; fi
 	@echo "setting up $(VENV) (once; downloads about 3 GB)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@test -x "$(UV)" || $(VENV)/bin/pip install --quiet --disable-pip-version-check uv
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@test -x "$(UV)" || $(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-build.lock
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --compile-bytecode --require-hashes -r requirements-dev.lock
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Versions and hashes of everything, for every platform; names no registry.
+# Versions and hashes of everything, for every platform; names no registry. What the image runs, what builds it, and all of it
+# with the tools of development: three files, one version of each package.
+COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-index-url --quiet
 lock:
-	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-annotate --no-header --no-emit-index-url --upgrade --quiet --output-file requirements.lock
+	$(COMPILE) --upgrade --all-extras --group dev --output-file requirements-dev.lock
+	$(COMPILE) --extra simulation --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE:pyproject.toml=) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from physion import __version__
@@ -186,6 +187,31 @@ def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = Fal
 def config_schema() -> None:
     """Print the JSON schema of a preset, for editors."""
     print(json.dumps(Config.model_json_schema(by_alias=True), indent=1))
+
+
+@app.command(epilog="Example: physion doctor --store s3://bucket/physion")
+def doctor(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Store to try: file:///path or s3://bucket/prefix."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Will it work on this machine? GPU, memory, cores, disk, store and clock; exit code 2 when something will not."""
+    from physion.doctor import Finding, examine
+
+    findings: list[Finding] = []
+    for finding in examine(open_store(store) if store else None, Path.home() / ".cache" / "physion"):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
+            line = f"[{colour}]{finding.state:<4}[/]  {finding.name:<8} {escape(finding.text)}"
+            Console().print(line, soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    failed = [finding.name for finding in findings if finding.state == "fail"]
+    if failed:
+        raise ConfigError(f"will not work as it is: {', '.join(failed)}")
 
 
 @app.command("contact-sheet", epilog="Example: physion contact-sheet sheet.png --seed 3")

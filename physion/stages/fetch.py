@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import re
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -18,6 +19,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import certifi
 
 from physion.config.schema import SUBSETS, Fetch
 from physion.data.layout import read_subset
@@ -156,7 +159,9 @@ def _local(source: str, job: Job) -> Path:
 def _download(url: str, path: Path, job: Job) -> None:
     have = path.stat().st_size if path.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
+    trusted.load_verify_locations(certifi.where())
+    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:
         if response.status != 206:
             have = 0
         total = have + int(response.headers.get("Content-Length") or 0)

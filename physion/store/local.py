@@ -111,6 +111,10 @@ class LocalStore:
         with _clear_errors(f"store {self.uri}: cannot delete {key}"):
             self._path(key).unlink(missing_ok=True)
 
+    def clock_skew(self) -> float | None:
+        """None: there is one clock."""
+        return None
+
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         assert all(part not in ("", "..") for part in parts), key

@@ -42,6 +42,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
 
+    def clock_skew(self) -> float | None:
+        """Seconds that this machine's clock is ahead of the store's; None where both are the same clock."""
+
 
 def open_store(uri: str) -> Store:
     """The store at `file:///path` (or a plain path).

@@ -1,0 +1,170 @@
+"""Will it work here? One finding a line: GPU and driver, memory shared between processes, cores, memory, disk, store, clock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from physion.errors import PhysionError
+from physion.store.store import Store
+
+State = Literal["ok", "warn", "fail"]
+GiB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+SHM = Path("/dev/shm")
+SKEW_WARNED, SKEW_REFUSED = 60.0, 15 * 60.0  # seconds; S3 refuses requests that are a quarter of an hour off
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, whether it will do, and what was seen (and what to do)."""
+
+    name: str
+    state: State
+    text: str
+
+
+def examine(store: Store | None, scratch: Path) -> Iterator[Finding]:
+    """Look at everything, one finding at a time; a check that itself breaks is a failure of its own."""
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("gpu", gpu),
+        ("shm", shared_memory),
+        ("cores", cores),
+        ("memory", memory),
+        ("scratch", lambda: free_space(scratch)),
+    ]
+    if store is not None:
+        checks += [("store", lambda: reachable(store)), ("clock", lambda: clock(store))]
+    for name, check in checks:
+        try:
+            yield check()
+        except PhysionError as error:
+            yield Finding(name, "fail", str(error))
+        except Exception as error:
+            yield Finding(name, "fail", f"{type(error).__name__}: {error}")
+
+
+def gpu() -> Finding:
+    """Whether torch can use the GPU that the machine has."""
+    import torch
+
+    build = f"torch {torch.__version__}, CUDA build {torch.version.cuda or 'none'}"
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = ", ".join(f"{device.name} ({device.total_memory / GiB:.0f} GiB)" for device in devices)
+        torch.zeros(1, device="cuda").add_(1).item()  # a driver can be seen and still not run anything
+        return Finding("gpu", "ok", f"{names}; {build}")
+    driver = _driver()
+    if driver is None and not list(Path("/dev").glob("nvidia[0-9]*")):
+        return Finding("gpu", "ok", f"none: everything runs on the CPU; {build}")
+    return Finding(
+        "gpu",
+        "fail",
+        f"there is one (driver {driver or 'not loaded'}), but {build} cannot use it: the driver is too old for that CUDA, or the "
+        "container was started without the GPU (docker: --gpus all)",
+    )
+
+
+def shared_memory() -> Finding:
+    """Data workers hand their batches over in /dev/shm."""
+    size = shutil.disk_usage(SHM).total if SHM.is_dir() else 0
+    text = f"/dev/shm has {_gib(size)}"
+    if size < GiB:
+        advice = "data workers beside a GPU need 1 GiB: docker run --shm-size 2g, or --set ...loader-workers=0"
+        return Finding("shm", "warn", f"{text}; {advice}")
+    return Finding("shm", "ok", text)
+
+
+def cores() -> Finding:
+    """Cores as this process may use them, and as its container is limited."""
+    usable = len(os.sched_getaffinity(0))
+    limit = _core_limit()
+    if limit is not None and limit < usable:
+        advice = "processes and threads are started for the cores seen; set OMP_NUM_THREADS and the stages' workers"
+        return Finding(
+            "cores", "warn" if limit < usable / 2 else "ok", f"{usable} seen, limited to the time of {limit:g}; {advice}"
+        )
+    return Finding("cores", "ok", f"{usable}")
+
+
+def memory() -> Finding:
+    """Memory of the machine, and as the container is limited."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [int(text) for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := _read(CGROUP / name)).isdigit()]
+    usable = min([total, *limits])
+    text = f"{_gib(usable)}" + (f" of the machine's {_gib(total)}" if usable < total else "")
+    return Finding(
+        "memory", "ok" if usable >= 2 * GiB else "warn", text + ("" if usable >= 2 * GiB else "; 2 GiB is the least")
+    )
+
+
+def free_space(scratch: Path) -> Finding:
+    """Disk for the cache and for files on their way to the store."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    probe = scratch / f".doctor-{uuid.uuid4().hex}"
+    try:
+        probe.write_bytes(b"x")
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    free = shutil.disk_usage(scratch).free
+    state: State = "ok" if free >= 10 * GiB else "warn" if free >= GiB else "fail"
+    return Finding(
+        "scratch", state, f"{_gib(free)} free in {scratch}" + ("" if state == "ok" else "; set PHYSION_CACHE elsewhere")
+    )
+
+
+def reachable(store: Store) -> Finding:
+    """Write, read and remove an object."""
+    key, data = f".physion/doctor-{uuid.uuid4().hex}", os.urandom(1024)
+    started = time.monotonic()
+    store.write(key, data)
+    same = store.read(key) == data
+    store.delete(key)
+    seconds = time.monotonic() - started
+    if not same:
+        return Finding("store", "fail", f"{store.uri}: an object came back changed")
+    return Finding("store", "ok", f"{store.uri}: wrote, read and removed an object in {1000 * seconds:.0f} ms")
+
+
+def clock(store: Store) -> Finding:
+    """This machine's clock against the store's: requests are signed with the time."""
+    skew = store.clock_skew()
+    if skew is None:
+        return Finding("clock", "ok", "the store is a directory: one clock")
+    text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store's"
+    if abs(skew) >= SKEW_WARNED:
+        state: State = "fail" if abs(skew) >= SKEW_REFUSED else "warn"
+        return Finding("clock", state, f"{text}; S3 refuses requests at 15 minutes: set the time (ntp) on this machine")
+    return Finding("clock", "ok", f"within {max(1.0, abs(skew)):.0f} s of the store's")
+
+
+def _driver() -> str | None:
+    words = _read(Path("/proc/driver/nvidia/version")).split()
+    return next((word for word in words if word[0].isdigit() and "." in word), None)
+
+
+def _core_limit() -> float | None:
+    """Cores' worth of time that the container gets (cgroup v2 or v1); None without a limit."""
+    quota, period = [*_read(CGROUP / "cpu.max").split(), "", ""][:2]
+    if not quota:
+        quota, period = (_read(CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _gib(count: float) -> str:
+    return f"{count / GiB:.1f} GiB"
