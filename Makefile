@@ -5,13 +5,17 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test check lock clean
+.PHONY: demo test test-containers check lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest
+
+# Needs a Docker daemon: builds the image, runs it hardened, and docker compose to its report. About 8 minutes.
+test-containers: $(VENV)/ready
+	$(VENV)/bin/pytest -m containers tests/containers
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -39,6 +43,15 @@ lock:
 	$(COMPILE) --upgrade --all-extras --group dev --output-file requirements-dev.lock
 	$(COMPILE) --extra simulation --constraint requirements-dev.lock --output-file requirements.lock
 	$(COMPILE:pyproject.toml=) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
+
+# Settings and generated S3 credentials of docker compose, readable by you alone.
+env: .env
+.env:
+	@umask 077; key() { head -c 64 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | head -c $$1; }; printf '%s\n' \
+		"# docker compose reads this file. docs/compose.md says how to use a bucket of AWS instead." \
+		"COMPOSE_PROFILES=s3" "PHYSION_PRESET=small" "PHYSION_STORE=s3://physion/study" "AWS_ENDPOINT_URL=http://s3:8333" \
+		"AWS_REGION=us-east-1" "AWS_ACCESS_KEY_ID=$$(key 20)" "AWS_SECRET_ACCESS_KEY=$$(key 40)" > $@
+	@echo "wrote .env: now docker compose up"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

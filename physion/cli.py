@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from physion.pipeline.given import given_weights
 from physion.pipeline.graph import Node, build_graph, select
 from physion.progress import duration, say
 from physion.stages import STAGES, Stop
-from physion.store.artifacts import read_manifest
+from physion.store.artifacts import Artifact, read_manifest
 from physion.store.store import Store, open_store
 
 app = typer.Typer(
@@ -70,7 +71,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(epilog="Example: physion run --preset tiny --store runs/tiny")
-def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+def run(
+    preset: Preset,
+    store: StoreURI,
+    overrides: Overrides = [],  # noqa: B006
+    report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
+    as_json: AsJSON = False,
+) -> None:
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
     from physion.pipeline.runner import Done, run_graph
 
@@ -89,6 +96,9 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
         finished = run_graph(graph, target, config, stop, starting=starting, done=done)
     last = finished[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
+    if report_to is not None:
+        _copy(Artifact(target, last).path("report.html"), report_to)
+        report = str(report_to)
     if as_json:
         print(json.dumps({"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}, indent=1))
     else:
@@ -228,6 +238,13 @@ def contact_sheet_command(
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
     print(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
 def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:

@@ -67,7 +67,7 @@ def gpu() -> Finding:
     return Finding(
         "gpu",
         "fail",
-        f"there is one (driver {driver or 'not loaded'}), but {build} cannot use it: the driver is too old for that CUDA, or the "
+        f"there is one (driver {driver or 'not loaded'}), but {build} cannot use it: the driver is too old for it, or the "
         "container was started without the GPU (docker: --gpus all)",
     )
 

@@ -1,0 +1,64 @@
+"""docker compose: the chain to its report, and again after the pipeline, the S3 server and the daemon were killed."""
+
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+from conftest import ROOT, docker, run
+
+DAEMON_UP = ROOT.parent / "shared" / "docker" / "up"  # where the daemon is ours to kill
+
+
+def wait_for(log, text, process):
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.1)
+
+
+def container(project, service):
+    return project("ps", "--all", "--quiet", service).stdout.strip()
+
+
+def test_the_chain_and_the_same_after_kills(project, tmp_path):
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    undisturbed = project.up()
+    assert undisturbed.returncode == 0, undisturbed.stdout[-3000:]
+    assert "report: /scratch/report.html" in undisturbed.stdout
+    assert project("ps", "--quiet").stdout == ""  # everything stopped
+    project("cp", "physion:/scratch/report.html", tmp_path)
+    assert "<html" in (tmp_path / "report.html").read_text()[:500]
+    wanted = project.metrics(tmp_path)
+    project("down")  # the volumes stay
+    again = project.up()
+    assert again.returncode == 0
+    assert again.stdout.count(": cached") == 20
+    secret = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if "=" in line)[
+        "AWS_SECRET_ACCESS_KEY"
+    ]
+    assert secret not in undisturbed.stdout + undisturbed.stderr + project("logs").stdout
+
+    project("down", "--volumes")
+    log = tmp_path / "up.log"
+    process = project.start(log)
+    wait_for(log, "train-dvae: train", process)
+    docker("kill", "--signal", "KILL", container(project, "physion"))
+    assert process.wait(timeout=120) != 0
+    process = project.start(log)
+    wait_for(log, "train-steve: train", process)
+    docker("kill", "--signal", "KILL", container(project, "s3"))
+    process.wait(timeout=600)
+    process = project.start(log)
+    wait_for(log, "train-slotformer: train", process)
+    if DAEMON_UP.exists() and os.geteuid() == 0:
+        os.kill(int((Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).parent / "pid").read_text()), signal.SIGKILL)
+        process.wait(timeout=120)
+        run(DAEMON_UP)
+    else:
+        project("kill")
+        process.wait(timeout=120)
+    ended = project.up()
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "train-dvae: cached" in ended.stdout
+    assert project.metrics(tmp_path) == wanted

@@ -1,0 +1,106 @@
+"""The image: hardened, small where it can be, clean, and quick to make again."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+
+from conftest import HARDENED, IMAGE, ROOT, build, docker
+
+SITE = "opt/physion/lib/python3.11/site-packages"
+# Public certificates of certificate authorities, which came with locked wheels.
+BUNDLES = {f"{SITE}/botocore/cacert.pem": "botocore", f"{SITE}/certifi/cacert.pem": "certifi"}
+SECRETS = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{100}|\bAKIA[0-9A-Z]{16}\b|://[^/\s:@'\"]+:[^/\s:@'\"]{8,}@"
+)
+FORBIDDEN = re.compile(r"(^|/)(\.env|\.netrc|\.aws|\.ssh|\.git|pip\.conf|\.pypirc|id_rsa|uv\.toml|__pycache__/conftest.*)($|/)")
+
+
+def inside(script):
+    return docker("run", "--rm", *HARDENED, "--network", "none", "--entrypoint", "sh", IMAGE, "-c", script).stdout
+
+
+def test_it_runs_hardened(image):
+    ended = docker("run", "--rm", *HARDENED, "--network", "none", "--memory", "512m", IMAGE, "--version")
+    assert ended.stdout == "physion 0.1.0\n"
+    assert (
+        docker("run", "--rm", *HARDENED, IMAGE, "stage", "nonsense", "-p", "smoke", "-s", "/scratch/x", check=False).returncode
+        == 2
+    )
+
+
+def test_it_is_nobody_and_writes_to_scratch_only(image):
+    assert image["Config"]["User"] == "10001:10001"
+    assert inside("id -u").strip() == "10001"
+    writable = inside("find / -xdev -writable -not -type l -not -path '/proc/*' -not -path '/dev/*' 2> /dev/null; true").split()
+    assert {path for path in writable if not path.startswith("/scratch")} <= {"/tmp", "/var/tmp", "/run/lock", "/var/lock"}
+    docker("run", "--rm", *HARDENED, "--entrypoint", "touch", IMAGE, "/scratch/file")
+    assert docker("run", "--rm", *HARDENED, "--entrypoint", "touch", IMAGE, "/opt/file", check=False).returncode == 1
+
+
+def test_labels(image):
+    labels = image["Config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    assert labels["org.opencontainers.image.revision"] == "abc123"
+
+
+def test_doctor_sees_the_limits(image):
+    options = (*HARDENED, "--network", "none", "--memory", "3g", "--cpus", "0.5", "--shm-size", "100m")
+    found = json.loads(docker("run", "--rm", *options, IMAGE, "doctor", "--json", "-s", "/scratch/store").stdout)
+    found = {finding["name"]: finding for finding in found}
+    assert "3.0 GiB of the machine's" in found["memory"]["text"]
+    assert "0.1 GiB" in found["shm"]["text"]
+    assert found["shm"]["state"] == "warn"
+    assert "limited to the time of 0.5" in found["cores"]["text"]
+    assert found["store"]["state"] == found["gpu"]["state"] == "ok"
+    refused = docker("run", "--rm", *HARDENED, IMAGE, "doctor", "-s", "/opt/store", check=False)
+    assert refused.returncode == 2
+    assert "will not work as it is: store" in refused.stderr
+
+
+def test_no_layer_holds_secrets_or_certificates(image):
+    """Every file of every layer above the base, also of one that a later layer hides."""
+    base = json.loads(docker("image", "inspect", "debian:bookworm-slim").stdout)[0]["RootFS"]["Layers"]
+    saving = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
+    problems, bundles, records, order, looked = {}, {}, {}, [], 0
+    with tarfile.open(fileobj=saving.stdout, mode="r|") as archive:
+        for member in archive:
+            if member.name == "manifest.json":
+                order = json.load(archive.extractfile(member))[0]["Layers"]
+            elif member.name.endswith("layer.tar") and member.isfile():
+                problems[member.name] = []
+                with tarfile.open(fileobj=archive.extractfile(member), mode="r|") as layer:
+                    for file in layer:
+                        data = layer.extractfile(file).read() if file.isfile() and file.size < 2 << 20 else b""
+                        looked += 1
+                        if file.name in BUNDLES:
+                            bundles[file.name] = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                        elif FORBIDDEN.search(file.name) or SECRETS.search(data) or b"BEGIN CERTIFICATE-----\nMII" in data:
+                            problems[member.name].append(file.name)
+                        if file.name.endswith(".dist-info/RECORD"):
+                            records |= {row[0]: row[1] for row in csv.reader(io.StringIO(data.decode())) if len(row) > 1}
+    assert saving.wait() == 0
+    assert looked > 10_000
+    assert [name for layer in order[len(base) :] for name in problems[layer]] == []
+    assert bundles.keys() == BUNDLES.keys()
+    for name, digest in bundles.items():  # as the locked wheels brought them: nothing of the building machine is in them
+        assert records[name.removeprefix(f"{SITE}/")] == f"sha256={digest}"
+
+
+def test_a_change_of_the_source_makes_one_layer_anew(image, tmp_path):
+    for name in ("images", "physion", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.lock", "requirements-build.lock", ".dockerignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    with (tmp_path / "physion/errors.py").open("a") as file:
+        file.write("\n# changed\n")
+    changed = build(tmp_path, "physion:test-changed")
+    docker("image", "rm", "physion:test-changed")
+    before, after = image["RootFS"]["Layers"], changed["RootFS"]["Layers"]
+    assert len(before) == len(after)
+    assert [one == two for one, two in zip(before, after, strict=True)] == [True] * (len(before) - 1) + [False]
