@@ -104,7 +104,7 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        assert all(part not in ("", "..") for part in parts), key
+        assert all(part not in ("", ".", "..") for part in parts), key
         return self.root.joinpath(*parts)
 
 

@@ -102,7 +102,7 @@ class S3Store:
             data = answer["Body"].read()
             found = hashlib.sha256(data).hexdigest()
             if answer["Metadata"].get("sha256", found) != found:
-                raise Damaged("what came is not what was stored")
+                raise Damaged
             return data
 
         try:
@@ -270,9 +270,9 @@ class S3Store:
                 answer = client.get_object(Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{end - 1}")
                 whole = answer.get("ContentRange", "").rpartition("/")[2]
                 if whole not in ("", str(size)):
-                    raise Damaged(corrupt, whole)
+                    raise Damaged(whole, corrupt)
                 if not whole or answer["ContentLength"] != end - start:
-                    raise Damaged("a part of another length came")
+                    raise Damaged
                 with path.open("r+b") as file:
                     file.seek(start)
                     while piece := answer["Body"].read(PIECE):
@@ -286,7 +286,7 @@ class S3Store:
                 for _done in self._requests.at_once([partial(fetch_part, start) for start in range(0, size, self._part)]):
                     digest.update(file.read(self._part))
             if sha256 not in (None, digest.hexdigest()):
-                raise Damaged(corrupt, digest.hexdigest())
+                raise Damaged(digest.hexdigest(), corrupt)
 
         try:
             with clear_errors(f"store {self.uri}: cannot fetch {key}"):

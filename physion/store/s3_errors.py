@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
+from urllib3.util.ssl_match_hostname import CertificateError
 
 # Everything a request or the reading of its answer can raise.
-FAILURES = (boto.BotoCoreError, boto.ClientError, boto.HTTPClientError, ResponseParserError, HTTPError)
+FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError)
 
 # Codes with a status below 500 that say: the request was damaged on its way, came too slowly, or met another one.
 _HEALING = {
@@ -41,15 +42,18 @@ _ADVICE = {
     "ExpiredToken": "renew the session credentials",
     "InvalidToken": "renew the session credentials",
 }
-_REASONS = {301: "PermanentRedirect", 403: "AccessDenied"}  # of answers without a body, as to HEAD
+_REASONS = {301: "PermanentRedirect", 403: "AccessDenied", 404: "NoSuchKey"}  # to HEAD, whose answer has no body to say it
 
 
 class Damaged(Exception):
-    """A body that is not what was asked for; `content` says what it is instead, None when it is only a piece."""
+    """A body that is not what was asked for.
 
-    def __init__(self, what: str, content: str | None = None) -> None:
-        super().__init__(what)
-        self.content = content
+    `content` says what it is instead, and `verdict` what that means if the same comes again; both None for a mere piece.
+    """
+
+    def __init__(self, content: str | None = None, verdict: str | None = None) -> None:
+        super().__init__("what came is not what was stored")
+        self.content, self.verdict = content, verdict
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,16 @@ def diagnose(error: Exception, endpoint: str) -> Diagnosis:
     if isinstance(error, Damaged):
         return Diagnosis(True, str(error), "check the network and the proxies between here and the server")
     if isinstance(error, boto.ClientError):
-        return _answered(error)
+        return _answered(error, endpoint)
     if isinstance(error, ResponseParserError):
         return Diagnosis(True, f"{endpoint} does not answer as S3 does", "check AWS_ENDPOINT_URL")
     causes = list(_causes(error))
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+    if any(isinstance(cause, ssl.SSLCertVerificationError | CertificateError) for cause in causes):
         advice = "set AWS_CA_BUNDLE to the file of the authority that signed it"
         return Diagnosis(False, f"the certificate of {endpoint} is not trusted ({_last_words(causes)})", advice)
     if isinstance(error, boto.IncompleteReadError | boto.ResponseStreamingError):
         return Diagnosis(True, "the connection broke", "check the network")
-    if isinstance(error, boto.HTTPClientError | HTTPError):
+    if isinstance(error, boto.ConnectionError | boto.HTTPClientError | HTTPError):
         timeout = isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError)
         why = "no answer in time" if timeout else _last_words(causes)
         return Diagnosis(True, f"{endpoint} cannot be reached ({why})", _ENDPOINT)
@@ -87,17 +91,20 @@ def diagnose(error: Exception, endpoint: str) -> Diagnosis:
     return Diagnosis(heals, str(error), "check the AWS settings of this shell (AWS_* and ~/.aws)")
 
 
-def _answered(error: boto.ClientError) -> Diagnosis:
+def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
     """The server said no, or not now."""
     facts = error.response.get("ResponseMetadata", {})
     status = facts.get("HTTPStatusCode", 0)
     code = str(error.response.get("Error", {}).get("Code", status))
-    code = _REASONS.get(status, code) if code == str(status) else code
-    message = error.response.get("Error", {}).get("Message", "")
+    what = f"{code}: {error.response.get('Error', {}).get('Message', '')[:200]}".rstrip(":. ")
+    if code == str(status) and error.operation_name == "HeadObject":
+        code = what = _REASONS.get(status, code)
     heals = code in _HEALING or status in _HEALING_STATUS or (status >= 500 and status != 501)
     advice = _ADVICE.get(code, "wait for the server to recover" if heals else _ENDPOINT)
+    if code == str(status) and status < 500:  # the wrong server, or the answer of the right one broke off
+        heals, what = True, f"{endpoint} does not answer as S3 does ({what})"
     after = facts.get("HTTPHeaders", {}).get("retry-after", "")
-    return Diagnosis(heals, f"{code}: {message[:200]}".rstrip(": "), advice, float(after) if after.isdigit() else 0.0, code)
+    return Diagnosis(heals, what, advice, float(after) if after.isdigit() else 0.0, code)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -117,8 +124,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _last_words(causes: list[BaseException]) -> str:
     """The system's own text, such as "Connection refused", where there is one."""
     for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, boto.HTTPClientError | HTTPError):
+        if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
+            return getattr(cause, "verify_message", str(cause))
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, boto.BotoCoreError | HTTPError):
             return cause.strerror
     return type(causes[0]).__name__

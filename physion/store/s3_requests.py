@@ -15,6 +15,7 @@ import boto3
 from botocore.config import Config
 
 from physion.errors import ConfigError, DataError, TransientError
+from physion.progress import say
 from physion.store.s3_errors import FAILURES, KEYS, Damaged, diagnose
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AT_ONCE = 10
+SILENCE = 10.0  # seconds between words about failures
 LONGEST_WAIT = 120.0  # seconds, whatever the server's Retry-After says
-_MISSING = {"404", "NoSuchKey", "NoSuchUpload"}
-_REFUSED = {"412", "PreconditionFailed"}
+_MISSING = {"NoSuchKey", "NoSuchUpload"}
+_REFUSED = {"PreconditionFailed"}
 _UNSUPPORTED = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest"}
 
 
@@ -56,7 +58,7 @@ class Requests:
 
     def __init__(self, uri: str, patience: Patience) -> None:
         self.uri, self.patience = uri, patience
-        self._process = 0
+        self._process, self._next_word = 0, 0.0
         self._client: S3Client | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -81,10 +83,12 @@ class Requests:
                     raise ConfigError(problem) from error
                 if isinstance(error, Damaged) and error.content is not None:
                     if error.content == wrong:
-                        raise DataError(str(error)) from error
+                        raise DataError(error.verdict) from error
                     wrong = error.content
                 if attempt == patience.attempts:
                     raise TransientError(f"{problem}, then run the same command again ({attempt} attempts)") from error
+                if attempt > 2:
+                    self._tell(f"{problem}; trying again")
                 pause = random.uniform(0, min(patience.cap, patience.base * 2**attempt))
                 time.sleep(min(LONGEST_WAIT, max(found.retry_after, pause)))
         raise AssertionError("no attempt was made")
@@ -101,6 +105,12 @@ class Requests:
             for future in futures:
                 future.cancel()
             wait(futures)
+
+    def _tell(self, problem: str) -> None:
+        """Say what is going on, now and then: many requests may fail for one reason."""
+        if time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + SILENCE
+            say(problem)
 
     def client(self) -> S3Client:
         """This process's client: sockets and threads do not survive a fork."""

@@ -24,11 +24,11 @@ def make_scratch(root: Path) -> Path:
     Raises OSError where it cannot be made.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for path in [path for path in _held if not path.exists()]:
-        _held.pop(path).close()
-    # One at a time: nobody takes a directory between its making and its locking for a dead one's.
+    # One process or thread at a time: nobody takes a directory between its making and its locking for a dead one's.
     with root.with_name(root.name + LOCK).open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
+        for path in [path for path in list(_held) if not path.exists()]:
+            _held.pop(path).close()
         for entry in root.iterdir():
             if not _in_use(entry):
                 shutil.rmtree(entry, ignore_errors=True)
@@ -36,7 +36,7 @@ def make_scratch(root: Path) -> Path:
         path.mkdir()
         lock = (path / LOCK).open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
-    _held[path] = lock
+        _held[path] = lock
     return path
 
 
