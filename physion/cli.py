@@ -21,6 +21,7 @@ from rich.table import Table
 
 from physion import __version__
 from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.commands.store import store_app
 from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
 from physion.config.schema import Config
@@ -43,6 +44,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(weights_app, name="weights")
+app.add_typer(store_app, name="store")
 
 
 def main() -> NoReturn:

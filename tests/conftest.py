@@ -18,6 +18,7 @@ from physion.cli import main
 from physion.config.schema import SUBSETS
 from physion.data.layout import LABELS, label_key, video_path, write_labels
 from physion.data.video import write_mp4
+from physion.store.server import Server
 
 FRAMES, SIZE = 12, 32
 SCENARIOS = ("Collide", "Drop")
@@ -161,3 +162,27 @@ def store(finished, tmp_path):
     """A copy of the finished study."""
     shutil.copytree(finished, tmp_path / "store")
     return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory):
+    """A real S3 server with a bucket `tests`."""
+    server = Server(tmp_path_factory.mktemp("seaweedfs"), "tests")
+    server.start()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture
+def s3(seaweedfs, monkeypatch, tmp_path):
+    """An environment in which s3://tests is on that server; nothing of the caller's own settings is left."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HOME", "PHYSION_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    return seaweedfs

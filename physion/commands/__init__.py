@@ -12,7 +12,10 @@ Preset = Annotated[
     str, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help=f"One of: {', '.join(preset_names())}; or a YAML file.")
 ]
 StoreURI = Annotated[
-    str, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Where artifacts lie: file:///path (or a plain path).")
+    str,
+    typer.Option(
+        "--store", "-s", envvar="PHYSION_STORE", help="Where artifacts lie: a path, file:///path or s3://bucket/prefix."
+    ),
 ]
 Overrides = Annotated[
     list[str],

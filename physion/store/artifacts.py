@@ -7,20 +7,22 @@ the manifest is written, conditionally; then the records and checkpoints are rem
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from physion.errors import ConfigError, DataError
+from physion.store.checksums import sha256_of
 from physion.store.store import Store
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
 
 
 class FileRecord(BaseModel):
@@ -114,12 +116,12 @@ class Artifact:
         if name not in self._verified:
             record = self._records[name]
             key = f"{self.prefix}/{name}"
-            if self.store.size(key) is None:
-                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}")
-            path = self.store.fetch(key)
-            if path.stat().st_size != record.size or sha256_of(path) != record.sha256:
-                raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {self._advice}")
-            self._verified[name] = path
+            try:
+                self._verified[name] = self.store.fetch(key, size=record.size, sha256=record.sha256)
+            except FileNotFoundError as error:
+                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}") from error
+            except DataError as error:
+                raise DataError(f"{error}; {self._advice}") from error
         return self._verified[name]
 
     def json(self, name: str) -> Any:
@@ -165,16 +167,17 @@ class ArtifactWriter:
         The first writer of a file wins: the record is of the object that stands, so that two runners at once, whose floats
         may differ in the last bit, never publish a manifest of one with a file of the other.
         """
-        records = []
-        for name, path in files.items():
-            key = f"{self.prefix}/{name}"
-            record = _record(name, path)
-            if not self.store.upload(key, path):
-                record = _record(name, self.store.fetch(key))
-            records.append(record)
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            records = list(pool.map(self._add_file, files, files.values()))
         finished = Part(files=records, items=list(items), seconds=seconds)
         self.store.write(f"{self.prefix}/parts/{part}.json", finished.model_dump_json().encode())
         return finished
+
+    def _add_file(self, name: str, path: Path) -> FileRecord:
+        key, record = f"{self.prefix}/{name}", _record(name, path)
+        if self.store.upload(key, path, sha256=record.sha256):
+            return record
+        return _record(name, self.store.fetch(key))
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest unless another runner just did, and clean up. Returns the one that stands."""
@@ -203,9 +206,3 @@ class ArtifactWriter:
 
 def _record(name: str, path: Path) -> FileRecord:
     return FileRecord(name=name, size=path.stat().st_size, sha256=sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from physion.errors import ConfigError, DataError, PhysionError, TransientError
+from physion.store.checksums import sha256_of
+from physion.store.scratch import make_scratch, scratch
 
 STAGING = ".staging"
 
@@ -28,11 +29,8 @@ class LocalStore:
 
     def scratch(self) -> Path:
         """A fresh directory on the store's own file system, from which `upload` is a rename."""
-        with _clear_errors(f"store {self.uri}: cannot make a scratch directory"):
-            self._sweep()
-            path = self.root / STAGING / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            path.mkdir(parents=True)
-            return path
+        with clear_errors(f"store {self.uri}: cannot make a scratch directory"):
+            return make_scratch(self.root / STAGING)
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when there is none."""
@@ -66,49 +64,53 @@ class LocalStore:
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
         target = self._path(key)
-        with _clear_errors(f"store {self.uri}: cannot write {key}"):
-            staged = self.root / STAGING / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.object"
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                staged.write_bytes(data)
-                _flush(staged)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if not if_absent:
-                    staged.replace(target)
-                elif not _link(staged, target):
-                    return False
-                _flush(target.parent)
-            finally:
-                staged.unlink(missing_ok=True)
+        with clear_errors(f"store {self.uri}: cannot write {key}"), scratch(self.root / STAGING) as staging:
+            staged = staging / "object"
+            staged.write_bytes(data)
+            _flush(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not if_absent:
+                staged.replace(target)
+            elif not _link(staged, target):
+                return False
+            _flush(target.parent)
         return True
 
-    def upload(self, key: str, path: Path) -> bool:
-        """Make the file at `path` an object unless there is one already. Tells whether it did."""
+    def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
+        """Make the file at `path` an object unless there is one already; the file goes. Tells whether it did."""
         target = self._path(key)
-        with _clear_errors(f"store {self.uri}: cannot write {key}"):
+        with clear_errors(f"store {self.uri}: cannot write {key}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.stat().st_dev != target.parent.stat().st_dev:
-                path = Path(shutil.move(path, self.scratch() / "object"))
+                with scratch(self.root / STAGING) as staging:
+                    return self.upload(key, Path(shutil.move(path, staging / "object")))
             _flush(path)
             made = _link(path, target)
             path.unlink()
             _flush(target.parent)
         return made
 
-    def fetch(self, key: str) -> Path:
-        """A local file that holds the object: here, the object itself. Never write to it."""
-        return self._path(key)
+    def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local file that holds the object: here, the object itself. Never write to it.
+
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        """
+        path = self._path(key)
+        found = path.stat().st_size
+        if (size is not None and found != size) or (sha256 is not None and sha256_of(path) != sha256):
+            raise DataError(f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)")
+        return path
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
         top = self._path(prefix)
-        with _clear_errors(f"store {self.uri}: cannot list {prefix}"):
+        with clear_errors(f"store {self.uri}: cannot list {prefix}"):
             found = (p for p in top.rglob("*") if p.is_file()) if top.is_dir() else ()
             return sorted(p.relative_to(self.root).as_posix() for p in found)
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
-        with _clear_errors(f"store {self.uri}: cannot delete {key}"):
+        with clear_errors(f"store {self.uri}: cannot delete {key}"):
             self._path(key).unlink(missing_ok=True)
 
     def clock_skew(self) -> float | None:
@@ -117,29 +119,8 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        assert all(part not in ("", "..") for part in parts), key
+        assert all(part not in ("", ".", "..") for part in parts), key
         return self.root.joinpath(*parts)
-
-    def _sweep(self) -> None:
-        """Remove what processes that no longer run left in `.staging/`."""
-        staging = self.root / STAGING
-        for entry in staging.iterdir() if staging.is_dir() else ():
-            owner = entry.name.split("-")[0]
-            if owner.isdigit() and not _runs(int(owner)):
-                if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _link(path: Path, target: Path) -> bool:
@@ -160,7 +141,8 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _clear_errors(doing: str) -> Iterator[None]:
+def clear_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError of the local disk into a clear error: what was being done, why it failed, what to do."""
     try:
         yield
     except OSError as error:

@@ -30,11 +30,17 @@ class Store(Protocol):
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
 
-    def upload(self, key: str, path: Path) -> bool:
-        """Make a local file an object unless there is one already; the file may be moved. Tells whether it did."""
+    def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
+        """Make a local file an object unless there is one already; the file goes. Tells whether it did.
 
-    def fetch(self, key: str) -> Path:
-        """A local, read-only file that holds the object."""
+        `sha256` is the file's, from a caller who knows it.
+        """
+
+    def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local, read-only file that holds the object.
+
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        """
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
@@ -46,18 +52,27 @@ class Store(Protocol):
         """Seconds that this machine's clock is ahead of the store's; None where both are the same clock."""
 
 
-def open_store(uri: str) -> Store:
-    """The store at `file:///path` (or a plain path).
+def open_store(uri: str, cache_dir: Path | None = None) -> Store:
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path.
 
-    Raises ConfigError for another scheme; `s3://` is not there yet.
+    `cache_dir` is where an S3 store keeps files on their way, ~/.cache/physion unless given.
+
+    Raises ConfigError for what is no store.
     """
     parts = urlsplit(uri)
+    if "@" in parts.netloc or (parts.scheme == "s3" and ":" in parts.netloc):  # not repeated: it may hold a secret
+        raise ConfigError(
+            "a store is s3://bucket/prefix, without credentials or a port: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, and AWS_ENDPOINT_URL"
+        )
     if parts.scheme == "s3":
-        raise ConfigError(f"store {uri}: s3:// is not supported yet; use file:///path")
+        from physion.store.s3 import S3Store, parse_uri  # boto3 takes a while to load
+
+        return S3Store(*parse_uri(uri), scratch=(cache_dir or Path.home() / ".cache" / "physion") / "scratch")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")
         return LocalStore(Path(unquote(parts.path)))
     if parts.scheme:
-        raise ConfigError(f"store {uri}: unknown scheme '{parts.scheme}'; use file:///path")
+        raise ConfigError(f"--store has the unknown scheme '{parts.scheme}'; use s3://bucket/prefix or file:///path")
     return LocalStore(Path(uri).absolute())

@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from physion.errors import DataError
 from physion.progress import say
-from physion.store.artifacts import ArtifactWriter, sha256_of
+from physion.store.artifacts import ArtifactWriter
+from physion.store.checksums import sha256_of
 
 KEPT = 2
 
@@ -63,7 +65,8 @@ class Checkpoints:
         facts = json.dumps({"step": step, "history": vars(history), "scaler": scaler.state_dict()})
         path = self._output.scratch / "checkpoint"
         save_file(tensors, str(path), {"physion": facts})
-        self._output.store.upload(f"{self._prefix}/{step:08d}-{sha256_of(path)[:16]}.safetensors", path)
+        sha256 = sha256_of(path)
+        self._output.store.upload(f"{self._prefix}/{step:08d}-{sha256[:16]}.safetensors", path, sha256=sha256)
         self.last = step
         for key in self._keys()[:-KEPT]:
             self._output.store.delete(key)
@@ -76,6 +79,8 @@ class Checkpoints:
                 intact = sha256_of(path)[:16] == Path(key).stem.partition("-")[2]
             except FileNotFoundError:  # another runner of this training just removed it
                 continue
+            except DataError:
+                intact = False
             if not intact:
                 say(f"{self.where}: {Path(key).name} is damaged; taking the one before")
                 self._output.store.delete(key)

@@ -1,7 +1,5 @@
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,33 +26,6 @@ def put(store, key, data):
     return store.upload(key, path)
 
 
-def test_what_is_written_is_read(store):
-    assert store.read("a/b/c.json") is None
-    assert store.size("a/b/c.json") is None
-    assert store.write("a/b/c.json", b"one")
-    assert store.read("a/b/c.json") == b"one"
-    assert store.size("a/b/c.json") == 3
-    assert store.write("a/b/c.json", b"three")
-    assert store.fetch("a/b/c.json").read_bytes() == b"three"
-    store.delete("a/b/c.json")
-    store.delete("a/b/c.json")
-    assert store.read("a/b/c.json") is None
-    assert staged(store) == []
-
-
-def test_the_first_conditional_writer_wins(store):
-    assert store.write("a/manifest.json", b"first", if_absent=True)
-    assert not store.write("a/manifest.json", b"second", if_absent=True)
-    assert store.read("a/manifest.json") == b"first"
-
-
-def test_the_first_upload_wins_and_the_file_is_gone(store):
-    assert put(store, "a/shard", b"first")
-    assert not put(store, "a/shard", b"second")
-    assert store.read("a/shard") == b"first"
-    assert not [path for path in (store.root / STAGING).rglob("*") if path.is_file()]
-
-
 def test_an_upload_from_another_file_system(store):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == store.root.parent.stat().st_dev:
@@ -64,13 +35,6 @@ def test_an_upload_from_another_file_system(store):
     assert store.upload("a/b", path)
     assert store.read("a/b") == b"far away"
     assert not path.exists()
-
-
-def test_keys_are_listed_sorted_and_below_the_prefix_only(store):
-    for key in ("a/z", "a/b/c", "ab/x", "a/b.json", "b/a"):
-        store.write(key, b"")
-    assert store.list("a") == ["a/b.json", "a/b/c", "a/z"]
-    assert store.list("none") == []
 
 
 @pytest.mark.parametrize("name", ["a b", "100%", "a%20b", "ünï", "#1?x=2"])
@@ -91,8 +55,12 @@ def test_a_relative_store_is_where_the_command_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("s3://bucket/prefix", "s3:// is not supported yet"),
-        ("gs://bucket", "unknown scheme 'gs'"),
+        ("s3://Bucket", "'Bucket' is no bucket name"),
+        ("s3://", "no bucket name"),
+        ("s3://b", "no bucket name"),
+        ("s3://bucket/a//b", "a prefix has no empty part"),
+        ("s3://bucket/../b", "a prefix has no empty part"),
+        ("gs://bucket", "unknown scheme 'gs'; use s3://bucket/prefix or file:///path"),
         ("file://tmp/x", "three slashes"),
         ("file:x", "three slashes"),
         ("file://", "three slashes"),
@@ -101,12 +69,6 @@ def test_a_relative_store_is_where_the_command_runs(tmp_path, monkeypatch):
 def test_uris_that_are_none(uri, said):
     with pytest.raises(ConfigError, match=said):
         open_store(uri)
-
-
-def test_no_key_leads_out_of_the_store(store):
-    for key in ("../x", "a/../../x", "a//b", ""):
-        with pytest.raises(AssertionError):
-            store.write(key, b"")
 
 
 def test_a_store_below_a_file_is_a_clear_error(tmp_path):
@@ -134,17 +96,6 @@ def test_a_store_nobody_can_write(tmp_path):
         store.scratch()
     with pytest.raises(ConfigError, match="cannot write a/b"):
         store.write("a/b", b"")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield root
-    subprocess.run(["umount", "-l", root], check=True)
 
 
 def test_a_full_disk(small_disk):
@@ -204,35 +155,3 @@ def test_readers_never_see_half_an_object(store):
     reader.join()
     assert all(seen)
     assert seen
-
-
-RACE = """
-import sys, time
-from pathlib import Path
-from physion.store.local import LocalStore
-root, name = Path(sys.argv[1]), sys.argv[2]
-store = LocalStore(root)
-print("ready", flush=True)
-sys.stdin.readline()
-won = [store.write(f"race/{n}", name.encode(), if_absent=True) for n in range(200)]
-print("".join("01"[w] for w in won))
-"""
-
-
-def test_of_two_processes_exactly_one_wins_each_object(store):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, str(store.root), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for name in "ab"
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    wins = [process.communicate()[0].strip() for process in processes]
-    for number, (a, b) in enumerate(zip(*wins, strict=True)):
-        assert a != b
-        assert store.read(f"race/{number}") == (b"a" if a == "1" else b"b")
-    assert len(wins[0]) == 200

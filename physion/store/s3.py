@@ -1,0 +1,322 @@
+"""A store in a bucket of any S3-compatible server: `s3://bucket/prefix`.
+
+Endpoint, region, credentials and certificates come from the standard AWS places (`AWS_ENDPOINT_URL`, `AWS_PROFILE`,
+`AWS_CA_BUNDLE`, web identity, ...). Every object carries its SHA-256 in its metadata, and what is read is checked against that
+or against the manifest's; what is written travels with its MD5, which servers check. boto3's own transfers check neither,
+start over as a whole when a part fails, and are slower; so parts are sent and fetched here, each with a request of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import uuid
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from physion.errors import ConfigError, TransientError
+from physion.store.checksums import sha256_of
+from physion.store.local import clear_errors
+from physion.store.s3_errors import FAILURES, Damaged
+from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
+from physion.store.scratch import make_scratch, scratch
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef, ListObjectsV2OutputTypeDef
+
+MiB = 1 << 20
+PART = 16 * MiB  # of a large object: one request
+MOST_PARTS = 10_000  # S3's limit
+PIECE = 1 * MiB  # read from a connection at once
+PROBE = ".physion/conditional-write"
+IF_ABSENT = {"IfNoneMatch": "*"}
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+class Cache(Protocol):
+    """Keeps verified content on the local disk, by its SHA-256."""
+
+    def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
+        """The file with this content; `download` writes it where it is not there."""
+
+
+class Send(Protocol):
+    """A way to send an object."""
+
+    __name__: str
+
+    def __call__(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
+        """Tells whether the server took it."""
+
+
+class S3Store:
+    """Objects of a bucket, below a prefix.
+
+    `write(if_absent=True)` and `upload` send `If-None-Match: *`, so exactly one of several writers wins. A server that does not
+    know or ignores it (tried once a process, on an object of its own) gets a look before every such write and one after: only
+    an object that is then ours counts as written. What is left there is a second runner that replaces a file a moment later,
+    with floats that differ in the last bit: readers of that artifact are told that it is corrupt. They never get content that
+    is not the manifest's.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        scratch: Path,
+        cache: Cache | None = None,
+        patience: Patience | None = None,
+        part: int = PART,
+    ) -> None:
+        self.bucket, self.prefix = bucket, prefix
+        self.uri = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
+        self._scratch_root, self._cache, self._part = scratch, cache, part
+        self._requests = Requests(self.uri, patience or Patience())
+        self._conditional: dict[str, bool] = {}  # way of sending -> whether the server honours conditions
+        self._fetched: Path | None = None
+
+    def scratch(self) -> Path:
+        """A fresh local directory."""
+        with clear_errors(f"store {self.uri}: cannot make a scratch directory"):
+            return make_scratch(self._scratch_root)
+
+    def size(self, key: str) -> int | None:
+        """Size of an object in bytes; None when there is none."""
+        head = self._head(key)
+        return None if head is None else head["ContentLength"]
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; None when there is none."""
+
+        def get(client: S3Client) -> bytes:
+            answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
+            data = answer["Body"].read()
+            found = hashlib.sha256(data).hexdigest()
+            if answer["Metadata"].get("sha256", found) != found:
+                raise Damaged
+            return data
+
+        try:
+            return self._requests.attempt(f"read {key}", get)
+        except Missing:
+            return None
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+        return self._put(key, data, hashlib.sha256(data).hexdigest(), self._send, if_absent=if_absent)
+
+    def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
+        """Make a local file an object unless there is one already; the file goes. Tells whether it did."""
+        with clear_errors(f"store {self.uri}: cannot write {key}"):
+            sha256 = sha256 or sha256_of(path)
+            if path.stat().st_size <= self._part:
+                made = self._put(key, path, sha256, self._send, if_absent=True)
+            else:
+                made = self.size(key) is None and self._put(key, path, sha256, self._send_parts, if_absent=True)
+            path.unlink()
+        return made
+
+    def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local, read-only file with the verified content of the object.
+
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        """
+        if sha256 is not None and size is not None and self._cache is not None:
+            return self._cache.get(sha256, size, partial(self._download, key, size, sha256))
+        if size is None or sha256 is None:
+            head = self._head(key)
+            if head is None:
+                raise FileNotFoundError(f"{self.uri}/{key}")
+            size, sha256 = head["ContentLength"], head["Metadata"].get("sha256")
+        if self._fetched is None or not self._fetched.exists():
+            self._fetched = self.scratch()
+            weakref.finalize(self, _remove, self._fetched, os.getpid())
+        path = self._fetched / uuid.uuid4().hex
+        self._download(key, size, sha256, path)
+        return path
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys below a prefix (a folder), sorted."""
+        below = self._key(prefix) + "/"
+        found: list[str] = []
+        after: dict[str, Any] = {}
+
+        def next_page(client: S3Client) -> ListObjectsV2OutputTypeDef:
+            return client.list_objects_v2(Bucket=self.bucket, Prefix=below, **after)
+
+        while True:
+            page = self._requests.attempt(f"list {prefix}", next_page)
+            found += [item["Key"].removeprefix(f"{self.prefix}/") for item in page.get("Contents", [])]
+            if not page["IsTruncated"]:
+                return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
+            after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if there is one."""
+        with contextlib.suppress(Missing):
+            self._requests.attempt(f"delete {key}", lambda client: client.delete_object(Bucket=self.bucket, Key=self._key(key)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fetched": None}
+
+    def _key(self, key: str) -> str:
+        """The key in the bucket."""
+        assert all(part not in ("", ".", "..") for part in key.split("/")), key
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
+        try:
+            return self._requests.attempt(
+                f"look at {key}", lambda client: client.head_object(Bucket=self.bucket, Key=self._key(key))
+            )
+        except Missing:
+            return None
+
+    def _put(self, key: str, body: bytes | Path, sha256: str, send: Send, *, if_absent: bool) -> bool:
+        conditional = if_absent and self._honours_conditions(send)
+        if if_absent and not conditional and self.size(key) is not None:
+            return False
+        writer = uuid.uuid4().hex
+        sent = send(key, body, {"sha256": sha256, "writer": writer}, conditional=conditional)
+        if sent and send == self._send and conditional == if_absent:
+            return True
+        # Refused for another's object, or for ours when the answer to an earlier attempt got lost; or put together from parts.
+        standing = self._head(key)
+        size = len(body) if isinstance(body, bytes) else body.stat().st_size
+        if standing is not None and standing["Metadata"].get("writer") != writer:
+            return False
+        if standing is None or standing["ContentLength"] != size:
+            self.delete(key)
+            raise TransientError(f"store {self.uri}: {key} did not arrive whole; run the same command again")
+        return True
+
+    def _honours_conditions(self, send: Send) -> bool:
+        """Whether this way of sending is conditional on this server; looked at once a process."""
+        known = self._conditional
+        if send.__name__ not in known:
+            with scratch(self._scratch_root) as folder:
+                body = folder / "probe"
+                body.write_bytes(b"This server was asked whether it honours If-None-Match.\n")
+                try:
+                    known[send.__name__] = not all(send(PROBE, body, {}, conditional=True) for _ in range(2))
+                except Unsupported:
+                    known[send.__name__] = False
+        return known[send.__name__]
+
+    def _send(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
+        """Send an object in one request. Tells whether the server took it."""
+        data = body if isinstance(body, bytes) else body.read_bytes()
+        rest: dict[str, Any] = {"Metadata": metadata, **(IF_ABSENT if conditional else {})}
+        try:
+            self._requests.attempt(
+                f"write {key}",
+                lambda client: client.put_object(
+                    Bucket=self.bucket, Key=self._key(key), Body=data, ContentMD5=_md5(data), **rest
+                ),
+            )
+        except Refused:
+            return False
+        return True
+
+    def _send_parts(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
+        """Send an object in many requests at once. Tells whether the server took it and has all of it."""
+        assert isinstance(body, Path)
+        doing, size = f"write {key}", body.stat().st_size
+        length = max(self._part, -(-size // MOST_PARTS))
+        where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(key)}
+        upload = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, Metadata=metadata))[
+            "UploadId"
+        ]
+
+        def send_part(number: int) -> CompletedPartTypeDef:
+            with body.open("rb") as file:
+                file.seek((number - 1) * length)
+                data = file.read(length)
+            rest: dict[str, Any] = {**where, "UploadId": upload, "PartNumber": number}
+            answer = self._requests.attempt(doing, lambda client: client.upload_part(Body=data, ContentMD5=_md5(data), **rest))
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        try:
+            parts = list(self._requests.at_once([partial(send_part, number) for number in range(1, -(-size // length) + 1)]))
+            rest: dict[str, Any] = {"MultipartUpload": {"Parts": parts}, **(IF_ABSENT if conditional else {})}
+            self._requests.attempt(doing, lambda client: client.complete_multipart_upload(**where, UploadId=upload, **rest))
+            return True
+        except Missing:  # completed by an attempt whose answer got lost, if the object is ours; the caller looks
+            return False
+        except BaseException as error:
+            with contextlib.suppress(*FAILURES):  # leave no parts behind, if the server can be reached at all
+                self._requests.client().abort_multipart_upload(**where, UploadId=upload)
+            if isinstance(error, Refused):
+                return False
+            raise
+
+    def _download(self, key: str, size: int, sha256: str | None, path: Path) -> None:
+        """Fetch an object of a known size into a file, in many requests at once, and check it while it comes."""
+        corrupt = f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)"
+
+        def fetch_part(start: int) -> None:
+            end = min(size, start + self._part)
+
+            def get(client: S3Client) -> None:
+                answer = client.get_object(Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{end - 1}")
+                whole = answer.get("ContentRange", "").rpartition("/")[2]
+                if whole not in ("", str(size)):
+                    raise Damaged(whole, corrupt)
+                if not whole or answer["ContentLength"] != end - start:
+                    raise Damaged
+                with path.open("r+b") as file:
+                    file.seek(start)
+                    while piece := answer["Body"].read(PIECE):
+                        file.write(piece)
+
+            self._requests.attempt(f"fetch {key}", get)
+
+        def fetch(_: S3Client) -> None:
+            digest = hashlib.sha256()
+            with path.open("w+b", buffering=0) as file:
+                for _done in self._requests.at_once([partial(fetch_part, start) for start in range(0, size, self._part)]):
+                    digest.update(file.read(self._part))
+            if sha256 not in (None, digest.hexdigest()):
+                raise Damaged(digest.hexdigest(), corrupt)
+
+        try:
+            with clear_errors(f"store {self.uri}: cannot fetch {key}"):
+                self._requests.attempt(f"fetch {key}", fetch)
+        except Missing:
+            path.unlink()
+            raise FileNotFoundError(f"{self.uri}/{key}") from None
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket/prefix`.
+
+    Raises ConfigError.
+    """
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"store {uri}: '{bucket}' is no bucket name (3 to 63 of a-z, 0-9, '-' and '.'): s3://bucket/prefix")
+    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise ConfigError(f"store {uri}: a prefix has no empty part, '.' or '..': s3://bucket/prefix")
+    return bucket, prefix
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a fork that forgets its copy of the store
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""What went wrong between here and an S3 server: whether it can heal by itself, and what a person can check if it does not."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+from urllib3.util.ssl_match_hostname import CertificateError
+
+# Everything a request or the reading of its answer can raise.
+FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError)
+
+# Codes with a status below 500 that say: the request was damaged on its way, came too slowly, or met another one.
+_HEALING = {
+    "BadDigest",
+    "IncompleteBody",
+    "InvalidDigest",
+    "InvalidPart",
+    "InvalidPartOrder",
+    "MalformedXML",
+    "RequestTimeout",
+    "XAmzContentSHA256Mismatch",
+}
+_HEALING_STATUS = {408, 409, 425, 429}
+
+_ENDPOINT = "check AWS_ENDPOINT_URL and that the server runs"
+KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_REGION = "set AWS_REGION to the bucket's region"
+_ADVICE = {
+    "NoSuchBucket": "make the bucket, or correct --store; if it exists, check AWS_ENDPOINT_URL",
+    "AccessDenied": f"the policy of this key must allow it; {KEYS}",
+    "InvalidAccessKeyId": KEYS,
+    "SignatureDoesNotMatch": KEYS,
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "ExpiredToken": "renew the session credentials",
+    "InvalidToken": "renew the session credentials",
+}
+_REASONS = {301: "PermanentRedirect", 403: "AccessDenied", 404: "NoSuchKey"}  # to HEAD, whose answer has no body to say it
+
+
+class Damaged(Exception):
+    """A body that is not what was asked for.
+
+    `content` says what it is instead, and `verdict` what that means if the same comes again; both None for a mere piece.
+    """
+
+    def __init__(self, content: str | None = None, verdict: str | None = None) -> None:
+        super().__init__("what came is not what was stored")
+        self.content, self.verdict = content, verdict
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a failure means."""
+
+    heals: bool
+    what: str
+    advice: str
+    retry_after: float = 0.0
+    code: str = ""
+
+
+def diagnose(error: Exception, endpoint: str) -> Diagnosis:
+    """What a failure of one of the classes FAILURES means, or a Damaged."""
+    if isinstance(error, Damaged):
+        return Diagnosis(True, str(error), "check the network and the proxies between here and the server")
+    if isinstance(error, boto.ClientError):
+        return _answered(error, endpoint)
+    if isinstance(error, ResponseParserError):
+        return Diagnosis(True, f"{endpoint} does not answer as S3 does", "check AWS_ENDPOINT_URL")
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError | CertificateError) for cause in causes):
+        advice = "set AWS_CA_BUNDLE to the file of the authority that signed it"
+        return Diagnosis(False, f"the certificate of {endpoint} is not trusted ({_last_words(causes)})", advice)
+    if isinstance(error, boto.IncompleteReadError | boto.ResponseStreamingError):
+        return Diagnosis(True, "the connection broke", "check the network")
+    if isinstance(error, boto.ConnectionError | boto.HTTPClientError | HTTPError):
+        timeout = isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError)
+        why = "no answer in time" if timeout else _last_words(causes)
+        return Diagnosis(True, f"{endpoint} cannot be reached ({why})", _ENDPOINT)
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return Diagnosis(False, "there are no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    heals = isinstance(error, boto.CredentialRetrievalError | boto.MetadataRetrievalError)
+    return Diagnosis(heals, str(error), "check the AWS settings of this shell (AWS_* and ~/.aws)")
+
+
+def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
+    """The server said no, or not now."""
+    facts = error.response.get("ResponseMetadata", {})
+    status = facts.get("HTTPStatusCode", 0)
+    code = str(error.response.get("Error", {}).get("Code", status))
+    what = f"{code}: {error.response.get('Error', {}).get('Message', '')[:200]}".rstrip(":. ")
+    if code == str(status) and error.operation_name == "HeadObject":
+        code = what = _REASONS.get(status, code)
+    heals = code in _HEALING or status in _HEALING_STATUS or (status >= 500 and status != 501)
+    advice = _ADVICE.get(code, "wait for the server to recover" if heals else _ENDPOINT)
+    if code == str(status) and status < 500:  # the wrong server, or the answer of the right one broke off
+        heals, what = True, f"{endpoint} does not answer as S3 does ({what})"
+    after = facts.get("HTTPHeaders", {}).get("retry-after", "")
+    return Diagnosis(heals, what, advice, float(after) if after.isdigit() else 0.0, code)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from; urllib3 and botocore keep that in attributes and arguments as well."""
+    seen: set[int] = set()
+    todo = [error]
+    while todo:
+        error = todo.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        inner = (getattr(error, "reason", None), getattr(error, "kwargs", {}).get("error"), *error.args)
+        todo += [error.__cause__, error.__context__, *(cause for cause in inner if isinstance(cause, BaseException))]
+
+
+def _last_words(causes: list[BaseException]) -> str:
+    """The system's own text, such as "Connection refused", where there is one."""
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
+            return getattr(cause, "verify_message", str(cause))
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, boto.BotoCoreError | HTTPError):
+            return cause.strerror
+    return type(causes[0]).__name__

@@ -1,0 +1,139 @@
+"""Requests to an S3 server: one client a process, many at once, tried again while what fails can heal."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+
+from physion.errors import ConfigError, DataError, TransientError
+from physion.progress import say
+from physion.store.s3_errors import FAILURES, KEYS, Damaged, diagnose
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+T = TypeVar("T")
+AT_ONCE = 10
+SILENCE = 10.0  # seconds between words about failures
+LONGEST_WAIT = 120.0  # seconds, whatever the server's Retry-After says
+_MISSING = {"NoSuchKey", "NoSuchUpload"}
+_REFUSED = {"PreconditionFailed"}
+_UNSUPPORTED = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest"}
+
+
+class Missing(Exception):
+    """There is no such object (or multipart upload)."""
+
+
+class Refused(Exception):
+    """The condition of a conditional write does not hold."""
+
+
+class Unsupported(ConfigError):
+    """The server does not know what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a request is tried: timeouts in seconds, and between attempts random pauses of up to `base * 2**n` and `cap`."""
+
+    attempts: int = 10
+    base: float = 0.5
+    cap: float = 20.0
+    connect: float = 10.0
+    read: float = 30.0
+
+
+class Requests:
+    """Requests for the store at `uri`. boto3's own retries are off: they know nothing of answers that break off half-way."""
+
+    def __init__(self, uri: str, patience: Patience) -> None:
+        self.uri, self.patience = uri, patience
+        self._process, self._next_word = 0, 0.0
+        self._client: S3Client | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def attempt(self, doing: str, request: Callable[[S3Client], T]) -> T:
+        """What `request` gives; tried again, after a random pause, while what fails can heal.
+
+        Raises Missing, Refused, Unsupported; DataError when the same wrong content came twice; ConfigError for what a person
+        has to mend; TransientError when the last attempt failed.
+        """
+        patience = self.patience
+        wrong: str | None = None
+        for attempt in range(1, patience.attempts + 1):
+            try:
+                return request(self.client())
+            except (*FAILURES, Damaged) as error:
+                found = diagnose(error, self._client.meta.endpoint_url if self._client else "S3")
+                problem = f"store {self.uri}: cannot {doing}: {found.what}; {found.advice}"
+                for codes, kind in ((_MISSING, Missing), (_REFUSED, Refused), (_UNSUPPORTED, Unsupported)):
+                    if found.code in codes:
+                        raise kind(problem) from error
+                if not found.heals:
+                    raise ConfigError(problem) from error
+                if isinstance(error, Damaged) and error.content is not None:
+                    if error.content == wrong:
+                        raise DataError(error.verdict) from error
+                    wrong = error.content
+                if attempt == patience.attempts:
+                    raise TransientError(f"{problem}, then run the same command again ({attempt} attempts)") from error
+                if attempt > 2:
+                    self._tell(f"{problem}; trying again")
+                pause = random.uniform(0, min(patience.cap, patience.base * 2**attempt))
+                time.sleep(min(LONGEST_WAIT, max(found.retry_after, pause)))
+        raise AssertionError("no attempt was made")
+
+    def at_once(self, jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """Results of the jobs, in their order; AT_ONCE run at a time. After a failure none runs any more."""
+        self.client()
+        assert self._pool is not None
+        futures = [self._pool.submit(job) for job in jobs]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def _tell(self, problem: str) -> None:
+        """Say what is going on, now and then: many requests may fail for one reason."""
+        if time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + SILENCE
+            say(problem)
+
+    def client(self) -> S3Client:
+        """This process's client: sockets and threads do not survive a fork."""
+        if self._client is None or self._process != os.getpid():
+            config = Config(
+                connect_timeout=self.patience.connect,
+                read_timeout=self.patience.read,
+                retries={"total_max_attempts": 1},
+                max_pool_connections=2 * AT_ONCE,
+                tcp_keepalive=True,
+                # Checksums newer than MD5 are refused by some servers.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            )
+            try:
+                client = boto3.session.Session().client("s3", config=config)
+            except ValueError as error:
+                raise ConfigError(f"store {self.uri}: AWS_ENDPOINT_URL is not http(s)://host[:port]") from error
+            if "@" in urlsplit(client.meta.endpoint_url).netloc:
+                raise ConfigError(f"store {self.uri}: AWS_ENDPOINT_URL holds credentials; {KEYS}")
+            self._pool = ThreadPoolExecutor(AT_ONCE, "s3")
+            self._process, self._client = os.getpid(), client
+        return self._client
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_pool": None}
