@@ -23,7 +23,7 @@ from physion.config.load import load_config, nearest, preset_text
 from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.graph import Node, build_graph
-from physion.progress import duration, say
+from physion.progress import byte_count, duration, say
 from physion.stages import STAGES, Stop
 from physion.store.artifacts import read_manifest
 from physion.store.store import Store, open_store
@@ -252,18 +252,10 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
     if not row["flops"]:
-        return _bytes(row["bytes"]) if row["bytes"] else "-", "-", "-"
+        return byte_count(row["bytes"]) if row["bytes"] else "-", "-", "-"
     hours = row["accelerator_hours"]
     time = "< 1 min" if hours < 1 / 60 else f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
-    return _bytes(row["bytes"]), f"{row['flops']:.0e}", time
-
-
-def _bytes(count: float) -> str:
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g} {units[0]}"
+    return byte_count(row["bytes"]), f"{row['flops']:.0e}", time
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
