@@ -1,14 +1,14 @@
-"""Objects of a remote store on this node's disk: bounded, verified, shared by all processes and containers that see the directory.
+"""Objects of a remote store on this node's disk: bounded, verified, shared by all processes and containers that see them.
 
     objects/<sha256>          the content, complete and verified
     partial/<sha256>-<size>/  a download: a flock on the directory says that it is alive, the name how much room it takes
     lock                      held for an instant by whoever adds or removes objects
 
-Nothing here is known by process number, so containers can share the directory; a killed process holds no flock, and what it left
-in `partial/` is removed by the next download. An object was hashed when it came, and its time of modification is a stamp for that:
-it says "verified since this machine was booted, and not written to since". With another stamp it is hashed again before it is
-used, and fetched again when it is wrong. (Bits that turn on the disk, under a file that nobody writes to, are not noticed.) The
-time of access is set at every use, so the mount's options do not matter, and orders what goes first.
+Nothing here is known by process number, so containers can share the directory; a killed process holds no flock, and what it
+left in `partial/` is removed by the next download. An object was hashed when it came, and its time of modification is a stamp
+for that: it says "verified since this machine was booted, and not written to since". With another stamp it is hashed again
+before it is used, and fetched again when it is wrong. (Bits that turn on the disk, under a file that nobody writes to, are not
+noticed.) The time of access is set at every use, so the mount's options do not matter, and orders what goes first.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class WrongContent(DataError):
 class ShardCache:
     """At most `limit` bytes of objects below `root`; the least recently used go first.
 
-    The newest object of every thread is leased to it: it stays until the thread asks for another one or ends. So a caller has all
-    the time it needs to open the file, and the limit holds wherever it has room for one object a thread; beyond that the cache
-    grows, and says so. Whoever keeps a file open or mapped for longer keeps its data, but also its room on the disk.
+    The newest object of every thread is leased to it: it stays until the thread asks for another one or ends. So a caller has
+    all the time it needs to open the file, and the limit holds wherever it has room for one object a thread; beyond that the
+    cache grows, and says so. Whoever keeps a file open or mapped for longer keeps its data, but also its room on the disk.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
@@ -50,7 +50,7 @@ class ShardCache:
         self._warned = False
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
-        """A read-only file with this content; where there is none, one process calls `download(path)` and the others wait for it.
+        """A read-only file with this content; where there is none, one process calls `download(path)`, others wait for it.
 
         Raises WrongContent when downloads never give that content, TransientError when the disk is full, ConfigError when the
         directory cannot be written, and whatever `download` raises.
@@ -69,7 +69,8 @@ class ShardCache:
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
                 raise ConfigError(
-                    f"cache {self.root}: {error.strerror}; give this user write access or point PHYSION_CACHE to another directory"
+                    f"cache {self.root}: {error.strerror}; give this user write access or point PHYSION_CACHE to another "
+                    "directory"
                 ) from error
             raise
         return self._objects / sha256
