@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.graph import Node, build_graph
 from physion.progress import byte_count, duration, say
-from physion.stages import STAGES, Stop
+from physion.stages import STAGES, PartsMissing, Stop
 from physion.store.artifacts import read_manifest
 from physion.store.store import Store, open_store
 
@@ -78,7 +79,7 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
             say(f"{node.name}: {STAGES[node.stage].summary}")
 
     def done(result: Done) -> None:
-        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         say(f"{result.node.name}: {took}{_headline(result.manifest.metrics)}")
 
     with _stopping() as stop:
@@ -94,7 +95,8 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
 
 @app.command(
     epilog="Examples: physion stage frames --subset test -p tiny -s runs/tiny    |    "
-    "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny"
+    "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny    |    "
+    "physion stage simulate --shard 2/8 -p tiny -s runs/tiny"
 )
 def stage(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
@@ -105,20 +107,42 @@ def stage(
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
     overrides: Overrides = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do only the parts I, I + N, I + 2 N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
+    ] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Run one stage; its inputs must be in the store."""
+    """Run one stage, or a share of one; its inputs must be in the store."""
     from physion.pipeline.runner import run_node
 
     config, graph, target = _study(preset, overrides, store)
     node = _select(graph, name, {"subset": subset, "features": features, "seed": seed})
-    with _stopping() as stop:
-        result = run_node(node, graph, target, config, stop, force=force)
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
+    share = _share(name, shard, publish, force)
+    with _stopping() as stop:
+        try:
+            result = run_node(node, graph, target, config, stop, force=force, share=share)
+        except PartsMissing as error:
+            if shard is None:
+                raise
+            if as_json:
+                print(json.dumps({"artifact": where, "published": False, "missing_parts": error.missing}, indent=1))
+            else:
+                missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
+                print(f"{node.name}: shard {shard} done; {missing}\n{where}")
+            return
     if as_json:
-        print(json.dumps({"artifact": where, "cached": result.cached, "metrics": result.manifest.metrics}, indent=1))
+        facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
+        print(json.dumps(facts, indent=1))
     else:
-        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         print(f"{node.name}: {took}{_headline(result.manifest.metrics)}\n{where}")
 
 
@@ -221,6 +245,27 @@ def _select(graph: dict[str, Node], stage: str, given: dict[str, Any]) -> Node:
         options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
         raise ConfigError(f"stage {stage} has {len(nodes)} instances; say which: {options}")
     return matching[0]
+
+
+def _share(stage: str, shard: str | None, publish: bool, force: bool) -> slice:
+    """The parts that `--shard` or `--publish` select of a stage's list."""
+    if shard is None and not publish:
+        return slice(None)
+    if not STAGES[stage].parts:
+        split = ", ".join(other.name for other in STAGES.values() if other.parts)
+        raise ConfigError(f"stage {stage} cannot be split: run it without --shard and --publish (with parts: {split})")
+    if publish and shard is not None:
+        raise ConfigError("--publish does no part: leave out --shard")
+    if force:
+        raise ConfigError(
+            "--force would remove what the other shards did: leave it out, or make the whole stage again without --shard"
+        )
+    if shard is None:
+        return slice(0)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard {shard}: not of the form I/N with I from 0 to N - 1, such as 0/4")
+    return slice(int(match[1]), None, int(match[2]))
 
 
 @contextlib.contextmanager

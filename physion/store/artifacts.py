@@ -10,17 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from physion.errors import ConfigError, DataError
+from physion.store.cache import WrongContent
 from physion.store.store import Store
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+READERS = 16  # records of parts read at once
 
 
 class FileRecord(BaseModel):
@@ -56,6 +61,7 @@ class Manifest(BaseModel):
     host: dict[str, Any] = {}
     created: str
     seconds: float
+    """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
 
 
 def prefix_of(stage: str, fingerprint: str) -> str:
@@ -95,27 +101,55 @@ class Artifact:
         self.prefix = prefix_of(manifest.stage, manifest.fingerprint)
         self._records = {record.name: record for record in manifest.files}
         self._verified: dict[str, Path] = {}
+        self._closed = False
 
     def names(self) -> list[str]:
         """Names of the artifact's files, sorted."""
         return sorted(self._records)
 
     def path(self, name: str) -> Path:
-        """A local file with the verified content of file `name`.
+        """A local file with the verified content of file `name`; to be asked for again, and opened at once, at every use.
 
         Raises DataError when the file is gone or is not what the manifest says.
         """
-        if name not in self._verified:
-            record = self._records[name]
-            key = f"{self.prefix}/{name}"
-            advice = f"run `physion stage {self.manifest.stage} --force` (same options) to make it again"
-            if self.store.size(key) is None:
-                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {advice}")
-            path = self.store.fetch(key)
-            if path.stat().st_size != record.size or sha256_of(path) != record.sha256:
-                raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {advice}")
-            self._verified[name] = path
-        return self._verified[name]
+        if name in self._verified:
+            return self._verified[name]
+        record = self._records[name]
+        key = f"{self.prefix}/{name}"
+        advice = f"run `physion stage {self.manifest.stage} --force` (same options) to make it again"
+        try:
+            path = self.store.fetch(key, size=record.size, sha256=record.sha256)
+            if self.store.cache is not None:
+                return path  # verified when it came, and not to be remembered: the cache may drop it
+            intact = path.stat().st_size == record.size and sha256_of(path) == record.sha256
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {advice}") from error
+        except WrongContent:
+            intact = False
+        if not intact:
+            raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {advice}")
+        self._verified[name] = path
+        return path
+
+    def prefetch(self, names: Sequence[str], at_once: int = 2) -> None:
+        """Begin to bring files into the cache of a remote store, `at_once` at a time; what fails does so again at its use."""
+        if self.store.cache is None:
+            return
+
+        def bring(some: Sequence[str]) -> None:
+            for name in some:
+                if self._closed:
+                    return
+                with suppress(Exception):
+                    self.path(name)
+
+        for first in range(min(at_once, len(names))):
+            # Daemons: a command that stops does not wait for what nobody will use.
+            threading.Thread(target=bring, args=(names[first::at_once],), daemon=True).start()
+
+    def close(self) -> None:
+        """Prefetch no further."""
+        self._closed = True
 
     def json(self, name: str) -> Any:
         """The content of a JSON file of the artifact."""
@@ -129,6 +163,7 @@ class ArtifactWriter:
         self.store = store
         self.prefix = prefix_of(stage, fingerprint)
         self._scratch: Path | None = None
+        self._parts: dict[str, Part] = {}  # known already
 
     @property
     def scratch(self) -> Path:
@@ -143,14 +178,24 @@ class ArtifactWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
+    def part_names(self) -> set[str]:
+        """Names of the finished parts."""
+        return {Path(key).stem for key in self.store.list(f"{self.prefix}/parts")}
+
     def parts(self) -> dict[str, Part]:
         """The finished parts by name."""
-        found = {}
-        for key in self.store.list(f"{self.prefix}/parts"):
-            data = self.store.read(key)
-            if data is not None:
-                found[Path(key).stem] = Part.model_validate_json(data)
-        return found
+        names = sorted(self.part_names())
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self._part, names)
+            return {name: part for name, part in zip(names, found, strict=True) if part is not None}
+
+    def _part(self, name: str) -> Part | None:
+        if name not in self._parts:
+            data = self.store.read(f"{self.prefix}/parts/{name}.json")
+            if data is None:
+                return None
+            self._parts[name] = Part.model_validate_json(data)
+        return self._parts[name]
 
     def add_part(
         self, part: str, files: Mapping[str, Path], items: Sequence[dict[str, Any]] = (), seconds: float = 0.0
@@ -169,6 +214,7 @@ class ArtifactWriter:
             records.append(record)
         finished = Part(files=records, items=list(items), seconds=seconds)
         self.store.write(f"{self.prefix}/parts/{part}.json", finished.model_dump_json().encode())
+        self._parts[part] = finished
         return finished
 
     def publish(self, manifest: Manifest) -> Manifest:

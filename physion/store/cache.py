@@ -2,7 +2,7 @@
 
     objects/<sha256>          the content, complete and verified
     partial/<sha256>-<size>/  a download: a flock on the directory says that it is alive, the name how much room it takes
-    lock                      held for an instant by whoever adds or removes objects
+    lock                      held for an instant by whoever adds or removes objects; a bound of the bytes in them
 
 Nothing here is known by process number, so containers can share the directory; a killed process holds no flock, and what it
 left in `partial/` is removed by the next download. An object was hashed when it came, and its time of modification is a stamp
@@ -29,6 +29,9 @@ from physion.errors import ConfigError, DataError, TransientError
 from physion.progress import byte_count, say
 
 ATTEMPTS = 3  # downloads of an object before it counts as damaged in the store
+SLACK = (
+    0.05  # share of the limit that is freed when it is reached, so that not every small object takes a look at all the others
+)
 
 
 class WrongContent(DataError):
@@ -47,7 +50,7 @@ class ShardCache:
         self.root, self.limit = root, limit
         self._objects, self._partial = root / "objects", root / "partial"
         self._thread = threading.local()
-        self._warned = False
+        self._looked = self._warned = False
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
         """A read-only file with this content; where there is none, one process calls `download(path)`, others wait for it.
@@ -109,29 +112,41 @@ class ShardCache:
                     shutil.rmtree(place, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove dead downloads, then objects, until an object of `size` bytes, claimed already, fits."""
+        """Take note of `size` more bytes, claimed already, and remove what has to go for them."""
         with self._alone():
-            for place in self._partial.iterdir():
-                with _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as dead:
-                    if dead:
-                        shutil.rmtree(place, ignore_errors=True)
-            excess = sum(int(place.name.rpartition("-")[2]) for place in self._partial.iterdir()) - self.limit
-            objects = [(facts.st_atime_ns, facts.st_size, path) for path in self._objects.iterdir() if (facts := path.stat())]
-            excess += sum(taken for _, taken, _ in objects)
-            for _, taken, path in sorted(objects):
-                if excess <= 0:
-                    break
-                with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as unused:
-                    if unused:
-                        path.unlink()
-                        excess -= taken
-        if excess > 0 and not self._warned:
+            ledger = self.root / "lock"
+            text = ledger.read_text()
+            used = int(text) + size if text.isdecimal() and self._looked else self.limit + 1
+            if used > self.limit:
+                used = self._evict()
+            ledger.write_text(str(used))
+        self._looked = True
+        if used > self.limit and not self._warned:
             self._warned = True
             say(
                 f"cache {self.root}: an object of {byte_count(size)} does not fit beside those in use; it takes "
-                f"{byte_count(excess)} more than PHYSION_CACHE_LIMIT={byte_count(self.limit)}: raise that, or data will be "
-                "downloaded again and again"
+                f"{byte_count(used - self.limit)} more than PHYSION_CACHE_LIMIT={byte_count(self.limit)}: raise that, or data "
+                "will be downloaded again and again"
             )
+
+    def _evict(self) -> int:
+        """Remove dead downloads and, where the limit is passed, some more objects than must go. Returns the bytes left."""
+        for place in self._partial.iterdir():
+            with _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as dead:
+                if dead:
+                    shutil.rmtree(place, ignore_errors=True)
+        objects = [(facts.st_atime_ns, facts.st_size, path) for path in self._objects.iterdir() if (facts := path.stat())]
+        used = sum(taken for _, taken, _ in objects)
+        used += sum(int(place.name.rpartition("-")[2]) for place in self._partial.iterdir())
+        goal = self.limit * (1 - SLACK) if used > self.limit else used
+        for _, taken, path in sorted(objects):
+            if used <= goal:
+                break
+            with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as unused:
+                if unused:
+                    path.unlink()
+                    used -= taken
+        return used
 
     def _download(self, sha256: str, size: int, download: Callable[[Path], None], place: Path) -> None:
         for _ in range(ATTEMPTS):

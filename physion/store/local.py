@@ -22,6 +22,8 @@ class LocalStore:
     a power cut leaves half of one under its name.
     """
 
+    cache = None
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = root.as_uri()
@@ -84,7 +86,7 @@ class LocalStore:
             _flush(target.parent)
         return made
 
-    def fetch(self, key: str) -> Path:
+    def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local file that holds the object: here, the object itself. Never write to it."""
         return self._path(key)
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from physion.errors import ConfigError
 from physion.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from physion.store.cache import ShardCache
 
 
 class Store(Protocol):
     """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
 
     uri: str
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Where a remote store keeps what it fetched; None when `fetch` gives the object itself."""
 
     def scratch(self) -> Path:
         """A fresh local directory from which `upload` is cheap."""
@@ -30,8 +37,12 @@ class Store(Protocol):
     def upload(self, key: str, path: Path) -> bool:
         """Make a local file an object unless there is one already; the file may be moved. Tells whether it did."""
 
-    def fetch(self, key: str) -> Path:
-        """A local, read-only file that holds the object."""
+    def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local, read-only file that holds the object.
+
+        With a cache and `sha256`, the file has that content and stays at least until this thread fetches another one;
+        WrongContent is raised when the store holds something else, FileNotFoundError when it holds nothing.
+        """
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""

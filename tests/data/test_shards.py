@@ -34,7 +34,7 @@ def artifact(tmp_path_factory):
             tensors[f"{video.name}/slots"] = slots + 1000 * n
             items.append(index_item(video, f"{number}.safetensors"))
         files[f"{number}.safetensors"] = writer.scratch / str(number)
-        write_shard(files[f"{number}.safetensors"], tensors)
+        write_shard(files[f"{number}.safetensors"], tensors, tensors.items())
     files["index.json"] = writer.scratch / "index"
     files["index.json"].write_bytes(index_bytes(items))
     records = writer.add_part("all", files).files
