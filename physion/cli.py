@@ -111,7 +111,7 @@ def stage(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Do only the parts I, I + N, I + 2 N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
+            help="Do only the parts I, I + N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
         ),
     ] = None,
     publish: Annotated[
@@ -258,7 +258,7 @@ def _share(stage: str, shard: str | None, publish: bool, force: bool) -> slice:
         raise ConfigError("--publish does no part: leave out --shard")
     if force:
         raise ConfigError(
-            "--force would remove what the other shards did: leave it out, or make the whole stage again without --shard"
+            "--force would remove what other shards did: make the whole stage again, without --shard and --publish"
         )
     if shard is None:
         return slice(0)
