@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -70,23 +70,21 @@ class _Place:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape[1:])
+    row_bytes: int
 
 
-def _read_header(file: BinaryIO) -> dict[str, _Place]:
+def _read_header(file: int) -> dict[str, _Place]:
     """Places by name. Raises ValueError, KeyError or TypeError when it is no safetensors header."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > os.fstat(file.fileno()).st_size:
+    length = int.from_bytes(os.pread(file, 8, 0), "little")
+    if length > os.fstat(file).st_size:
         raise ValueError("it has no safetensors header")
-    header = json.loads(file.read(length))
-    return {
-        name: _Place(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    places = {}
+    for name, entry in json.loads(os.pread(file, length, 8)).items():
+        if name != "__metadata__":
+            dtype, (count, *row) = DTYPES[entry["dtype"]], entry["shape"]
+            offset = 8 + length + entry["data_offsets"][0]
+            places[name] = _Place(dtype, (count, *row), offset, dtype.itemsize * math.prod(row))
+    return places
 
 
 def index_item(video: Video, shard: str) -> dict[str, Any]:
@@ -122,15 +120,13 @@ class Shards:
         with self._open(video) as (file, header):
             place = header[f"{video}/{kind}"]
             start, stop, step = rows.indices(place.shape[0])
-            count = max(0, stop - start)
-            first, length = place.offset + start * place.row_bytes, count * place.row_bytes
+            shape = (max(0, stop - start), *place.shape[1:])
+            first, length = place.offset + start * place.row_bytes, shape[0] * place.row_bytes
             if not length:
-                return np.empty((count, *place.shape[1:]), place.dtype)
-            unaligned = first % mmap.ALLOCATIONGRANULARITY
-            pages = mmap.mmap(
-                file.fileno(), unaligned + length, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ, offset=first - unaligned
-            )
-            return np.ndarray((count, *place.shape[1:]), place.dtype, pages, unaligned)[::step].copy()
+                return np.empty(shape, place.dtype)
+            before = first % mmap.ALLOCATIONGRANULARITY
+            pages = mmap.mmap(file, before + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=first - before)
+            return np.ndarray(shape, place.dtype, pages, before)[::step].copy()
 
     def shape(self, kind: str) -> tuple[int, ...]:
         """Shape of the first video's array (all have the same)."""
@@ -161,15 +157,18 @@ class Shards:
         self.artifact.prefetch(shards)
 
     @contextmanager
-    def _open(self, video: str) -> Iterator[tuple[BinaryIO, dict[str, _Place]]]:
+    def _open(self, video: str) -> Iterator[tuple[int, dict[str, _Place]]]:
         """The shard that holds a video, and where in it each array is."""
         shard = self._shard[video]
         path = self.artifact.path(shard)
         try:
-            with path.open("rb", buffering=0) as file:
+            file = os.open(path, os.O_RDONLY)
+            try:
                 if shard not in self._headers:
                     self._headers[shard] = _read_header(file)
                 yield file, self._headers[shard]
+            finally:
+                os.close(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable shard ({error})") from error
 

@@ -49,6 +49,7 @@ class ShardCache:
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
         self._objects, self._partial = root / "objects", root / "partial"
+        self._paths: dict[str, Path] = {}  # a hit takes microseconds, of which making a Path would be many
         self._thread = threading.local()
         self._looked = self._warned = False
 
@@ -76,20 +77,24 @@ class ShardCache:
                     "directory"
                 ) from error
             raise
-        return self._objects / sha256
+        return self._path(sha256)
+
+    def _path(self, sha256: str) -> Path:
+        if sha256 not in self._paths:
+            self._paths[sha256] = self._objects / sha256
+        return self._paths[sha256]
 
     def _lease(self, sha256: str, size: int) -> bool:
         """Lease an object to this thread, in place of its last one; False, with no lease, when it is not there intact."""
         held: _Lease | None = getattr(self._thread, "lease", None)
-        path = self._objects / sha256
-        if held is not None and held.sha256 == sha256 and _is_at(held.file, path):
+        if held is not None and held.sha256 == sha256 and os.fstat(held.file).st_nlink:
             return True
         self._thread.lease = held = None
         with suppress(FileNotFoundError):
-            lease = _Lease(sha256, os.open(path, os.O_RDONLY))
+            lease = _Lease(sha256, os.open(path := self._path(sha256), os.O_RDONLY))
             fcntl.flock(lease.file, fcntl.LOCK_SH)
             facts, stamp = os.fstat(lease.file), _stamp(sha256)
-            if facts.st_size != size or not _is_at(lease.file, path):
+            if not facts.st_nlink or facts.st_size != size:  # evicted just now, or damaged
                 return False
             if facts.st_mtime_ns != stamp and _digest(path) != sha256:
                 return False
@@ -161,7 +166,7 @@ class ShardCache:
         path.chmod(0o444)
         os.utime(path, ns=(time.time_ns(), _stamp(sha256)))
         with self._alone():
-            path.replace(self._objects / sha256)
+            path.replace(self._path(sha256))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -210,6 +215,7 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
+@functools.cache
 def _stamp(sha256: str) -> int:
     """A time of modification in nanoseconds: whole seconds, which every file system keeps, and years that are over."""
     return int(hashlib.sha256(f"{sha256} {_boot()}".encode()).hexdigest()[:7], 16) * 10**9
