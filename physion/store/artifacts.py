@@ -7,7 +7,6 @@ the manifest is written, conditionally; then the records and checkpoints are rem
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
@@ -20,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from physion.errors import ConfigError, DataError
-from physion.store.cache import WrongContent
+from physion.store.checksums import sha256_of
 from physion.store.store import Store
 
 FORMAT = 1
@@ -119,16 +118,12 @@ class Artifact:
         advice = f"run `physion stage {self.manifest.stage} --force` (same options) to make it again"
         try:
             path = self.store.fetch(key, size=record.size, sha256=record.sha256)
-            if self.store.cache is not None:
-                return path  # verified when it came, and not to be remembered: the cache may drop it
-            intact = path.stat().st_size == record.size and sha256_of(path) == record.sha256
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
             raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {advice}") from error
-        except WrongContent:
-            intact = False
-        if not intact:
-            raise DataError(f"{self.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); {advice}")
-        self._verified[name] = path
+        except DataError as error:
+            raise DataError(f"{error}; {advice}") from error
+        if self.store.cache is None:
+            self._verified[name] = path  # a cache may drop it, and checks it faster
         return path
 
     def prefetch(self, names: Sequence[str], at_once: int = 2) -> None:
@@ -244,9 +239,3 @@ class ArtifactWriter:
 
 def _record(name: str, path: Path) -> FileRecord:
     return FileRecord(name=name, size=path.stat().st_size, sha256=sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,11 +27,21 @@ from pathlib import Path
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.progress import byte_count, say
+from physion.store.checksums import sha256_of
 
+LARGEST_DEFAULT = 200 * 10**9
 ATTEMPTS = 3  # downloads of an object before it counts as damaged in the store
 SLACK = (
     0.05  # share of the limit that is freed when it is reached, so that not every small object takes a look at all the others
 )
+
+
+def default_limit(root: Path) -> int:
+    """Half of what the disk could give to a cache at `root`, and no more than the whole study takes a few times over."""
+    place = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.is_dir())
+    ledger = root / "lock"
+    used = int(text) if ledger.is_file() and (text := ledger.read_text()).isdecimal() else 0
+    return min(LARGEST_DEFAULT, (shutil.disk_usage(place).free + used) // 2)
 
 
 class WrongContent(DataError):
@@ -96,7 +106,7 @@ class ShardCache:
             facts, stamp = os.fstat(lease.file), _stamp(sha256)
             if not facts.st_nlink or facts.st_size != size:  # evicted just now, or damaged
                 return False
-            if facts.st_mtime_ns != stamp and _digest(path) != sha256:
+            if facts.st_mtime_ns != stamp and sha256_of(path) != sha256:
                 return False
             with suppress(PermissionError):  # another user's file
                 os.utime(lease.file, ns=(time.time_ns(), stamp))
@@ -159,10 +169,10 @@ class ShardCache:
                 left.unlink()
             path = place / "object"
             download(path)
-            if path.stat().st_size == size and _digest(path) == sha256:
+            if path.stat().st_size == size and sha256_of(path) == sha256:
                 break
         else:
-            raise WrongContent(f"downloaded {ATTEMPTS} times, and never {size} bytes with SHA-256 {sha256}")
+            raise WrongContent(f"the store is corrupt: what was downloaded {ATTEMPTS} times never has the SHA-256 {sha256}")
         path.chmod(0o444)
         os.utime(path, ns=(time.time_ns(), _stamp(sha256)))
         with self._alone():
@@ -224,8 +234,3 @@ def _stamp(sha256: str) -> int:
 @functools.cache
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from physion.errors import ConfigError, PhysionError, TransientError
+from physion.errors import ConfigError, DataError, PhysionError, TransientError
+from physion.store.checksums import sha256_of
 
 STAGING = ".staging"
 
@@ -87,8 +89,15 @@ class LocalStore:
         return made
 
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
-        """A local file that holds the object: here, the object itself. Never write to it."""
-        return self._path(key)
+        """A local file that holds the object: here, the object itself. Never write to it.
+
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        """
+        path = self._path(key)
+        found = path.stat().st_size
+        if (size is not None and found != size) or (sha256 is not None and sha256_of(path) != sha256):
+            raise DataError(f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)")
+        return path
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
@@ -96,6 +105,13 @@ class LocalStore:
         with _clear_errors(f"store {self.uri}: cannot list {prefix}"):
             found = (p for p in top.rglob("*") if p.is_file()) if top.is_dir() else ()
             return sorted(p.relative_to(self.root).as_posix() for p in found)
+
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written; None when there is none."""
+        try:
+            return time.time() - self._path(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""

@@ -40,19 +40,22 @@ class Store(Protocol):
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local, read-only file that holds the object.
 
-        With a cache and `sha256`, the file has that content and stays at least until this thread fetches another one;
-        WrongContent is raised when the store holds something else, FileNotFoundError when it holds nothing.
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say. With a cache and
+        `sha256`, the file may go when this thread fetches another one. Without, a remote store gives a copy, the caller's own.
         """
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
 
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written; None when there is none."""
+
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
 
 
-def open_store(uri: str) -> Store:
-    """The store at `file:///path` (or a plain path).
+def open_store(uri: str, cache: ShardCache | None = None) -> Store:
+    """The store at `file:///path` (or a plain path). A remote one keeps what it fetches in `cache`.
 
     Raises ConfigError for another scheme; `s3://` is not there yet.
     """

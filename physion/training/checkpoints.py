@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from physion.progress import say
-from physion.store.artifacts import ArtifactWriter, sha256_of
+from physion.store.artifacts import ArtifactWriter
+from physion.store.checksums import sha256_of
 
 KEPT = 2
 
