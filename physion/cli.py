@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from physion import __version__
-from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.commands import AsJSON, CacheFolder, CacheLimit, Overrides, Preset, StoreURI, chosen_store
+from physion.commands.store import store_app
 from physion.config.load import load_config, nearest, preset_text
 from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
@@ -27,7 +28,7 @@ from physion.pipeline.graph import Node, build_graph
 from physion.progress import byte_count, duration, say
 from physion.stages import STAGES, PartsMissing, Stop
 from physion.store.artifacts import read_manifest
-from physion.store.store import Store, open_store
+from physion.store.store import Store
 
 app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(store_app, name="store")
 
 
 def main() -> NoReturn:
@@ -60,7 +62,11 @@ def main() -> NoReturn:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    cache: CacheFolder = Path("~/.cache/physion"),
+    cache_limit: CacheLimit = None,
+) -> None:
     if version:
         print(f"physion {__version__}")
         raise typer.Exit
@@ -226,7 +232,7 @@ def contact_sheet_command(
 
 def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
     config = load_config(preset, overrides)
-    return config, build_graph(config), open_store(store)
+    return config, build_graph(config), chosen_store(store)
 
 
 def _select(graph: dict[str, Node], stage: str, given: dict[str, Any]) -> Node:

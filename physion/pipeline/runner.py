@@ -52,6 +52,7 @@ def run_node(
     inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
     job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop, share)
+    output.begin({other.name: other.fingerprint for other in graph.values()})
     started = time.monotonic()
 
     def done(manifest: Manifest) -> Done:

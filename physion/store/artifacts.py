@@ -24,6 +24,7 @@ from physion.store.store import Store
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+STUDY = "study.json"
 READERS = 16  # records of parts read at once
 
 
@@ -172,6 +173,10 @@ class ArtifactWriter:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
+
+    def begin(self, study: Mapping[str, str]) -> None:
+        """Note the study that this is part of (instance -> fingerprint), all of which `store gc` then spares."""
+        self.store.write(f"{self.prefix}/{STUDY}", json.dumps(study).encode())
 
     def part_names(self) -> set[str]:
         """Names of the finished parts."""
