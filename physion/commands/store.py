@@ -24,7 +24,7 @@ from physion.store.store import Store, open_store
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
 
 VERIFIERS = 4  # files at once
-NAME = "An instance such as frames-test, a stage, or stage/ and the start of a fingerprint."
+NAME = "An instance such as frames-test, a stage, or the start of a fingerprint (or of stage/fingerprint)."
 
 store_app = typer.Typer(help="Look after stores.", no_args_is_help=True)
 
@@ -47,13 +47,13 @@ def ls(
             for record in _files(found):
                 print(f"{byte_count(record.size):>8}  {found.prefix}/{record.name}")
     else:
-        table = _table(f"store {target.uri}", "instance", "stage/fingerprint", "created", "files", "size")
+        table = _table(f"store {target.uri}", "artifact", "fingerprint", "created", "files", "size")
         for found in chosen:
             cells = ("", str(len(found.keys)), "")
             if found.manifest:
                 created = found.manifest.created[:16].replace("T", " ")
                 cells = (created, str(len(found.manifest.files)), byte_count(found.bytes))
-            table.add_row(_title(found), f"{found.stage}/{found.fingerprint[:12]}", *cells)
+            table.add_row(_title(found), found.fingerprint[:12], *cells)
         Console().print(table)
 
 
@@ -73,7 +73,7 @@ def get(
         return
     chosen = [found for found in select(survey(target), name) if found.manifest]
     if len(chosen) != 1:
-        names = ", ".join(f"{found.stage}/{found.fingerprint[:12]}" for found in chosen) or "nothing that is finished"
+        names = ", ".join(f"{_title(found)} ({found.fingerprint[:12]})" for found in chosen) or "nothing that is finished"
         raise ConfigError(f"'{name}' means {names}: name one artifact")
     records = _files(chosen[0])
     with progress("get", sum(record.size for record in records), "bytes") as bar:
@@ -168,16 +168,16 @@ def gc(
     if as_json:
         print(json.dumps([_judged(*row) for row in rows], indent=1))
         return
-    table = _table(f"store {target.uri}", "", "what", "stage/fingerprint", "why", "size")
+    table = _table(f"store {target.uri}", "", "artifact", "fingerprint", "why", "size")
     for action, verdict, size in rows:
-        found = verdict.found
-        table.add_row(action, _title(found), f"{found.stage}/{found.fingerprint[:12]}", verdict.reason, byte_count(size))
+        table.add_row(action, _title(verdict.found), verdict.found.fingerprint[:12], verdict.reason, byte_count(size))
     Console().print(table)
     print(f"{'freed' if delete else '--delete would free'} {byte_count(freed)}")
 
 
 def _title(found: Found) -> str:
-    return found.manifest.instance if found.manifest else "damaged manifest" if found.problem else "unfinished"
+    state = "damaged manifest" if found.problem else "unfinished"
+    return found.manifest.instance if found.manifest else f"{found.stage} ({state})"
 
 
 def _files(found: Found) -> list[FileRecord]:
@@ -187,7 +187,7 @@ def _files(found: Found) -> list[FileRecord]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
+        table.add_column(column, no_wrap=column != "why", justify="right" if column in ("size", "files") else "left")
     return table
 
 

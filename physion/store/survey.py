@@ -76,15 +76,17 @@ def survey(store: Store) -> list[Found]:
 
 
 def select(everything: Sequence[Found], name: str) -> list[Found]:
-    """The artifacts that a name means: an instance (`frames-test`), a stage, or `stage/` and the start of a fingerprint.
+    """What a name means: an instance (`frames-test`), a stage, or the start of a fingerprint or of `stage/fingerprint`.
 
     Raises ConfigError when there are none.
     """
     name = name.removeprefix("artifacts/").rstrip("/")
-    chosen = [found for found in everything if found.manifest and name in (found.manifest.instance, found.stage)]
-    chosen = chosen or [found for found in everything if found.prefix.removeprefix("artifacts/").startswith(name)]
+    chosen = [found for found in everything if name == found.stage or (found.manifest and name == found.manifest.instance)]
+    chosen = chosen or [
+        f for f in everything if f.fingerprint.startswith(name) or f"{f.stage}/{f.fingerprint}".startswith(name)
+    ]
     if not chosen:
-        raise ConfigError(f"no artifact is called '{name}': say an instance, or stage/fingerprint (`physion store ls`)")
+        raise ConfigError(f"no artifact is called '{name}': `physion store ls` lists them")
     return chosen
 
 
