@@ -47,7 +47,9 @@ def ls(
             for record in _files(found):
                 print(f"{byte_count(record.size):>8}  {found.prefix}/{record.name}")
     else:
-        table = _table(f"store {target.uri}", "artifact", "fingerprint", "created", "files", "size")
+        table = Table(title=f"store {target.uri}", title_justify="left", box=None, pad_edge=False)
+        for column in ("artifact", "fingerprint", "created", "files", "size"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
         for found in chosen:
             cells = ("", str(len(found.keys)), "")
             if found.manifest:
@@ -168,11 +170,13 @@ def gc(
     if as_json:
         print(json.dumps([_judged(*row) for row in rows], indent=1))
         return
-    table = _table(f"store {target.uri}", "", "artifact", "fingerprint", "why", "size")
     for action, verdict, size in rows:
-        table.add_row(action, _title(verdict.found), verdict.found.fingerprint[:12], verdict.reason, byte_count(size))
-    Console().print(table)
-    print(f"{'freed' if delete else '--delete would free'} {byte_count(freed)}")
+        if verdict.remove or not verdict.found.manifest:
+            what = f"{_title(verdict.found)} {verdict.found.fingerprint[:12]}"
+            print(f"{action} {byte_count(size):>8}  {what}: {verdict.reason}")
+    kept = [size for _, verdict, size in rows if verdict.found.manifest and not verdict.remove]
+    done = "freed" if delete else "--delete would free"
+    print(f"keep {byte_count(sum(kept))} in {len(kept)} artifacts; {done} {byte_count(freed)}")
 
 
 def _title(found: Found) -> str:
@@ -182,13 +186,6 @@ def _title(found: Found) -> str:
 
 def _files(found: Found) -> list[FileRecord]:
     return found.manifest.files if found.manifest else []
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column != "why", justify="right" if column in ("size", "files") else "left")
-    return table
 
 
 def _facts(found: Found, files: bool) -> dict[str, Any]:

@@ -165,9 +165,9 @@ def test_a_dry_run_removes_nothing_and_says_so(look, store, graph):
     left.write_text("{}" * 500)
     before = content(store)
     ended = look("gc")
-    assert "would remove" in ended.out
-    assert "left beside a published artifact" in ended.out
-    assert ended.out.endswith("--delete would free 1 kB\n")
+    start = graph["frames-test"].fingerprint[:12]
+    assert ended.out.splitlines()[0] == f"would remove     1 kB  frames-test {start}: left beside a published artifact"
+    assert ended.out.endswith(f" in {len(graph)} artifacts; --delete would free 1 kB\n")
     assert content(store) == before
 
 
