@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.progress import byte_count, say
@@ -88,6 +89,9 @@ class ShardCache:
                 ) from error
             raise
         return self._path(sha256)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardCache, (self.root, self.limit)  # another process has leases of its own
 
     def _path(self, sha256: str) -> Path:
         if sha256 not in self._paths:

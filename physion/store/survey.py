@@ -142,7 +142,7 @@ def _ages(store: Store, everything: Sequence[Found]) -> dict[str, float]:
     def age(found: Found) -> float:
         if found.manifest:
             return (datetime.now(UTC) - datetime.fromisoformat(found.manifest.created)).total_seconds()
-        return min(age for key in found.keys if (age := store.age(key)) is not None)
+        return min((age for key in found.keys if (age := store.age(key)) is not None), default=0.0)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return {found.prefix: seconds for found, seconds in zip(everything, pool.map(age, everything), strict=True)}

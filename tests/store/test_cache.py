@@ -35,13 +35,6 @@ class Source:
         self.root, self.limit = cache, limit
         self.cache = ShardCache(cache, limit)
 
-    def __getstate__(self):
-        return {**self.__dict__, "cache": None}
-
-    def __setstate__(self, state):
-        self.__dict__ |= state
-        self.cache = ShardCache(self.root, self.limit)
-
     def get(self, number):
         def download(path):
             with self.log.open("a") as log:

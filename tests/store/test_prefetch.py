@@ -1,5 +1,6 @@
 """Artifacts behind a cache: what is fetched ahead, what that costs, and files that come and go while they are read."""
 
+import multiprocessing
 import threading
 import time
 
@@ -78,6 +79,29 @@ def test_everything_is_fetched_before_it_is_read(remote):
     for video in VIDEOS:
         np.testing.assert_array_equal(shards.read(video.name, "slots"), ARRAY + int(video.name[1:]))
     assert sorted(remote.store.downloads) == sorted(remote.names())  # each once
+
+
+def read_all(root, cache, manifest, queue):
+    artifact = Artifact(RemoteStore(root, ShardCache(cache, 100 * SHARD)), manifest)
+    shards = Shards(artifact)
+    shards.prefetch_all()
+    right = all((shards.read(video.name, "slots") == ARRAY + int(video.name[1:])).all() for video in VIDEOS)
+    until(lambda: not prefetching())
+    queue.put((right, artifact.store.downloads))
+
+
+def test_the_ranks_of_a_node_share_what_each_of_them_fetches(remote):
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    arguments = (remote.store.root, remote.store.cache.root, remote.manifest, queue)
+    ranks = [spawn.Process(target=read_all, args=arguments) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    told = [queue.get(timeout=60) for _ in ranks]
+    for rank in ranks:
+        rank.join()
+    assert all(right for right, _ in told)
+    assert sorted(name for _, downloads in told for name in downloads) == sorted(remote.names())
 
 
 def test_what_does_not_fit_is_not_fetched_ahead(remote, capsys):
