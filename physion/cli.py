@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from physion import __version__
-from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.commands import AsJSON, CacheFolder, CacheLimit, Overrides, Preset, StoreURI, cache_options, chosen_store
 from physion.commands.store import store_app
 from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
@@ -28,10 +29,10 @@ from physion.config.schema import Config
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.given import given_weights
 from physion.pipeline.graph import Node, build_graph, select
-from physion.progress import duration, say
-from physion.stages import STAGES, Stop
+from physion.progress import byte_count, duration, say
+from physion.stages import STAGES, PartsMissing, Stop
 from physion.store.artifacts import Artifact, read_manifest
-from physion.store.store import Store, open_store
+from physion.store.store import Store
 
 app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
@@ -66,10 +67,15 @@ def main() -> NoReturn:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    cache: CacheFolder = Path("~/.cache/physion"),
+    cache_limit: CacheLimit = None,
+) -> None:
     if version:
         print(f"physion {__version__}")
         raise typer.Exit
+    cache_options.folder, cache_options.limit = cache.expanduser().absolute(), cache_limit
 
 
 @app.command(epilog="Example: physion run --preset tiny --store runs/tiny")
@@ -91,7 +97,7 @@ def run(
             say(f"{node.name}: {STAGES[node.stage].summary if node.weights is None else f'take {node.weights.prefix}'}")
 
     def done(result: Done) -> None:
-        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         say(f"{result.node.name}: {took}{_headline(result.manifest.metrics)}")
 
     with _stopping() as stop:
@@ -110,7 +116,8 @@ def run(
 
 @app.command(
     epilog="Examples: physion stage frames --subset test -p tiny -s runs/tiny    |    "
-    "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny"
+    "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny    |    "
+    "physion stage simulate --shard 2/8 -p tiny -s runs/tiny"
 )
 def stage(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
@@ -121,20 +128,42 @@ def stage(
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
     overrides: Overrides = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do only the parts I, I + N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
+    ] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Run one stage; its inputs must be in the store."""
+    """Run one stage, or a share of one; its inputs must be in the store."""
     from physion.pipeline.runner import run_node
 
     config, graph, target = _study(preset, overrides, store)
     node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
-    with _stopping() as stop:
-        result = run_node(node, graph, target, config, stop, force=force)
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
+    share = _share(name, shard, publish, force)
+    with _stopping() as stop:
+        try:
+            result = run_node(node, graph, target, config, stop, force=force, share=share)
+        except PartsMissing as error:
+            if shard is None:
+                raise
+            if as_json:
+                print(json.dumps({"artifact": where, "published": False, "missing_parts": error.missing}, indent=1))
+            else:
+                missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
+                print(f"{node.name}: shard {shard} done; {missing}\n{where}")
+            return
     if as_json:
-        print(json.dumps({"artifact": where, "cached": result.cached, "metrics": result.manifest.metrics}, indent=1))
+        facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
+        print(json.dumps(facts, indent=1))
     else:
-        took = "cached" if result.cached else f"done in {duration(result.manifest.seconds)}"
+        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         print(f"{node.name}: {took}{_headline(result.manifest.metrics)}\n{where}")
 
 
@@ -213,7 +242,7 @@ def doctor(
     from physion.doctor import Finding, examine
 
     findings: list[Finding] = []
-    for finding in examine(open_store(store) if store else None, Path.home() / ".cache" / "physion"):
+    for finding in examine(chosen_store(store) if store else None, cache_options.folder):
         findings.append(finding)
         if not as_json:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
@@ -250,8 +279,29 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
-    config, target = load_config(preset, overrides), open_store(store)
+    config, target = load_config(preset, overrides), chosen_store(store)
     return config, build_graph(config, given_weights(config, target)), target
+
+
+def _share(stage: str, shard: str | None, publish: bool, force: bool) -> slice:
+    """The parts that `--shard` or `--publish` select of a stage's list."""
+    if shard is None and not publish:
+        return slice(None)
+    if not STAGES[stage].parts:
+        split = ", ".join(other.name for other in STAGES.values() if other.parts)
+        raise ConfigError(f"stage {stage} cannot be split: run it without --shard and --publish (with parts: {split})")
+    if publish and shard is not None:
+        raise ConfigError("--publish does no part: leave out --shard")
+    if force:
+        raise ConfigError(
+            "--force would remove what other shards did: make the whole stage again, without --shard and --publish"
+        )
+    if shard is None:
+        return slice(0)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard {shard}: not of the form I/N with I from 0 to N - 1, such as 0/4")
+    return slice(int(match[1]), None, int(match[2]))
 
 
 @contextlib.contextmanager
@@ -283,18 +333,10 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
     if not row["flops"]:
-        return _bytes(row["bytes"]) if row["bytes"] else "-", "-", "-"
+        return byte_count(row["bytes"]) if row["bytes"] else "-", "-", "-"
     hours = row["accelerator_hours"]
     time = "< 1 min" if hours < 1 / 60 else f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
-    return _bytes(row["bytes"]), f"{row['flops']:.0e}", time
-
-
-def _bytes(count: float) -> str:
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g} {units[0]}"
+    return byte_count(row["bytes"]), f"{row['flops']:.0e}", time
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -2,9 +2,248 @@
 
 from __future__ import annotations
 
-import typer
+import json
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from physion.commands import AsJSON, StoreURI, chosen_store
 from physion.commands.serve import serve
+from physion.config.load import load_config
+from physion.errors import ConfigError, DataError
+from physion.pipeline.graph import build_graph
+from physion.progress import byte_count, progress
+from physion.store.artifacts import Artifact, FileRecord, read_manifest
+from physion.store.local import LocalStore
+from physion.store.store import Store, open_store
+from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
+
+VERIFIERS = 4  # files at once
+NAME = "An instance such as frames-test, a stage, or the start of a fingerprint (or of stage/fingerprint)."
 
 store_app = typer.Typer(help="Look after stores.", no_args_is_help=True)
 store_app.command("serve", epilog="Example: physion store serve runs/s3")(serve)
+
+
+@store_app.command(epilog="Example: physion store create -s s3://physion/study")
+def create(store: StoreURI) -> None:
+    """Make the bucket of an S3 store (the folder of a local one), unless it is there."""
+    target = chosen_store(store)
+    target.create()
+    print(target.uri)
+
+
+@store_app.command(epilog="Examples: physion store ls -s runs/tiny    |    physion store ls train-dvae --files -s runs/tiny")
+def ls(
+    store: StoreURI,
+    name: Annotated[str | None, typer.Argument(metavar="[ARTIFACT]", help=NAME)] = None,
+    files: Annotated[bool, typer.Option("--files", help="List files, by the keys that `get` takes.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """List artifacts, and work that is not finished."""
+    target = chosen_store(store)
+    everything = survey(target)
+    chosen = everything if name is None else select(everything, name)
+    if as_json:
+        print(json.dumps([_facts(found, files) for found in chosen], indent=1))
+    elif files:
+        for found in chosen:
+            for record in _files(found):
+                print(f"{byte_count(record.size):>8}  {found.prefix}/{record.name}")
+    else:
+        table = Table(title=f"store {target.uri}", title_justify="left", box=None, pad_edge=False)
+        for column in ("artifact", "fingerprint", "created", "files", "size"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
+        for found in chosen:
+            cells = ("", str(len(found.keys)), "")
+            if found.manifest:
+                created = found.manifest.created[:16].replace("T", " ")
+                cells = (created, str(len(found.manifest.files)), byte_count(found.bytes))
+            table.add_row(_title(found), found.fingerprint[:12], *cells)
+        Console().print(table)
+
+
+@store_app.command(
+    epilog="Examples: physion store get evaluate report -s runs/tiny    |    "
+    "physion store get artifacts/evaluate/FINGERPRINT/report.html . -s runs/tiny"
+)
+def get(
+    store: StoreURI,
+    name: Annotated[str, typer.Argument(metavar="ARTIFACT|KEY", help=NAME + " Or the key of one file.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder; for one file also the file to write.")],
+) -> None:
+    """Copy an artifact, or one file, out of the store. The files of artifacts are verified."""
+    target = chosen_store(store)
+    if "/" in name and target.size(name) is not None:
+        _copy(_local(target, name), destination / Path(name).name if destination.is_dir() else destination)
+        return
+    chosen = [found for found in select(survey(target), name) if found.manifest]
+    if len(chosen) != 1:
+        names = ", ".join(f"{_title(found)} ({found.fingerprint[:12]})" for found in chosen) or "nothing that is finished"
+        raise ConfigError(f"'{name}' means {names}: name one artifact")
+    records = _files(chosen[0])
+    with progress("get", sum(record.size for record in records), "bytes") as bar:
+        for record in records:
+            _copy(_local(target, f"{chosen[0].prefix}/{record.name}"), destination / record.name)
+            bar.advance(record.size)
+    print(destination)
+
+
+@store_app.command(epilog="Example: physion store put slots.pkl published/slots.pkl -s runs/tiny")
+def put(
+    store: StoreURI,
+    path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The file to copy.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its name in the store, such as published/slots.pkl.")],
+) -> None:
+    """Copy a file of your own into the store; what is there is never overwritten."""
+    if not all(part not in ("", ".", "..") for part in key.split("/")):
+        raise ConfigError(f"key '{key}': give names separated by single slashes, such as published/{path.name}")
+    if key.startswith(("artifacts/", ".")):
+        raise ConfigError(f"key '{key}': only stages write there; choose another, such as files/{path.name}")
+    target = chosen_store(store)
+    scratch = target.scratch()
+    try:
+        copy = Path(shutil.copyfile(path, scratch / "file"))
+        if not target.upload(key, copy):
+            raise ConfigError(f"{target.uri}/{key} is there already, and nothing was written: choose another key")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{target.uri}/{key}")
+
+
+@store_app.command(epilog="Examples: physion store verify -s runs/tiny    |    physion store verify train-dvae -s runs/tiny")
+def verify(
+    store: StoreURI,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT...]", help=NAME)] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Read every file of artifacts from the store, not from the cache, and check it against its SHA-256."""
+    target = open_store(store)
+    everything = survey(target)
+    chosen = [found for name in names for found in select(everything, name)] if names else everything
+    work = [(found, record) for found in chosen for record in _files(found)]
+    problems = [found.problem for found in chosen if found.problem]
+    with (
+        progress("verify", sum(record.size for _, record in work), "bytes") as bar,
+        ThreadPoolExecutor(VERIFIERS) as pool,
+    ):
+        for (_, record), problem in zip(work, pool.map(lambda item: _problem(target, *item), work), strict=True):
+            problems += [problem] if problem else []
+            bar.advance(record.size)
+    if as_json:
+        print(json.dumps({"files": len(work), "problems": problems}, indent=1))
+    if problems:
+        raise DataError(f"{len(problems)} of {len(work)} files are bad:\n" + "\n".join(problems))
+    if not as_json:
+        print(f"{len(work)} files of {len(chosen)} artifacts are what their manifests say")
+
+
+@store_app.command(
+    epilog="Examples: physion store gc -s runs/tiny    |    physion store gc --keep tiny --keep mine.yaml --delete -s runs/tiny"
+)
+def gc(
+    store: StoreURI,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PRESET", help="Remove artifacts that this preset does not need. Repeatable: those of none go."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value in each --keep. Repeatable.")
+    ] = None,
+    days: Annotated[
+        float, typer.Option(min=0, help="Spare what was written in the last so many days, and all it needs.")
+    ] = 7.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Do it. Without, nothing is removed.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Show, or with --delete remove, what no run needs: leftovers, forgotten work, artifacts of no preset you keep."""
+    target = chosen_store(store)
+    graphs = [build_graph(load_config(preset, overrides or [])) for preset in keep or ()]
+    needed = {node.fingerprint for graph in graphs for node in graph.values()}
+    verdicts = judge(target, survey(target), needed if keep else None, days)
+    if delete:
+        shutil.rmtree(target.scratch())  # making a scratch directory removes those of dead processes
+    rows = []
+    for verdict in verdicts:
+        size = sizes(target, verdict.keys) if verdict.remove or not verdict.found.manifest else verdict.found.bytes
+        action = "keep" if not verdict.remove else "would remove" if not delete else "removed"
+        if verdict.remove and delete and not remove(target, verdict):
+            action, verdict = "keep", Verdict(verdict.found, False, verdict.keys, "somebody is at work there")
+        rows.append((action, verdict, size))
+    freed = sum(size for _, verdict, size in rows if verdict.remove)
+    if as_json:
+        print(json.dumps([_judged(*row) for row in rows], indent=1))
+        return
+    for action, verdict, size in rows:
+        if verdict.remove or not verdict.found.manifest:
+            what = f"{_title(verdict.found)} {verdict.found.fingerprint[:12]}"
+            print(f"{action} {byte_count(size):>8}  {what}: {verdict.reason}")
+    kept = [size for _, verdict, size in rows if verdict.found.manifest and not verdict.remove]
+    done = "freed" if delete else "--delete would free"
+    print(f"keep {byte_count(sum(kept))} in {len(kept)} artifacts; {done} {byte_count(freed)}")
+
+
+def _title(found: Found) -> str:
+    state = "damaged manifest" if found.problem else "unfinished"
+    return found.manifest.instance if found.manifest else f"{found.stage} ({state})"
+
+
+def _files(found: Found) -> list[FileRecord]:
+    return found.manifest.files if found.manifest else []
+
+
+def _facts(found: Found, files: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {"stage": found.stage, "fingerprint": found.fingerprint, "published": found.manifest is not None}
+    if found.manifest:
+        facts |= {"instance": found.manifest.instance, "created": found.manifest.created, "bytes": found.bytes}
+    if files:
+        facts["files"] = [record.model_dump() for record in _files(found)]
+    return facts
+
+
+def _judged(action: str, verdict: Verdict, size: int) -> dict[str, Any]:
+    return {**_facts(verdict.found, False), "action": action, "reason": verdict.reason, "bytes": size, "keys": verdict.keys}
+
+
+def _local(store: Store, key: str) -> Path:
+    """A local file with the content of a key, verified where a manifest names it."""
+    parts = key.split("/", 3)
+    if parts[0] == "artifacts" and len(parts) == 4 and (manifest := read_manifest(store, parts[1], parts[2])):
+        artifact = Artifact(store, manifest)
+        if parts[3] in artifact.names():
+            return artifact.path(parts[3])
+    return store.fetch(key)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copy a file so that it is there whole or not at all."""
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(destination)
+    except OSError as error:
+        raise ConfigError(f"{destination}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _problem(store: Store, found: Found, record: FileRecord) -> str | None:
+    """What is wrong with a file in the store, in a line; None when nothing is."""
+    key = f"{found.prefix}/{record.name}"
+    advice = f"run `physion stage {found.stage} --force` with the options of {_title(found)} to make it again"
+    try:
+        path = store.fetch(key, size=record.size, sha256=record.sha256)
+    except FileNotFoundError:
+        return f"{store.uri}/{key} is missing; {advice}"
+    except DataError as error:
+        return f"{error}; {advice}"
+    if not isinstance(store, LocalStore):
+        path.unlink()  # a copy of our own
+    return None

@@ -12,14 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store
 from physion.config.load import load_config, nearest
 from physion.errors import ConfigError
 from physion.pipeline.given import given_weights
 from physion.pipeline.graph import Node, build_graph, select
-from physion.store.artifacts import Artifact, Manifest, read_manifest, sha256_of
+from physion.store.artifacts import Artifact, Manifest, read_manifest
+from physion.store.checksums import sha256_of
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
-from physion.store.store import Store, open_store
+from physion.store.store import Store
 
 KINDS = ("dvae", "steve", "slotformer", "readout")
 
@@ -46,7 +47,7 @@ def import_command(
         raise ConfigError(f"unknown model '{kind}'{nearest(kind, KINDS)}; models: {', '.join(KINDS)}")
     from physion.models.published import read_published, take_apart
 
-    target, sizes = open_store(store), load_config(preset, overrides).model_sizes()
+    target, sizes = chosen_store(store), load_config(preset, overrides).model_sizes()
     model, frozen = take_apart(read_published(file), kind, sizes, str(file))
     origin = {"file": file.name, "sha256": sha256_of(file)}
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
@@ -69,7 +70,7 @@ def export(
 
     if file.exists():
         raise ConfigError(f"{file} exists; choose another name, or remove it first")
-    model, frozen, _ = _weights(source, open_store(store), preset, overrides, features, seed)
+    model, frozen, _ = _weights(source, chosen_store(store), preset, overrides, features, seed)
     state = {key: value.contiguous() for key, value in to_published(model, frozen).items()}
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -97,11 +98,11 @@ def push(
     seed: Seed = None,
 ) -> None:
     """Share what was trained or imported here, as named weights of a store."""
-    origin, target = open_store(store), open_store(to or store)
+    origin, target = chosen_store(store), chosen_store(to or store)
     if source.startswith(f"{PREFIX}/"):
         if name is not None:
             raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")
-        _say(target, copy_weights(find_weights(origin, source), target, _partial()))
+        _say(target, copy_weights(find_weights(origin, source), target, cache_options.folder / "pulls"))
         return
     if name is None:
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
@@ -119,14 +120,14 @@ def pull(
     store: StoreURI,
 ) -> None:
     """Fetch named weights from another store; a download that broke off goes on where it was."""
-    target = open_store(store)
-    _say(target, copy_weights(find_weights(open_store(source), name), target, _partial()))
+    target = chosen_store(store)
+    _say(target, copy_weights(find_weights(chosen_store(source), name), target, cache_options.folder / "pulls"))
 
 
 @weights_app.command("list")
 def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
     """List the named weights of a store."""
-    found = list_weights(open_store(store))
+    found = list_weights(chosen_store(store))
     if as_json:
         print(json.dumps([json.loads(manifest.model_dump_json()) for manifest in found], indent=1))
         return
@@ -144,7 +145,7 @@ def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
 @weights_app.command()
 def remove(name: Reference, store: StoreURI) -> None:
     """Remove named weights, whole or broken; artifacts made with them stay."""
-    remove_weights(open_store(store), name)
+    remove_weights(chosen_store(store), name)
 
 
 def _weights(
@@ -197,10 +198,6 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
         return publish_weights(store, name, f"train-{kind}", files, sizes, metrics, origin)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _partial() -> Path:
-    return Path.home() / ".cache" / "physion" / "partial"
 
 
 def _say(store: Store, manifest: Manifest) -> None:

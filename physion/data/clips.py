@@ -77,8 +77,7 @@ class SlotClips(VideoClips):
         """`slots` float32 [B, T, S, D]."""
         span = (self.frames - 1) * self.stride + 1
         rows = [
-            self.shards.read(video, "slots", slice(start, start + span))[:: self.stride]
-            for video, start in map(self.place, clips)
+            self.shards.read(video, "slots", slice(start, start + span, self.stride)) for video, start in map(self.place, clips)
         ]
         return {"slots": torch.from_numpy(np.stack(rows))}
 

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+import math
+import mmap
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from physion.data.layout import Video
 from physion.errors import DataError
+from physion.progress import byte_count, say
 from physion.store.artifacts import Artifact
 
 INDEX = "index.json"
+FRAME_KINDS = ("jpeg", "offsets")
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "I16": np.dtype("<i2"),
+    "I64": np.dtype("<i8"),
+    "F32": np.dtype("<f4"),
+}
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+ENTRY_BYTES = 160  # of a header, at most, beside the name: two offsets and a shape of four
 
 
 def shard_name(number: int) -> str:
@@ -30,9 +43,48 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as one safetensors file."""
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, str(path))
+def write_shard(path: Path, names: Iterable[str], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write a safetensors file array by array, so that only one at a time is in memory.
+
+    `names` are those that `arrays` may yield: room is left for a header about all of them.
+    """
+    room = sum(len(json.dumps(name)) + ENTRY_BYTES for name in names)
+    room += -room % 8
+    header, end = {}, 0
+    with path.open("wb") as file:
+        file.seek(8 + room)
+        for name, array in arrays:
+            file.write(array.tobytes())
+            place = (end, end := end + array.nbytes)
+            header[name] = {"dtype": KINDS[array.dtype], "shape": array.shape, "data_offsets": place}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        assert len(text) <= room
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + text.ljust(room))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in a shard."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    row_bytes: int
+
+
+def _read_header(file: int) -> dict[str, _Place]:
+    """Places by name. Raises ValueError, KeyError or TypeError when it is no safetensors header."""
+    length = int.from_bytes(os.pread(file, 8, 0), "little")
+    if length > os.fstat(file).st_size:
+        raise ValueError("it has no safetensors header")
+    places = {}
+    for name, entry in json.loads(os.pread(file, length, 8)).items():
+        if name != "__metadata__":
+            dtype, (count, *row) = DTYPES[entry["dtype"]], entry["shape"]
+            offset = 8 + length + entry["data_offsets"][0]
+            places[name] = _Place(dtype, (count, *row), offset, dtype.itemsize * math.prod(row))
+    return places
 
 
 def index_item(video: Video, shard: str) -> dict[str, Any]:
@@ -46,41 +98,82 @@ def index_bytes(items: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 class Shards:
-    """The videos of an artifact. Cheap to open and to send to another process: shards are mapped on first use."""
+    """The videos of an artifact. Cheap to open and to send to another process.
+
+    Every read maps just its rows and lets go of them: resident memory does not grow with what was read, and a shard that the
+    cache drops frees its room at once. (Maps that stay are faster, but their pages count as this process's memory.)
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         entries = artifact.json(INDEX)["videos"]
         self._shard = {entry["name"]: entry.pop("shard") for entry in entries}
         self.videos = [Video(**entry) for entry in entries]
-        self._open: dict[str, Any] = {}
+        self._headers: dict[str, dict[str, _Place]] = {}
 
     def select(self, *, heldout: bool) -> list[Video]:
         """The training or the held-out videos."""
         return [video for video in self.videos if video.heldout == heldout]
 
     def read(self, video: str, kind: str, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of a video's array, read from the map without loading the rest of it."""
-        array: np.ndarray = self._map(video).get_slice(f"{video}/{kind}")[rows]
-        return array
+        """Some rows of a video's array, copied from a map of them; `rows` must not run backwards."""
+        with self._open(video) as (file, header):
+            place = header[f"{video}/{kind}"]
+            start, stop, step = rows.indices(place.shape[0])
+            shape = (max(0, stop - start), *place.shape[1:])
+            first, length = place.offset + start * place.row_bytes, shape[0] * place.row_bytes
+            if not length:
+                return np.empty(shape, place.dtype)
+            before = first % mmap.ALLOCATIONGRANULARITY
+            pages = mmap.mmap(file, before + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=first - before)
+            return np.ndarray(shape, place.dtype, pages, before)[::step].copy()
 
     def shape(self, kind: str) -> tuple[int, ...]:
         """Shape of the first video's array (all have the same)."""
         name = self.videos[0].name
-        return tuple(self._map(name).get_slice(f"{name}/{kind}").get_shape())
+        with self._open(name) as (_, header):
+            return header[f"{name}/{kind}"].shape
 
-    def _map(self, video: str) -> Any:
+    def prefetch(self, videos: Iterable[Video]) -> None:
+        """Begin to fetch the shards of these videos, in their order, where the store is remote."""
+        self.artifact.prefetch(list(dict.fromkeys(self._shard[video.name] for video in videos)))
+
+    def prefetch_all(self) -> None:
+        """Begin to fetch every shard, for reading in random order, where the store is remote.
+
+        In an order of this process's own: the ranks of a node share what each of them fetches.
+        """
+        cache, files = self.artifact.store.cache, self.artifact.manifest.files
+        if cache is None:
+            return
+        if (size := sum(record.size for record in files)) > cache.limit:
+            say(
+                f"{self.artifact.manifest.instance}: {byte_count(size)} are read in random order through a cache of "
+                f"{byte_count(cache.limit)}, which takes forever: raise PHYSION_CACHE_LIMIT"
+            )
+            return
+        shards = sorted(set(self._shard.values()))
+        random.Random().shuffle(shards)
+        self.artifact.prefetch(shards)
+
+    @contextmanager
+    def _open(self, video: str) -> Iterator[tuple[int, dict[str, _Place]]]:
+        """The shard that holds a video, and where in it each array is."""
         shard = self._shard[video]
-        if shard not in self._open:
-            path = self.artifact.path(shard)
+        path = self.artifact.path(shard)
+        try:
+            file = os.open(path, os.O_RDONLY)
             try:
-                self._open[shard] = safe_open(str(path), framework="np")
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"{path} is not a readable shard ({error})") from error
-        return self._open[shard]
+                if shard not in self._headers:
+                    self._headers[shard] = _read_header(file)
+                yield file, self._headers[shard]
+            finally:
+                os.close(file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a readable shard ({error})") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_headers": {}}
 
 
 class FrameShards(Shards):

@@ -14,7 +14,7 @@ from physion.config.load import fingerprinted
 from physion.config.schema import Config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
-from physion.stages import STAGES, Job, Stop
+from physion.stages import STAGES, Job, PartsMissing, Stop
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 from physion.store.store import Store
 
@@ -26,12 +26,24 @@ class Done:
     node: Node
     manifest: Manifest
     cached: bool
+    seconds: float = 0.0
+    """What this run took."""
 
 
-def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, stop: Stop, *, force: bool = False) -> Done:
-    """Make the artifact of one stage instance, or find it made.
+def run_node(
+    node: Node,
+    graph: dict[str, Node],
+    store: Store,
+    config: Config,
+    stop: Stop,
+    *,
+    force: bool = False,
+    share: slice = slice(None),
+) -> Done:
+    """Make the artifact of one stage instance, or find it made. With `share`, do only these of its parts.
 
-    Raises ConfigError when an input is not published yet, and whatever PhysionError the stage ends with.
+    Raises ConfigError when an input is not published yet, PartsMissing when the share is done but other parts are not, and
+    whatever PhysionError the stage ends with.
     """
     if force:
         ArtifactWriter(store, node.stage, node.fingerprint).erase()
@@ -39,17 +51,24 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
         return Done(node, manifest, cached=True)
     inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
-    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), node.weights, stop)
+    facts = config.model_dump(mode="json")
+    job = Job(node.name, node.section, inputs, output, node.params, facts, node.weights, stop, share)
+    output.begin({other.name: other.fingerprint for other in graph.values()})
     started = time.monotonic()
+
+    def done(manifest: Manifest) -> Done:
+        # Where another runner was faster, this one's parts may have come after its clean-up: publishing sweeps up after both.
+        return Done(node, output.publish(manifest), cached=False, seconds=time.monotonic() - started)
+
     try:
         try:
             metrics = run_of(node)(job)
-        except DataError:
+        except (DataError, PartsMissing):
             if manifest := read_manifest(store, node.stage, node.fingerprint):
-                return Done(node, manifest, cached=False)  # another runner was faster, and took its parts away
+                return done(manifest)  # another runner was faster, and took its parts away
             raise
         if manifest := read_manifest(store, node.stage, node.fingerprint):
-            return Done(node, output.publish(manifest), cached=False)  # another runner was faster; sweep up after both
+            return done(manifest)
         parts = [part for _, part in sorted(output.parts().items())]
         manifest = Manifest(
             stage=node.stage,
@@ -62,11 +81,13 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
             code=__version__,
             host=host_facts(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
         )
-        return Done(node, output.publish(manifest), cached=False)
+        return done(manifest)
     finally:
         output.close()
+        for artifact in inputs.values():
+            artifact.close()
 
 
 def run_of(node: Node) -> Callable[[Job], dict[str, Any]]:

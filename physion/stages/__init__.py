@@ -7,14 +7,16 @@ goes into the fingerprint: raise it when a change to the code changes what comes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from physion.errors import Interrupted, Preempted
+from physion.errors import Interrupted, Preempted, TransientError
 
 if TYPE_CHECKING:
     from physion.store.artifacts import Artifact, ArtifactWriter
+
+SHOWN_PARTS = 20  # that an error names
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a stage's `run` gets."""
+    """Everything a stage's `run` gets. `share` selects, of the list of its parts, those that this process does."""
 
     instance: str
     config: Any
@@ -43,16 +45,33 @@ class Job:
     study: dict[str, Any] = field(default_factory=dict)
     weights: Artifact | None = None  # given for this stage, which then does not train
     stop: Stop = field(default_factory=Stop)
+    share: slice = field(default_factory=lambda: slice(None))
+
+
+class PartsMissing(TransientError):
+    """The parts that this process had to do are done, but others are not; `missing` has their numbers, of `total`."""
+
+    def __init__(self, instance: str, missing: Sequence[int], total: int) -> None:
+        self.missing, self.total = list(missing), total
+        shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
+        super().__init__(
+            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
+            f"`--shard {self.missing[0]}/{total}` for that one and so on, or the same command without --shard for all of them"
+        )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A kind of stage: its name, the version of what it makes, and the module that holds its `run`."""
+    """A kind of stage: its name, the version of what it makes, and the module that holds its `run`.
+
+    `parts`: its work is a list of parts, so that several processes can share it.
+    """
 
     name: str
     version: int
     summary: str
     module: str
+    parts: bool = False
 
     def load(self) -> Callable[[Job], dict[str, Any]]:
         """The stage's `run(job) -> headline metrics`; loading it may load torch."""
@@ -63,15 +82,15 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate"),
+        Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
         Stage("fetch", 1, "bring in the official Physion videos", "fetch"),
-        Stage("frames", 1, "decode and resize the videos of a subset", "frames"),
+        Stage("frames", 1, "decode and resize the videos of a subset", "frames", parts=True),
         Stage("train-dvae", 1, "train the dVAE that turns frames into tokens", "train_dvae"),
-        Stage("tokenize", 1, "dVAE tokens of the training frames", "tokenize"),
+        Stage("tokenize", 1, "dVAE tokens of the training frames", "tokenize", parts=True),
         Stage("train-steve", 1, "train STEVE, which finds slots in video", "train_steve"),
-        Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots"),
+        Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots", parts=True),
         Stage("train-slotformer", 1, "train SlotFormer, which predicts slots", "train_slotformer"),
-        Stage("rollout", 1, "predict the slots after the observed frames", "rollout"),
+        Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
         Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
         Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
     )

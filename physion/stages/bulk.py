@@ -21,7 +21,7 @@ from physion.data.layout import Video, raise_problems
 from physion.data.shards import INDEX, Shards, in_groups, index_bytes, index_item, shard_name, write_shard
 from physion.errors import TransientError
 from physion.progress import progress
-from physion.stages import Job
+from physion.stages import Job, PartsMissing
 
 
 @dataclass
@@ -46,25 +46,28 @@ class Work:
 def run_parts(
     job: Job, work: Sequence[Work], compute: Callable[..., Result], *, workers: int | None = 0
 ) -> list[dict[str, Any]]:
-    """Do the parts that are not done yet, in `workers` processes (0: in this one; None: one a core).
+    """Do those parts of this process's share that are not done yet, in `workers` processes (0: in this one; None: one a core).
 
     Returns the entries of all parts in order. Problems of all parts are raised together as one DataError; the parts without
-    any are kept.
+    any are kept. Raises PartsMissing when other processes have not done theirs yet.
     """
-    finished = {name: part.items for name, part in job.output.parts().items()}
-    todo = [w for w in work if w.part not in finished]
+    finished = job.output.part_names()
+    mine = work[job.share]
+    todo = [w for w in mine if w.part not in finished]
     problems: list[str] = []
-    done = sum(w.videos for w in work if w.part in finished)
-    with progress(job.instance, sum(w.videos for w in work), "videos", done) as bar:
+    done = sum(w.videos for w in mine) - sum(w.videos for w in todo)
+    with progress(job.instance, sum(w.videos for w in mine), "videos", done) as bar:
         for piece, result in _results(todo, compute, len(os.sched_getaffinity(0)) if workers is None else workers, job):
             if result.problems:
                 problems += result.problems
             else:
                 job.output.add_part(piece.part, result.files, result.items, result.seconds)
-                finished[piece.part] = result.items
             bar.advance(piece.videos)
     raise_problems(sorted(problems))
-    return [item for w in work for item in finished[w.part]]
+    parts = job.output.parts()
+    if missing := [number for number, w in enumerate(work) if w.part not in parts]:
+        raise PartsMissing(job.instance, missing, len(work))
+    return [item for w in work for item in parts[w.part].items]
 
 
 def publish_index(job: Job, items: Sequence[dict[str, Any]]) -> None:
@@ -79,19 +82,23 @@ def map_shards(
 ) -> dict[str, Any]:
     """One output shard for every `per_shard` videos of `source`, with `<video>/<kind>` = what `compute` yields.
 
-    Returns the headline metrics of a bulk stage.
+    Only what `compute` holds on to is in memory: a shard is written as it comes, and the source's shards for the next one are
+    fetched meanwhile. Returns the headline metrics of a bulk stage.
     """
     groups = in_groups(source.videos, per_shard)
+    mine = range(len(groups))[job.share]
 
     def shard(number: int) -> Result:
+        source.prefetch(video for coming in mine[mine.index(number) :][:2] for video in groups[coming])
         name = shard_name(number)
         path = job.output.scratch / name
-        tensors = {}
-        for video, array in compute(groups[number]):
-            job.stop.check()
-            tensors[f"{video}/{kind}"] = array
-        write_shard(path, tensors)
+        write_shard(path, (f"{video.name}/{kind}" for video in groups[number]), arrays(groups[number]))
         return Result({name: path}, [index_item(video, name) for video in groups[number]])
+
+    def arrays(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
+        for video, array in compute(videos):
+            job.stop.check()
+            yield f"{video}/{kind}", array
 
     work = [Work(f"{number:05d}", len(group), (number,)) for number, group in enumerate(groups)]
     items = run_parts(job, work, shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from physion.config.schema import Frames, Subset
 from physion.data.layout import Video, hold_out, read_subset
-from physion.data.shards import encode_frames, in_groups, index_item, shard_name, write_shard
+from physion.data.shards import FRAME_KINDS, encode_frames, in_groups, index_item, shard_name, write_shard
 from physion.data.video import read_frames
 from physion.errors import DataError
 from physion.stages import Job
@@ -44,18 +45,21 @@ def run(job: Job) -> dict[str, Any]:
 def decode_shard(dataset: Artifact, videos: list[Video], config: Frames, path: Path) -> Result:
     """One shard of decoded videos; a line for every video that cannot be read."""
     result = Result()
-    tensors = {}
-    for video in videos:
-        try:
-            frames = resize(read_frames(dataset.path(video.path), config.frames), config.image_size)
-        except DataError as error:
-            result.problems.append(str(error))
-            continue
-        for kind, array in encode_frames(frames, config.jpeg_quality).items():
-            tensors[f"{video.name}/{kind}"] = array
-        result.items.append(index_item(video, path.name))
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for video in videos:
+            try:
+                frames = resize(read_frames(dataset.path(video.path), config.frames), config.image_size)
+            except DataError as error:
+                result.problems.append(str(error))
+                continue
+            for kind, array in encode_frames(frames, config.jpeg_quality).items():
+                yield f"{video.name}/{kind}", array
+            result.items.append(index_item(video, path.name))
+
+    dataset.prefetch([video.path for video in videos], at_once=8)  # they are small
+    write_shard(path, [f"{video.name}/{kind}" for video in videos for kind in FRAME_KINDS], decoded())
     if not result.problems:
-        write_shard(path, tensors)
         result.files[path.name] = path
     return result
 

@@ -38,6 +38,8 @@ class DVAETask(Task):
 def run(job: Job) -> dict[str, Any]:
     """Train and publish the weights."""
     config: TrainDVAE = job.config
-    task = DVAETask(config, FrameShards(job.inputs["frames"]))
+    frames = FrameShards(job.inputs["frames"])
+    frames.prefetch_all()
+    task = DVAETask(config, frames)
     rows = fit(task, config, job)
     return publish_weights(task.model, "dvae", {"model": config.model.model_dump()}, rows, job)

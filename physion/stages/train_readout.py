@@ -53,6 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     seed = int(job.params["seed"])
     config: TrainReadout = job.config.model_copy(update={"seed": seed})
     slots = Shards(job.inputs["slots"])
+    slots.prefetch_all()
     frames = getattr(config.model, str(job.params["features"]))
     task = ReadoutTask(config, slots, frames, seed, job.output)
     rows = fit(task, config, job)

@@ -33,6 +33,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train and publish the weights."""
     config: TrainSlotFormer = job.config
     slots = Shards(job.inputs["slots"])
+    slots.prefetch_all()
     task = SlotFormerTask(config, slots)
     rows = fit(task, config, job)
     _, count, size = slots.shape("slots")

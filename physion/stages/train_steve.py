@@ -43,7 +43,10 @@ def run(job: Job) -> dict[str, Any]:
     config: TrainSTEVE = job.config
     frames = FrameShards(job.inputs["frames"])
     codes = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").model.codes
-    task = STEVETask(config, frames, Shards(job.inputs["tokens"]), codes)
+    tokens = Shards(job.inputs["tokens"])
+    for shards in (frames, tokens):
+        shards.prefetch_all()
+    task = STEVETask(config, frames, tokens, codes)
     rows = fit(task, config, job)
     sizes = {"model": config.model.model_dump(), "image_size": frames.image_size, "codes": codes}
     return publish_weights(task.model, "steve", sizes, rows, job)

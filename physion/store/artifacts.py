@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from physion.store.store import Store
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+STUDY = "study.json"
 FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
+READERS = 16  # records of parts read at once
 
 
 class FileRecord(BaseModel):
@@ -59,6 +63,7 @@ class Manifest(BaseModel):
     host: dict[str, Any] = {}
     created: str
     seconds: float
+    """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
 
 
 def prefix_of(stage: str, fingerprint: str) -> str:
@@ -103,26 +108,50 @@ class Artifact:
         self._advice = advice or f"run `physion stage {manifest.stage} --force` (same options) to make it again"
         self._records = {record.name: record for record in manifest.files}
         self._verified: dict[str, Path] = {}
+        self._closed = False
 
     def names(self) -> list[str]:
         """Names of the artifact's files, sorted."""
         return sorted(self._records)
 
     def path(self, name: str) -> Path:
-        """A local file with the verified content of file `name`.
+        """A local file with the verified content of file `name`; to be asked for again, and opened at once, at every use.
 
         Raises DataError when the file is gone or is not what the manifest says.
         """
-        if name not in self._verified:
-            record = self._records[name]
-            key = f"{self.prefix}/{name}"
-            try:
-                self._verified[name] = self.store.fetch(key, size=record.size, sha256=record.sha256)
-            except FileNotFoundError as error:
-                raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}") from error
-            except DataError as error:
-                raise DataError(f"{error}; {self._advice}") from error
-        return self._verified[name]
+        if name in self._verified:
+            return self._verified[name]
+        record = self._records[name]
+        key = f"{self.prefix}/{name}"
+        try:
+            path = self.store.fetch(key, size=record.size, sha256=record.sha256)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}") from error
+        except DataError as error:
+            raise DataError(f"{error}; {self._advice}") from error
+        if self.store.cache is None:
+            self._verified[name] = path  # a cache may drop it, and checks it faster
+        return path
+
+    def prefetch(self, names: Sequence[str], at_once: int = 2) -> None:
+        """Begin to bring files into the cache of a remote store, `at_once` at a time; what fails does so again at its use."""
+        if self.store.cache is None:
+            return
+
+        def bring(some: Sequence[str]) -> None:
+            for name in some:
+                if self._closed:
+                    return
+                with suppress(Exception):
+                    self.path(name)
+
+        for first in range(min(at_once, len(names))):
+            # Daemons: a command that stops does not wait for what nobody will use.
+            threading.Thread(target=bring, args=(names[first::at_once],), daemon=True).start()
+
+    def close(self) -> None:
+        """Prefetch no further."""
+        self._closed = True
 
     def json(self, name: str) -> Any:
         """The content of a JSON file of the artifact."""
@@ -136,6 +165,7 @@ class ArtifactWriter:
         self.store = store
         self.prefix = prefix or prefix_of(stage, fingerprint)
         self._scratch: Path | None = None
+        self._parts: dict[str, Part] = {}  # known already
 
     @property
     def scratch(self) -> Path:
@@ -150,14 +180,28 @@ class ArtifactWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
+    def begin(self, study: Mapping[str, str]) -> None:
+        """Note the study that this is part of (instance -> fingerprint), all of which `store gc` then spares."""
+        self.store.write(f"{self.prefix}/{STUDY}", json.dumps(study).encode())
+
+    def part_names(self) -> set[str]:
+        """Names of the finished parts."""
+        return {Path(key).stem for key in self.store.list(f"{self.prefix}/parts")}
+
     def parts(self) -> dict[str, Part]:
         """The finished parts by name."""
-        found = {}
-        for key in self.store.list(f"{self.prefix}/parts"):
-            data = self.store.read(key)
-            if data is not None:
-                found[Path(key).stem] = Part.model_validate_json(data)
-        return found
+        names = sorted(self.part_names())
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self._part, names)
+            return {name: part for name, part in zip(names, found, strict=True) if part is not None}
+
+    def _part(self, name: str) -> Part | None:
+        if name not in self._parts:
+            data = self.store.read(f"{self.prefix}/parts/{name}.json")
+            if data is None:
+                return None
+            self._parts[name] = Part.model_validate_json(data)
+        return self._parts[name]
 
     def add_part(
         self, part: str, files: Mapping[str, Path], items: Sequence[dict[str, Any]] = (), seconds: float = 0.0
@@ -171,6 +215,7 @@ class ArtifactWriter:
             records = list(pool.map(self._add_file, files, files.values()))
         finished = Part(files=records, items=list(items), seconds=seconds)
         self.store.write(f"{self.prefix}/parts/{part}.json", finished.model_dump_json().encode())
+        self._parts[part] = finished
         return finished
 
     def _add_file(self, name: str, path: Path) -> FileRecord:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class LocalStore:
     An object is written beside its final place (in `.staging/`), flushed to disk and renamed, so that neither a kill nor
     a power cut leaves half of one under its name.
     """
+
+    cache = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -108,10 +111,22 @@ class LocalStore:
             found = (p for p in top.rglob("*") if p.is_file()) if top.is_dir() else ()
             return sorted(p.relative_to(self.root).as_posix() for p in found)
 
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written; None when there is none."""
+        try:
+            return time.time() - self._path(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
         with clear_errors(f"store {self.uri}: cannot delete {key}"):
             self._path(key).unlink(missing_ok=True)
+
+    def create(self) -> None:
+        """Make the folder, unless it is there."""
+        with clear_errors(f"store {self.uri}: cannot make the folder"):
+            self.root.mkdir(parents=True, exist_ok=True)
 
     def clock_skew(self) -> float | None:
         """None: there is one clock."""

@@ -16,7 +16,8 @@ from physion import __version__
 from physion.config.load import nearest
 from physion.errors import ConfigError, DataError
 from physion.progress import progress
-from physion.store.artifacts import MANIFEST, Artifact, ArtifactWriter, Manifest, manifest_at, sha256_of
+from physion.store.artifacts import MANIFEST, Artifact, ArtifactWriter, Manifest, manifest_at
+from physion.store.checksums import sha256_of
 from physion.store.store import Store
 
 PREFIX = "pretrained"

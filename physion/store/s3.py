@@ -16,12 +16,13 @@ import re
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from physion.errors import ConfigError, TransientError
+from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.local import clear_errors
 from physion.store.s3_errors import FAILURES, Damaged
@@ -39,13 +40,6 @@ PIECE = 1 * MiB  # read from a connection at once
 PROBE = ".physion/conditional-write"
 IF_ABSENT = {"IfNoneMatch": "*"}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-
-
-class Cache(Protocol):
-    """Keeps verified content on the local disk, by its SHA-256."""
-
-    def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
-        """The file with this content; `download` writes it where it is not there."""
 
 
 class Send(Protocol):
@@ -73,13 +67,13 @@ class S3Store:
         prefix: str = "",
         *,
         scratch: Path,
-        cache: Cache | None = None,
+        cache: ShardCache | None = None,
         patience: Patience | None = None,
         part: int = PART,
     ) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.uri = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
-        self._scratch_root, self._cache, self._part = scratch, cache, part
+        self.cache, self._scratch_root, self._part = cache, scratch, part
         self._requests = Requests(self.uri, patience or Patience())
         self._conditional: dict[str, bool] = {}  # way of sending -> whether the server honours conditions
         self._fetched: Path | None = None
@@ -110,6 +104,21 @@ class S3Store:
         except Missing:
             return None
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+
+        def get(client: S3Client) -> bytes:
+            answer = client.get_object(Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{start + length - 1}")
+            data = answer["Body"].read()
+            if len(data) != answer["ContentLength"]:
+                raise Damaged("a part of another length came")
+            return data
+
+        try:
+            return self._requests.attempt(f"read {key}", get)
+        except Missing as error:
+            raise DataError(f"{self.uri}/{key} is missing") from error
+
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
         return self._put(key, data, hashlib.sha256(data).hexdigest(), self._send, if_absent=if_absent)
@@ -130,8 +139,8 @@ class S3Store:
 
         Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
         """
-        if sha256 is not None and size is not None and self._cache is not None:
-            return self._cache.get(sha256, size, partial(self._download, key, size, sha256))
+        if sha256 is not None and size is not None and self.cache is not None:
+            return self.cache.get(sha256, size, partial(self._download, key, size, sha256))
         if size is None or sha256 is None:
             head = self._head(key)
             if head is None:
@@ -164,6 +173,28 @@ class S3Store:
         """Remove an object, if there is one."""
         with contextlib.suppress(Missing):
             self._requests.attempt(f"delete {key}", lambda client: client.delete_object(Bucket=self.bucket, Key=self._key(key)))
+
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written, by the server's clock; None when there is none."""
+        head = self._head(key)
+        return None if head is None else (_served(head) - head["LastModified"]).total_seconds()
+
+    def clock_skew(self) -> float | None:
+        """Seconds that this machine's clock is ahead of the server's."""
+        answer = self._requests.attempt("ask for the time", lambda client: client.head_bucket(Bucket=self.bucket))
+        return (datetime.now(UTC) - _served(answer)).total_seconds()
+
+    def create(self) -> None:
+        """Make the bucket, unless it is there and ours."""
+
+        def make(client: S3Client) -> None:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                region = client.meta.region_name
+                # The oldest region is the default, and naming it is an error.
+                where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+                client.create_bucket(Bucket=self.bucket, **where)
+
+        self._requests.attempt(f"make bucket {self.bucket}", make)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fetched": None}
@@ -311,6 +342,11 @@ def parse_uri(uri: str) -> tuple[str, str]:
     if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
         raise ConfigError(f"store {uri}: a prefix has no empty part, '.' or '..': s3://bucket/prefix")
     return bucket, prefix
+
+
+def _served(answer: Any) -> datetime:
+    """When the server says it gave an answer."""
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
 
 def _md5(data: bytes) -> str:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from physion.errors import ConfigError
 from physion.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from physion.store.cache import ShardCache
 
 
 class Store(Protocol):
     """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
 
     uri: str
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Where a remote store keeps what it fetched; None when `fetch` gives the object itself."""
 
     def scratch(self) -> Path:
         """A fresh local directory from which `upload` is cheap."""
@@ -39,23 +46,30 @@ class Store(Protocol):
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local, read-only file that holds the object.
 
-        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say. With a cache and
+        `sha256`, the file may go when this thread fetches another one. Without, a remote store gives a copy, the caller's own.
         """
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
 
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written; None when there is none."""
+
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
+
+    def create(self) -> None:
+        """Make the bucket or folder, unless it is there."""
 
     def clock_skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the store's; None where both are the same clock."""
 
 
-def open_store(uri: str, cache_dir: Path | None = None) -> Store:
+def open_store(uri: str, cache: ShardCache | None = None) -> Store:
     """The store at `s3://bucket/prefix`, `file:///path` or a plain path.
 
-    `cache_dir` is where an S3 store keeps files on their way, ~/.cache/physion unless given.
+    A remote one keeps what it fetches in `cache`, and beside that its files on their way.
 
     Raises ConfigError for what is no store.
     """
@@ -68,7 +82,8 @@ def open_store(uri: str, cache_dir: Path | None = None) -> Store:
     if parts.scheme == "s3":
         from physion.store.s3 import S3Store, parse_uri  # boto3 takes a while to load
 
-        return S3Store(*parse_uri(uri), scratch=(cache_dir or Path.home() / ".cache" / "physion") / "scratch")
+        root = Path.home() / ".cache" / "physion" if cache is None else cache.root
+        return S3Store(*parse_uri(uri), scratch=root / "scratch", cache=cache)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")

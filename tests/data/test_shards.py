@@ -1,8 +1,13 @@
+import os
 import pickle
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from physion.data.clips import FrameClips, LabelledSlots, SlotClips, VideoClips, to_unit
 from physion.data.layout import Video
@@ -34,7 +39,7 @@ def artifact(tmp_path_factory):
             tensors[f"{video.name}/slots"] = slots + 1000 * n
             items.append(index_item(video, f"{number}.safetensors"))
         files[f"{number}.safetensors"] = writer.scratch / str(number)
-        write_shard(files[f"{number}.safetensors"], tensors)
+        write_shard(files[f"{number}.safetensors"], tensors, tensors.items())
     files["index.json"] = writer.scratch / "index"
     files["index.json"].write_bytes(index_bytes(items))
     records = writer.add_part("all", files).files
@@ -79,6 +84,74 @@ def test_shards_go_to_another_process(artifact):
     shards = Shards(artifact)
     first = shards.read("v0", "slots")
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read("v0", "slots"), first)
+
+
+def test_safetensors_reads_what_is_written_here(tmp_path):
+    arrays = {
+        "jpeg": np.arange(13, dtype=np.uint8),
+        "empty": np.empty((0, 5), np.float32),
+        "ö 'quoted\"": np.arange(6, dtype=np.int64),
+        "slots": np.arange(24, dtype=np.float32).reshape(2, 3, 4).swapaxes(0, 2),
+        "tokens": np.arange(8, dtype=np.int16).reshape(2, 4),
+    }
+    write_shard(tmp_path / "shard", [*arrays, "one that does not come"], arrays.items())
+    loaded = load_file(tmp_path / "shard")
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+
+
+def test_what_safetensors_writes_is_read_here(artifact, tmp_path):
+    shards = Shards(artifact)
+    path = artifact.path("0.safetensors")
+    tensors = load_file(path)
+    save_file(tensors, tmp_path / "shard", {"some": "metadata"})
+    shards.artifact = SimpleNamespace(path=lambda name: tmp_path / "shard")
+    for name in ("v0", "v1"):
+        for kind in ("jpeg", "offsets", "tokens", "slots"):
+            for rows in (slice(None), slice(2, 7), slice(1, 12, 3), slice(5, 5), slice(-2, None), slice(9, 100)):
+                np.testing.assert_array_equal(shards.read(name, kind, rows), tensors[f"{name}/{kind}"][rows])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x08", b"\xff" * 16, (2).to_bytes(8, "little") + b"{}", (9).to_bytes(8, "little") + b'{"v0/slots', None],
+    ids=["empty", "short", "huge", "without it", "cut", "without its end"],
+)
+def test_shards_that_are_damaged(artifact, tmp_path, data):
+    shards = Shards(artifact)
+    whole = artifact.path("0.safetensors").read_bytes()
+    (tmp_path / "shard").write_bytes(whole[: len(whole) - 5] if data is None else data)
+    shards.artifact = SimpleNamespace(path=lambda name: tmp_path / "shard")
+    with pytest.raises(DataError, match="is not a readable shard"):
+        [shards.read(video, kind) for video in ("v0", "v1") for kind in ("slots", "tokens", "jpeg", "offsets")]
+
+
+def test_reading_leaves_no_maps_and_no_open_files(artifact):
+    """So that resident memory does not grow with what is read, and what a cache removes frees its room."""
+    shards = Shards(artifact)
+    before = os.listdir("/proc/self/fd")
+    arrays = [shards.read(video.name, "slots") for video in VIDEOS]
+    assert len(arrays) == len(VIDEOS)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert "safetensors" not in Path("/proc/self/maps").read_text().replace("safetensors_rust", "").replace("/safetensors/", "")
+
+
+def test_a_shard_is_written_array_by_array(tmp_path):
+    """No more than one array is alive at a time."""
+    made = []
+
+    def arrays():
+        for number in range(5):
+            assert sum(array() is not None for array in made) <= 1
+            array = np.zeros((10, 10), np.float32)
+            made.append(weakref.ref(array))
+            yield str(number), array
+            del array
+
+    write_shard(tmp_path / "shard", "01234", arrays())
+    assert len(load_file(tmp_path / "shard")) == 5
 
 
 def test_a_shard_that_is_no_safetensors_file(tmp_path):

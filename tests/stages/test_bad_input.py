@@ -59,7 +59,7 @@ def test_bad_videos_are_listed_together(stage, dataset, tmp_path):
     )
     assert len(lines) == 5
     # The shard without a problem is kept with its record, for the next attempt; there is no index and no artifact.
-    assert nothing_published(tmp_path / "store", "frames") == ["00001.json", "00001.safetensors"]
+    assert nothing_published(tmp_path / "store", "frames") == ["00001.json", "00001.safetensors", "study.json"]
     for video in videos[:3]:
         video.write_bytes(good)
     assert stage("fetch", "--force", dataset=dataset).code == 0

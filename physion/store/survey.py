@@ -1,0 +1,167 @@
+"""What lies in a store: artifacts, unfinished work and leftovers; which of it a name means; which of it no run needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from physion.errors import ConfigError, DataError, PhysionError
+from physion.store.artifacts import MANIFEST, STUDY, ArtifactWriter, Manifest, prefix_of, read_manifest
+from physion.store.store import Store
+
+AT_ONCE = 16  # small questions to the store
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that lies at `artifacts/<stage>/<fingerprint>/`: an artifact, or work without a manifest yet."""
+
+    stage: str
+    fingerprint: str
+    keys: list[str]
+    manifest: Manifest | None
+    problem: str | None = None
+    """Why the manifest cannot be read, where it cannot."""
+
+    @property
+    def prefix(self) -> str:
+        """Where it lies."""
+        return prefix_of(self.stage, self.fingerprint)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files that the manifest names."""
+        return sum(record.size for record in self.manifest.files) if self.manifest else 0
+
+    @property
+    def leftovers(self) -> list[str]:
+        """Keys that no manifest names: of an artifact, what was not cleaned up; of unfinished work, all."""
+        named = {f"{self.prefix}/{record.name}" for record in self.manifest.files} if self.manifest else set()
+        return [key for key in self.keys if key not in named and key != f"{self.prefix}/{MANIFEST}"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happens to some keys of what was found, and why."""
+
+    found: Found
+    remove: bool
+    keys: list[str]
+    reason: str
+
+
+def survey(store: Store) -> list[Found]:
+    """Everything below `artifacts/`, by stage and fingerprint."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for key in store.list("artifacts"):
+        _, stage, fingerprint, *name = [*key.split("/", 3), ""]
+        if name[0]:
+            places.setdefault((stage, fingerprint), []).append(key)
+
+    def look(place: tuple[str, str]) -> Found:
+        keys = places[place]
+        try:
+            published = f"{prefix_of(*place)}/{MANIFEST}" in keys
+            return Found(*place, keys, read_manifest(store, *place) if published else None)
+        except PhysionError as error:
+            if isinstance(error, ConfigError | DataError):
+                return Found(*place, keys, None, str(error))
+            raise
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(look, places))
+
+
+def select(everything: Sequence[Found], name: str) -> list[Found]:
+    """What a name means: an instance (`frames-test`), a stage, or the start of a fingerprint or of `stage/fingerprint`.
+
+    Raises ConfigError when there are none.
+    """
+    name = name.removeprefix("artifacts/").rstrip("/")
+    chosen = [found for found in everything if name == found.stage or (found.manifest and name == found.manifest.instance)]
+    chosen = chosen or [
+        f for f in everything if f.fingerprint.startswith(name) or f"{f.stage}/{f.fingerprint}".startswith(name)
+    ]
+    if not chosen:
+        raise ConfigError(f"no artifact is called '{name}': `physion store ls` lists them")
+    return chosen
+
+
+def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days: float) -> list[Verdict]:
+    """What to remove and what to keep.
+
+    Removed are: what was left beside published artifacts; unfinished work that nobody touched for `days`; and, where `keep`
+    (fingerprints) says what is needed, artifacts that are not. Kept with those in `keep` is whatever may belong to a running
+    job: all that was written in these days, the studies that it is part of, and the inputs of all of this.
+    """
+    ages = _ages(store, everything)
+    fresh = {found.fingerprint for found in everything if ages[found.prefix] < days * 86400}
+    needed = _with_inputs(everything, (keep or set()) | fresh | _studies(store, everything, fresh))
+    verdicts = []
+    for found in everything:
+        if found.problem:
+            verdicts.append(Verdict(found, False, found.keys, found.problem))
+        elif found.manifest is None:
+            untouched = f"unfinished, last written {ages[found.prefix] / 86400:.1f} days ago"
+            spared = found.fingerprint in fresh or found.fingerprint in (keep or ())
+            verdicts.append(Verdict(found, not spared, found.keys, untouched))
+        elif keep is not None and found.fingerprint not in needed:
+            verdicts.append(Verdict(found, True, found.keys, "no preset that is kept and no recent run needs it"))
+        else:
+            if found.leftovers:
+                verdicts.append(Verdict(found, True, found.leftovers, "left beside a published artifact"))
+            rest = [key for key in found.keys if key not in set(found.leftovers)]
+            verdicts.append(Verdict(found, False, rest, "needed" if keep is not None else "published"))
+    return verdicts
+
+
+def remove(store: Store, verdict: Verdict) -> bool:
+    """Carry a verdict out; False when somebody has been at work there since the survey."""
+    if store.list(verdict.found.prefix) != verdict.found.keys:
+        return False
+    if len(verdict.keys) == len(verdict.found.keys):
+        ArtifactWriter(store, verdict.found.stage, verdict.found.fingerprint).erase()
+    else:
+        for key in verdict.keys:
+            store.delete(key)
+    return True
+
+
+def sizes(store: Store, keys: Iterable[str]) -> int:
+    """Bytes that these objects take."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return sum(size or 0 for size in pool.map(store.size, keys))
+
+
+def _ages(store: Store, everything: Sequence[Found]) -> dict[str, float]:
+    """Seconds since the last write, by prefix."""
+
+    def age(found: Found) -> float:
+        if found.manifest:
+            return (datetime.now(UTC) - datetime.fromisoformat(found.manifest.created)).total_seconds()
+        return min((age for key in found.keys if (age := store.age(key)) is not None), default=0.0)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return {found.prefix: seconds for found, seconds in zip(everything, pool.map(age, everything), strict=True)}
+
+
+def _studies(store: Store, everything: Sequence[Found], fresh: set[str]) -> set[str]:
+    """Fingerprints of the whole studies that unfinished work is part of."""
+    needed: set[str] = set()
+    for found in everything:
+        if found.manifest is None and found.fingerprint in fresh:
+            needed |= set(json.loads(store.read(f"{found.prefix}/{STUDY}") or b"{}").values())
+    return needed
+
+
+def _with_inputs(everything: Sequence[Found], roots: set[str]) -> set[str]:
+    inputs = {found.fingerprint: set(found.manifest.inputs.values()) for found in everything if found.manifest}
+    needed: set[str] = set()
+    new = roots
+    while new:
+        needed |= new
+        new = set().union(*(inputs.get(fingerprint, set()) for fingerprint in new)) - needed
+    return needed

@@ -1,0 +1,251 @@
+"""`physion store ls, get, put, verify, gc`, as a person meets them."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from physion.commands import parse_bytes
+from physion.config.load import load_config
+from physion.errors import ConfigError
+from physion.pipeline.graph import build_graph
+
+OLD = time.time() - 30 * 86400
+
+
+@pytest.fixture
+def graph(preset):
+    return build_graph(load_config(preset))
+
+
+@pytest.fixture
+def look(physion, store):
+    """A store command on a copy of the finished study."""
+
+    def command(*arguments):
+        return physion("store", *arguments, "-s", store)
+
+    return command
+
+
+def folder(store, node):
+    return store / "artifacts" / node.stage / node.fingerprint
+
+
+def make_old(store):
+    """As if the whole store had been written a month ago."""
+    for path in store.rglob("*"):
+        if path.name == "manifest.json":
+            tree = json.loads(path.read_bytes())
+            path.write_text(json.dumps(tree | {"created": "2020-01-01T00:00:00+00:00"}))
+        os.utime(path, (OLD, OLD))
+
+
+def content(store):
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", ["", "ls", "get", "put", "verify", "gc"])
+def test_help_has_examples(physion, command):
+    ended = physion("store", *command.split(), "--help")
+    assert ended.code == 0
+    assert not command or f"physion store {command} " in " ".join(ended.out.split())
+
+
+def test_listing(look, graph):
+    rows = {row["instance"]: row for row in json.loads(look("ls", "--json").out)}
+    assert set(rows) == set(graph)
+    assert all(row["published"] and row["bytes"] > 0 for row in rows.values())
+    table = look("ls").out
+    assert all(name in table and node.fingerprint[:12] in table for name, node in graph.items())
+
+
+@pytest.mark.parametrize("name", ["frames-test", "{start}", "frames/{start}", "artifacts/frames/{start}"])
+def test_an_artifact_has_several_names(look, graph, name):
+    node = graph["frames-test"]
+    (row,) = json.loads(look("ls", name.format(start=node.fingerprint[:6]), "--json").out)
+    assert row["fingerprint"] == node.fingerprint
+    assert {row["stage"] for row in json.loads(look("ls", "frames", "--json").out)} == {"frames"}
+
+
+def test_a_name_that_nothing_has(look):
+    for command in (["ls", "frame-tests"], ["verify", "frame-tests"], ["get", "frame-tests", "x"]):
+        ended = look(*command)
+        assert ended.code == 2
+        assert "no artifact is called 'frame-tests'" in ended.err
+
+
+def test_unfinished_work_is_listed(look, store, graph):
+    (folder(store, graph["tokenize"]) / "manifest.json").unlink()
+    assert "tokenize (unfinished)" in look("ls").out
+    (row,) = (row for row in json.loads(look("ls", "--json").out) if not row["published"])
+    assert row["stage"] == "tokenize"
+
+
+def test_getting_an_artifact_and_a_file(look, store, graph, tmp_path):
+    assert look("get", "train-dvae", tmp_path / "dvae").code == 0
+    there = folder(store, graph["train-dvae"])
+    assert content(tmp_path / "dvae") == {k: v for k, v in content(there).items() if k != "manifest.json"}
+    _, key = look("ls", "evaluate", "--files").out.splitlines()[-1].rsplit(None, 1)
+    (tmp_path / "folder").mkdir()
+    for destination, path in ((tmp_path / "folder", tmp_path / "folder" / "report.html"), (tmp_path / "r", tmp_path / "r")):
+        assert look("get", key.rpartition("/")[0] + "/report.html", destination).code == 0
+        assert path.read_bytes() == (folder(store, graph["evaluate"]) / "report.html").read_bytes()
+    assert look("get", "frames", tmp_path / "x").err.startswith("error: 'frames' means frames-")
+
+
+def test_what_is_got_is_verified(look, store, graph, tmp_path):
+    path = folder(store, graph["train-dvae"]) / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for name in ("train-dvae", path.relative_to(store).as_posix()):
+        ended = look("get", name, tmp_path / "out")
+        assert ended.code == 3
+        assert "weights.safetensors is corrupt" in ended.err
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_putting_a_file(look, store, tmp_path):
+    (tmp_path / "mine").write_bytes(b"one")
+    assert look("put", tmp_path / "mine", "files/mine").code == 0
+    assert (store / "files" / "mine").read_bytes() == (tmp_path / "mine").read_bytes() == b"one"
+    (tmp_path / "mine").write_bytes(b"two")
+    ended = look("put", tmp_path / "mine", "files/mine")
+    assert (ended.code, "is there already, and nothing was written" in ended.err) == (2, True)
+    for key in ("artifacts/x", ".staging/x", "a//b", "../x"):
+        assert look("put", tmp_path / "mine", key).code == 2
+    assert (store / "files" / "mine").read_bytes() == b"one"
+    assert look("get", "files/mine", tmp_path / "back").code == 0
+    assert (tmp_path / "back").read_bytes() == b"one"
+    assert not list((store / ".staging").iterdir())
+
+
+def test_verifying(look, store, graph):
+    assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts are what")
+    bad, gone = (
+        folder(store, graph[name]) / file for name, file in (("tokenize", "00001.safetensors"), ("evaluate", "report.html"))
+    )
+    bad.write_bytes(bad.read_bytes()[:-1] + b"x")
+    gone.unlink()
+    (folder(store, graph["fetch"]) / "manifest.json").write_text("{")
+    ended = look("verify")
+    assert ended.code == 3
+    lines = ended.err.splitlines()
+    assert "files are bad:" in lines[0]
+    assert len(lines) == 4
+    assert sum("tokenize/" in line and "00001.safetensors is corrupt" in line and "--force" in line for line in lines) == 1
+    assert sum("report.html is missing" in line and "options of evaluate" in line for line in lines) == 1
+    assert sum("fetch/" in line and "is not a manifest" in line for line in lines) == 1
+    assert look("verify", "frames", "train-dvae").code == 0
+    assert len(json.loads(look("verify", "--json").out)["problems"]) == 3
+
+
+def files_of(store):
+    return [path for path in store.rglob("artifacts/*/*/**/*") if path.is_file() and path.name != "manifest.json"]
+
+
+def removed(ended):
+    assert ended.code == 0, ended.err
+    return {
+        (row["stage"], row["fingerprint"]): row for row in json.loads(ended.out) if row["action"] in ("removed", "would remove")
+    }
+
+
+def test_nothing_is_removed_from_a_clean_store(look, store):
+    before = content(store)
+    assert removed(look("gc", "--delete", "--days", "0", "--json")) == {}
+    assert content(store) == before
+
+
+def test_a_dry_run_removes_nothing_and_says_so(look, store, graph):
+    make_old(store)
+    left = folder(store, graph["frames-test"]) / "parts" / "00000.json"
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("{}" * 500)
+    before = content(store)
+    ended = look("gc")
+    start = graph["frames-test"].fingerprint[:12]
+    assert ended.out.splitlines()[0] == f"would remove     1 kB  frames-test {start}: left beside a published artifact"
+    assert ended.out.endswith(f" in {len(graph)} artifacts; --delete would free 1 kB\n")
+    assert content(store) == before
+
+
+def test_leftovers_and_forgotten_work_go_and_recent_work_stays(look, store, graph):
+    make_old(store)
+    beside = folder(store, graph["train-dvae"]) / "checkpoints" / "00000004-aa.safetensors"
+    beside.parent.mkdir(exist_ok=True)
+    beside.write_bytes(b"x")
+    forgotten, recent = folder(store, graph["tokenize"]), folder(store, graph["rollout-test"])
+    for path in (forgotten, recent):
+        (path / "manifest.json").unlink()
+    os.utime(recent / "00000.safetensors")
+    (store / ".staging" / "999999999-dead").mkdir(parents=True)
+    before = content(store)
+    assert removed(look("gc", "--delete", "--json")).keys() == {
+        (node.stage, node.fingerprint) for node in (graph["train-dvae"], graph["tokenize"])
+    }
+    assert before.keys() - content(store).keys() == {
+        key for key in before if "checkpoints/" in key or f"/{graph['tokenize'].fingerprint}/" in key
+    }
+    assert look("verify").code == 0
+    assert not list((store / ".staging").iterdir())
+
+
+def test_artifacts_of_no_kept_preset_go(look, physion, preset, store, graph):
+    """A second study shares all but its last stages with the first one."""
+    other = build_graph(load_config(preset, ["train-slotformer.seed=7"]))
+    for name in ("train-slotformer", "rollout-test", "rollout-readout"):
+        shutil.copytree(folder(store, graph[name]), folder(store, other[name]))
+        path = folder(store, other[name]) / "manifest.json"
+        inputs = {role: other[source].fingerprint for role, source in other[name].inputs.items()}
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"fingerprint": other[name].fingerprint, "inputs": inputs}))
+    fresh = json.loads(look("gc", "--keep", preset, "--json").out)
+    assert all(row["action"] == "keep" for row in fresh)  # all of it is of this week
+    make_old(store)
+    gone = removed(look("gc", "--keep", preset, "--delete", "--json"))
+    assert {fingerprint for _, fingerprint in gone} == {
+        other[n].fingerprint for n in ("train-slotformer", "rollout-test", "rollout-readout")
+    }
+    assert physion("plan", "-p", preset, "-s", store, "--json").out.count('"cached": true') == len(graph)
+    # Overrides of what is kept: now the first study's end goes.
+    gone = removed(look("gc", "--keep", preset, "--set", "train-dvae.seed=9", "--json"))
+    assert {stage for stage, _ in gone} >= {"train-dvae", "tokenize", "evaluate"}
+    assert not {"fetch", "frames"} & {stage for stage, _ in gone}
+
+
+def test_a_running_study_keeps_all_it_still_needs(look, store, preset, graph):
+    """Its stage in flight reads little of what the study will read later, and all that is a month old."""
+    make_old(store)
+    running = folder(store, graph["tokenize"])
+    shutil.rmtree(running)
+    (running / "parts").mkdir(parents=True)
+    (running / "parts" / "00000.json").write_text("{}")
+    (running / "study.json").write_text(json.dumps({name: node.fingerprint for name, node in graph.items()}))
+    assert removed(look("gc", "--keep", "smoke", "--json")) == {}
+    make_old(store)
+    assert len(removed(look("gc", "--keep", "smoke", "--json"))) == len(graph)
+
+
+def test_a_damaged_manifest_is_kept_and_named(look, store, graph):
+    path = folder(store, graph["fetch"]) / "manifest.json"
+    make_old(store)
+    path.write_text("{")
+    os.utime(path, (OLD, OLD))
+    rows = json.loads(look("gc", "--delete", "--json").out)
+    (row,) = (row for row in rows if row["stage"] == "fetch")
+    assert row["action"] == "keep"
+    assert "is not a manifest" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("50GB", 50 * 10**9), ("1.5 TB", 1_500_000_000_000), ("123", 123), ("7kB", 7000), ("2m", 2_000_000)]
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "50 apples", "1e9"])
+def test_no_sizes(text):
+    with pytest.raises(ConfigError, match="not a size such as 50GB"):
+        parse_bytes(text)

@@ -1,0 +1,169 @@
+"""Several commands share a stage's parts: whatever the split and whoever dies, the artifact is that of one command."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from physion.config.load import load_config
+from physion.errors import TransientError
+from physion.pipeline.graph import build_graph
+from physion.store.artifacts import ArtifactWriter, read_manifest
+from physion.store.local import LocalStore
+
+# Stage, instance, options, number of parts.
+SPLIT = [
+    ("frames", "frames-test", ["--subset", "test"], 2),
+    ("tokenize", "tokenize", [], 3),
+    ("extract-slots", "extract-slots-training", ["--subset", "training"], 3),
+    ("rollout", "rollout-readout", ["--subset", "readout"], 3),
+]
+
+
+@pytest.fixture
+def made_again(physion, preset, store):
+    """Removes an instance's artifact; gives a command that makes it again and a function that looks at the result."""
+    graph = build_graph(load_config(preset))
+
+    def prepare(stage, name, options):
+        node = graph[name]
+        before = read_manifest(LocalStore(store), stage, node.fingerprint)
+        folder = store / "artifacts" / stage / node.fingerprint
+        shutil.rmtree(folder)
+        arguments = ["stage", stage, *options, "-p", preset, "-s", store]
+
+        def same():
+            now = read_manifest(LocalStore(store), stage, node.fingerprint)
+            assert now.files == before.files
+            assert now.metrics == before.metrics
+            there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+            assert there == {"manifest.json", *(record.name for record in before.files)}
+            return True
+
+        return arguments, folder, same
+
+    return prepare
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+@pytest.mark.parametrize(("stage", "name", "options", "parts"), SPLIT)
+def test_any_split_gives_the_same_artifact(physion, made_again, stage, name, options, parts, split):
+    arguments, folder, same = made_again(stage, name, options)
+    for index in reversed(range(split)):
+        assert not (folder / "manifest.json").exists()
+        ended = physion(*arguments, "--shard", f"{index}/{split}", "--json")
+        assert ended.code == 0, ended.err
+        told = json.loads(ended.out)
+        if index:
+            assert told["published"] is False
+            assert told["missing_parts"] == [part for part in range(parts) if part % split < index]
+    assert told["published"] is True
+    assert same()
+    assert physion(*arguments, "--shard", f"0/{split}").out.startswith(f"{name}: cached")
+
+
+def test_videos_are_simulated_in_shards_as_well(physion, preset, tmp_path):
+    tree = yaml.safe_load(Path(preset).read_text()) | {
+        "dataset": "simulate",
+        "simulate": {
+            "videos": {"training": 1, "readout": 1, "test": 1},
+            "image-size": 32,
+            "antialias": 1,
+            "videos-per-part": 1,
+            "workers": 1,
+        },
+    }
+    (tmp_path / "simulated.yaml").write_text(yaml.safe_dump(tree))
+    manifests = []
+    for root, shards in ((tmp_path / "whole", [[]]), (tmp_path / "split", [["--shard", f"{i}/2"] for i in range(2)])):
+        for shard in shards:
+            ended = physion("stage", "simulate", "-p", tmp_path / "simulated.yaml", "-s", root, *shard)
+            assert ended.code == 0, ended.err
+        (path,) = root.glob("artifacts/simulate/*/manifest.json")
+        manifests.append(json.loads(path.read_bytes()))
+    assert manifests[0]["files"] == manifests[1]["files"]
+    assert len(manifests[0]["files"]) == 3 + 2
+    assert manifests[1]["seconds"] > 0
+
+
+def test_publishing_says_what_is_missing_and_completes_what_is_not(physion, made_again, monkeypatch):
+    arguments, folder, same = made_again(*SPLIT[1][:3])
+    assert physion(*arguments, "--shard", "1/3").out.startswith("tokenize: shard 1/3 done; 2 of 3 parts are left to other")
+    ended = physion(*arguments, "--publish")
+    assert ended.code == 75
+    assert "error: tokenize: 2 of 3 parts are not done: 0, 2." in ended.err
+    assert "run `--shard 0/3` for that one" in ended.err
+    assert not (folder / "manifest.json").exists()
+    with monkeypatch.context() as patch:
+
+        def fails(writer, manifest):
+            raise TransientError("the store went away")
+
+        patch.setattr(ArtifactWriter, "publish", fails)
+        assert physion(*arguments, "--shard", "0/3").code == 0
+        assert physion(*arguments, "--shard", "2/3").code == 75
+    assert physion(*arguments, "--publish").out.startswith("tokenize: done")
+    assert same()
+    assert physion(*arguments, "--publish").out.startswith("tokenize: cached")
+
+
+def test_seconds_are_those_of_all_parts(physion, made_again):
+    arguments, folder, _ = made_again(*SPLIT[1][:3])
+    for index in range(2):
+        physion(*arguments, "--shard", f"{index}/3")
+    records = [path for path in folder.glob("parts/*.json")]
+    assert len(records) == 2
+    for path in records:
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"seconds": 1000.0}))
+    physion(*arguments, "--shard", "2/3")
+    assert 2000 < json.loads((folder / "manifest.json").read_bytes())["seconds"] < 2600
+
+
+def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
+    arguments, folder, same = made_again("frames", "frames-training", ["--subset", "training"])
+
+    def start(shard):
+        command = [sys.executable, "-m", "physion.cli", *map(str, arguments), "--shard", shard]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    victim = start("2/3")
+    while not list((store / ".staging").glob(f"{victim.pid}-*")):
+        assert victim.poll() is None
+        time.sleep(0.005)
+    victim.kill()
+    victim.communicate()
+    assert not (folder / "manifest.json").exists()
+    outs = []
+    for process in [start("0/3"), start("1/3"), start("2/3"), start("2/3")]:  # all at once, the last shard twice
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        outs.append(out)
+    assert any(out.startswith("frames-training: done") for out in outs)
+    assert same()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["train-dvae", "--shard", "0/2"],
+            "stage train-dvae cannot be split: run it without --shard and --publish (with parts:",
+        ),
+        (["fetch", "--publish"], "stage fetch cannot be split"),
+        (["tokenize", "--shard", "2/2"], "--shard 2/2: not of the form I/N with I from 0 to N - 1, such as 0/4"),
+        (["tokenize", "--shard", "half"], "--shard half: not of the form I/N"),
+        (["tokenize", "--shard", "0/2", "--publish"], "--publish does no part: leave out --shard"),
+        (["tokenize", "--shard", "0/2", "--force"], "--force would remove what other shards did"),
+    ],
+)
+def test_what_cannot_be_split_or_how(physion, preset, tmp_path, arguments, said):
+    ended = physion("stage", *arguments, "-p", preset, "-s", tmp_path)
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
