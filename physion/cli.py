@@ -19,7 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from physion import __version__
-from physion.commands import AsJSON, CacheFolder, CacheLimit, Overrides, Preset, StoreURI, chosen_store
+from physion.commands import (
+    DEFAULT_CACHE,
+    AsJSON,
+    CacheFolder,
+    CacheLimit,
+    Overrides,
+    Preset,
+    StoreURI,
+    choose_cache,
+    chosen_store,
+)
 from physion.commands.store import store_app
 from physion.config.load import load_config, nearest, preset_text
 from physion.config.schema import Config
@@ -64,9 +74,10 @@ def main() -> NoReturn:
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    cache: CacheFolder = Path("~/.cache/physion"),
+    cache: CacheFolder = DEFAULT_CACHE,
     cache_limit: CacheLimit = None,
 ) -> None:
+    choose_cache(cache, cache_limit)
     if version:
         print(f"physion {__version__}")
         raise typer.Exit

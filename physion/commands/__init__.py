@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from physion.config.load import preset_names
@@ -38,12 +37,21 @@ CacheLimit = Annotated[
 ]
 
 
+DEFAULT_CACHE = Path("~/.cache/physion")
+_cache: tuple[Path, str | None] = (DEFAULT_CACHE, None)
+
+
+def choose_cache(folder: Path, limit: str | None) -> None:
+    """Remember `--cache` and `--cache-limit`, which stand before the command, for the store that the command opens."""
+    global _cache
+    _cache = (folder, limit)
+
+
 def chosen_store(uri: str) -> Store:
-    """The store of `--store`, with the cache of `--cache` and `--cache-limit` where it is remote."""
+    """The store of `--store`, with the chosen cache where it is remote."""
     if "://" not in uri or uri.startswith("file:"):
         return open_store(uri)
-    options = click.get_current_context().find_root().params
-    folder, limit = options["cache"].expanduser().absolute(), options["cache_limit"]
+    folder, limit = _cache[0].expanduser().absolute(), _cache[1]
     return open_store(uri, ShardCache(folder, parse_bytes(limit) if limit else default_limit(folder)))
 
 
