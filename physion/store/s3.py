@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef, ListObjectsV2OutputTypeDef
 
+    from physion.store.cache import ShardCache
+
 MiB = 1 << 20
 PART = 16 * MiB  # of a large object: one request
 MOST_PARTS = 10_000  # S3's limit

@@ -249,3 +249,15 @@ def test_sizes(text, size):
 def test_no_sizes(text):
     with pytest.raises(ConfigError, match="not a size such as 50GB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_the_limit_comes_from_the_command_line_or_the_environment(physion, monkeypatch, how):
+    options = []
+    if how == "option":
+        options = ["--cache-limit", "lots"]
+    else:
+        monkeypatch.setenv("PHYSION_CACHE_LIMIT", "lots")
+    ended = physion(*options, "store", "ls", "-s", "s3://bucket/prefix")
+    assert ended.code == 2
+    assert "cache limit 'lots': not a size such as 50GB" in ended.err

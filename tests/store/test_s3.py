@@ -302,7 +302,7 @@ def wrong(store, said, error=ConfigError):
 
 
 def test_there_is_no_such_bucket(s3, tmp_path):
-    store = open_store("s3://not-there/x", tmp_path)
+    store = open_store("s3://not-there/x", ShardCache(tmp_path, 10**9))
     wrong(store, "store s3://not-there/x: cannot write a: NoSuchBucket: .*; make the bucket, or correct --store")
     with pytest.raises(ConfigError, match="NoSuchBucket"):
         store.read("a")
@@ -502,7 +502,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path, monkeypatch):
     server.start()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    store = open_store("s3://tests/x", tmp_path / "cache")
+    store = open_store("s3://tests/x", ShardCache(tmp_path / "cache", 10**9))
     data = os.urandom(40 * MiB)
     store.write("before", b"kept")
     done = threading.Event()
