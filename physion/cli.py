@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,11 +20,11 @@ from rich.table import Table
 from physion import __version__
 from physion.commands import AsJSON, Overrides, Preset, StoreURI
 from physion.config.load import load_config, nearest, preset_text
-from physion.config.schema import Config
+from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.graph import Node, build_graph
-from physion.progress import duration, say
-from physion.stages import STAGES, Stop
+from physion.progress import Output, duration, say
+from physion.stages import STAGES, Ranks, Stop
 from physion.store.artifacts import read_manifest
 from physion.store.store import Store, open_store
 
@@ -45,6 +45,8 @@ def main() -> NoReturn:
     # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
     # read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    argo_file = os.environ.get("ARGO_PROGRESS_FILE")
+    Output.argo_file = Path(argo_file) if argo_file else None
     try:
         app()
     except PhysionError as error:
@@ -70,6 +72,10 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
     from physion.pipeline.runner import Done, run_graph
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
+        )
     config, graph, target = _study(preset, overrides, store)
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
 
@@ -107,13 +113,15 @@ def stage(
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Run one stage; its inputs must be in the store."""
+    """Run one stage; its inputs must be in the store. A training may be started on several ranks by torchrun."""
     from physion.pipeline.runner import run_node
 
     config, graph, target = _study(preset, overrides, store)
     node = _select(graph, name, {"subset": subset, "features": features, "seed": seed})
-    with _stopping() as stop:
-        result = run_node(node, graph, target, config, stop, force=force)
+    with _stopping() as stop, _ranks(node, os.environ) as ranks:
+        result = run_node(node, graph, target, config, stop, force=force, ranks=ranks)
+    if ranks.rank > 0:
+        return
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
     if as_json:
         print(json.dumps({"artifact": where, "cached": result.cached, "metrics": result.manifest.metrics}, indent=1))
@@ -224,6 +232,22 @@ def _select(graph: dict[str, Node], stage: str, given: dict[str, Any]) -> Node:
 
 
 @contextlib.contextmanager
+def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
+    """The ranks that torchrun, or a PyTorchJob, started: RANK, WORLD_SIZE and, with several on a machine, LOCAL_RANK."""
+    count, rank = int(environment.get("WORLD_SIZE", "1")), int(environment.get("RANK", "0"))
+    if count == 1:
+        yield Ranks()
+        return
+    if not isinstance(node.section, TrainingStage):
+        raise ConfigError(f"stage {node.stage} is one process, but WORLD_SIZE is {count}; only trainings run on several ranks")
+    from physion.training.distributed import joined
+
+    Output.quiet = rank > 0
+    with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after) as ranks:
+        yield ranks
+
+
+@contextlib.contextmanager
 def _stopping() -> Iterator[Stop]:
     """SIGTERM and the first Ctrl-C ask the stage to save and stop; a second Ctrl-C ends it at once."""
     stop = Stop()
@@ -276,7 +300,8 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def _fail(error: PhysionError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not error.quiet:
+        print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(error.exit_code)
 
 

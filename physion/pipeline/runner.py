@@ -14,7 +14,7 @@ from physion.config.load import fingerprinted
 from physion.config.schema import Config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
-from physion.stages import STAGES, Job, Stop
+from physion.stages import STAGES, Job, Ranks, Stop
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 from physion.store.store import Store
 
@@ -28,18 +28,31 @@ class Done:
     cached: bool
 
 
-def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, stop: Stop, *, force: bool = False) -> Done:
-    """Make the artifact of one stage instance, or find it made.
+def run_node(
+    node: Node,
+    graph: dict[str, Node],
+    store: Store,
+    config: Config,
+    stop: Stop,
+    *,
+    force: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008 (it holds nothing)
+) -> Done:
+    """Make the artifact of one stage instance, or find it made; with the other ranks, of which the first publishes.
 
     Raises ConfigError when an input is not published yet, and whatever PhysionError the stage ends with.
     """
-    if force:
-        ArtifactWriter(store, node.stage, node.fingerprint).erase()
-    elif manifest := read_manifest(store, node.stage, node.fingerprint):
+
+    def standing() -> Manifest | None:
+        if force:
+            ArtifactWriter(store, node.stage, node.fingerprint).erase()
+        return read_manifest(store, node.stage, node.fingerprint)
+
+    if manifest := ranks.on_first(standing):
         return Done(node, manifest, cached=True)
     inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
-    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop)
+    job = Job(node.name, node.section, inputs, output, node.params, config.model_dump(mode="json"), stop, ranks)
     started = time.monotonic()
     try:
         try:
@@ -48,25 +61,32 @@ def run_node(node: Node, graph: dict[str, Node], store: Store, config: Config, s
             if manifest := read_manifest(store, node.stage, node.fingerprint):
                 return Done(node, manifest, cached=False)  # another runner was faster, and took its parts away
             raise
-        if manifest := read_manifest(store, node.stage, node.fingerprint):
-            return Done(node, output.publish(manifest), cached=False)  # another runner was faster; sweep up after both
-        parts = [part for _, part in sorted(output.parts().items())]
-        manifest = Manifest(
-            stage=node.stage,
-            instance=node.name,
-            fingerprint=node.fingerprint,
-            config=fingerprinted(node.section),
-            inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
-            files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
-            metrics=metrics,
-            code=__version__,
-            host=host_facts(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - started, 3),
-        )
-        return Done(node, output.publish(manifest), cached=False)
+        seconds = round(time.monotonic() - started, 3)
+        return Done(node, ranks.on_first(lambda: _publish(node, graph, job, metrics, seconds)), cached=False)
     finally:
         output.close()
+
+
+def _publish(node: Node, graph: dict[str, Node], job: Job, metrics: dict[str, Any], seconds: float) -> Manifest:
+    """Write the manifest. Returns the one that stands."""
+    output = job.output
+    if manifest := read_manifest(output.store, node.stage, node.fingerprint):
+        return output.publish(manifest)  # another runner was faster; sweep up after both
+    parts = [part for _, part in sorted(output.parts().items())]
+    manifest = Manifest(
+        stage=node.stage,
+        instance=node.name,
+        fingerprint=node.fingerprint,
+        config=fingerprinted(node.section),
+        inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
+        files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
+        metrics=metrics,
+        code=__version__,
+        host=host_facts() | {"ranks": job.ranks.count},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+    )
+    return output.publish(manifest)
 
 
 def run_graph(

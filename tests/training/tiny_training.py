@@ -79,6 +79,15 @@ def train(root, *, task=None, stop=None, **changes):
     return rows, job.output.store.read(f"{job.output.prefix}/weights.safetensors")
 
 
+def checkpoints(root):
+    """Its checkpoints, the newest last."""
+    return sorted(Path(root).glob("artifacts/train-dvae/*/checkpoints/*"))
+
+
+def steps_of(root):
+    return [int(path.name.split("-")[1]) for path in checkpoints(root)]
+
+
 def die_at(step):
     def at_step(now):
         if now == step:
