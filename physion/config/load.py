@@ -96,11 +96,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             value = float(value)  # YAML 1.1 reads 2e-4 as text
     node = tree
     for key in keys[:-1]:
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
+        section = {} if node.get(key) is None else node[key]
+        if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: '{key}' holds a value, not a section")
+        node[key] = node = dict(section)  # a copy: by a YAML anchor other stages may hold the same one
     node[keys[-1]] = value
 
 

@@ -87,4 +87,4 @@ def synchronised(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = F
     """A module whose backward pass leaves the mean of all ranks' gradients on each; all start with rank 0's parameters."""
     if ranks.count == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused_parameters)
+    return DistributedDataParallel(module, find_unused_parameters=unused_parameters)
