@@ -1,9 +1,11 @@
 """Ranks as real processes, forked from a server in which torch is imported already (which takes ten seconds a process)."""
 
-import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 PRELOADED = [
@@ -46,6 +48,21 @@ class Ranks:
             if process.is_alive():
                 process.kill()
         return [process.exitcode for process in self.processes]
+
+    def clear_away(self, patience=2):
+        """As torchrun does when a rank has died: SIGTERM to those that have not noticed, and later SIGKILL."""
+        sentinels = [process.sentinel for process in self.processes]
+        multiprocessing.connection.wait(sentinels, 120)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self.wait_running(patience) and any(process.exitcode for process in self.processes):
+                self.signal(number)
+
+    def wait_running(self, seconds):
+        """Let time pass, as long as a rank runs. Tells whether one still does."""
+        deadline = time.monotonic() + seconds
+        while any(process.is_alive() for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return any(process.is_alive() for process in self.processes)
 
     def signal(self, number, ranks=None):
         for rank in range(len(self.processes)) if ranks is None else ranks:
