@@ -39,7 +39,7 @@ class Points:
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.3))
+        self.body = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.LayerNorm(8), nn.Dropout(0.3))
         self.head = nn.Linear(8, 1)
 
     def forward(self, x):
