@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from physion import __version__
-from physion.commands import AsJSON, Overrides, Preset, StoreURI
+from physion.commands import AsJSON, Overrides, Precision, Preset, StoreURI, with_precision
 from physion.config.load import load_config, nearest, preset_text
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
@@ -68,7 +68,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(epilog="Example: physion run --preset tiny --store runs/tiny")
-def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+def run(
+    preset: Preset,
+    store: StoreURI,
+    overrides: Overrides = [],  # noqa: B006
+    precision: Precision = None,
+    as_json: AsJSON = False,
+) -> None:
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
     from physion.pipeline.runner import Done, run_graph
 
@@ -76,7 +82,7 @@ def run(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJ
         raise ConfigError(
             "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
         )
-    config, graph, target = _study(preset, overrides, store)
+    config, graph, target = _study(preset, with_precision(overrides, precision), store)
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
 
     def starting(node: Node) -> None:
@@ -111,12 +117,13 @@ def stage(
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
     overrides: Overrides = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    precision: Precision = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run one stage; its inputs must be in the store. A training may be started on several ranks by torchrun."""
     from physion.pipeline.runner import run_node
 
-    config, graph, target = _study(preset, overrides, store)
+    config, graph, target = _study(preset, with_precision(overrides, precision), store)
     node = _select(graph, name, {"subset": subset, "features": features, "seed": seed})
     with _stopping() as stop, _ranks(node, os.environ) as ranks:
         result = run_node(node, graph, target, config, stop, force=force, ranks=ranks)
@@ -243,7 +250,11 @@ def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
     from physion.training.distributed import joined
 
     Output.quiet = rank > 0
-    with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after) as ranks:
+    shared = (
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # by all attempts; else each has a meeting place of its own
+    attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
+    with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:
         yield ranks
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from physion.errors import PhysionError, TransientError
@@ -20,8 +22,11 @@ SLACK = 30.0  # seconds that a collective outlasts the watchdog, which says more
 
 
 @contextmanager
-def joined(rank: int, count: int, local_rank: int, stuck_after: float) -> Iterator[Ranks]:
-    """Inside, this process is one of `count` ranks, which meet as MASTER_ADDR, MASTER_PORT or torchrun's agent say.
+def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: str = "0") -> Iterator[Ranks]:
+    """Inside, this process is one of `count` ranks, which meet at MASTER_ADDR, MASTER_PORT.
+
+    attempt: differs between the starts of a group that meets there again and again, as torchrun's do after a restart; else a
+    rank would find the addresses of the dead.
 
     Raises TransientError when the ranks do not meet, or lose each other.
     """
@@ -30,7 +35,9 @@ def joined(rank: int, count: int, local_rank: int, stuck_after: float) -> Iterat
         torch.cuda.set_device(local_rank)
     timeout = timedelta(seconds=stuck_after + SLACK)
     try:
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout, rank=rank, world_size=count)
+        store, _, _ = next(rendezvous("env://", rank, count, timeout=timeout))
+        store = PrefixStore(f"physion-{attempt}", store)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout, rank=rank, world_size=count, store=store)
         yield Group(timeout)
         dist.barrier()
         dist.destroy_process_group()

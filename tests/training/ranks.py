@@ -37,6 +37,7 @@ class Ranks:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
+            Path(f"{log}.{rank}").touch()
             process = CONTEXT.Process(target=_rank, args=(environment, f"{log}.{rank}", function, arguments))
             process.start()
             self.processes.append(process)
