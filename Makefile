@@ -5,13 +5,16 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test check lock clean
+.PHONY: demo test test-gpu check lock clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest
+
+test-gpu: $(VENV)/ready
+	$(VENV)/bin/pytest -m gpu
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
