@@ -22,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from physion.errors import PhysionError
 from physion.progress import say
 from physion.store.artifacts import ArtifactWriter, sha256_of
 
@@ -116,7 +115,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        with suppress(*([] if kind is None else [PhysionError])):  # the first failure is the one to tell
+        with suppress(*([] if kind is None else [Exception])):  # the first failure is the one to tell
             self.wait()
         self._thread.shutdown()
 
@@ -152,7 +151,7 @@ class Checkpoints:
         self._saving = self._thread.submit(self._save, state, also)
 
     def wait(self) -> None:
-        """Return when the last state is safe; raises the PhysionError that kept it from being so."""
+        """Return when the last state is safe; raises what kept it from being so."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()

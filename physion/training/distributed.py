@@ -38,8 +38,9 @@ def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: 
         store, _, _ = next(rendezvous("env://", rank, count, timeout=timeout))
         store = PrefixStore(f"physion-{attempt}", store)
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout, rank=rank, world_size=count, store=store)
-        yield Group(timeout)
-        dist.barrier()
+        group = Group(timeout)
+        yield group
+        group.total(torch.zeros(1))  # nobody leaves before all are done
         dist.destroy_process_group()
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Socket"))):
