@@ -217,7 +217,7 @@ class Training:
         for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
             group["lr"] = learning_rate(step, peak, self.optim)
         try:
-            loss = self._backward(self.module, _to(batch, self.where), step, self.micro)
+            loss = self._backward(_to(batch, self.where), step)
         except torch.OutOfMemoryError:
             loss = None  # look for what fits only when the exception, which holds the tensors, is gone
         if loss is None:
@@ -230,20 +230,19 @@ class Training:
         self.adam.zero_grad()
         self.waiting.append((loss, norm))
 
-    def _backward(self, module: nn.Module, batch: Batch, step: int, micro: int) -> Tensor:
+    def _backward(self, batch: Batch, step: int) -> Tensor:
         """Gradients of the global batch's mean loss, by micro-batches. Returns this rank's part of the loss.
 
         Ranks meet in the last micro-batch of each. DDP takes the mean of their gradients, so each gives its part times their
         number.
         """
-        size = self.share.stop - self.share.start
+        size, module = self.share.stop - self.share.start, self.module
         total = torch.zeros((), device=self.where)
-        for first in range(0, size, micro):
-            piece = {name: tensor[first : first + micro] for name, tensor in batch.items()}
-            last = min(first + micro, size)
+        for first in range(0, size, self.micro):
+            last = min(first + self.micro, size)
+            piece = {name: tensor[first:last] for name, tensor in batch.items()}
             part = (last - first) / self.optim.batch_size
-            alone = nullcontext() if last == size or not isinstance(module, DistributedDataParallel) else module.no_sync()
-            with alone:
+            with module.no_sync() if last < size and isinstance(module, DistributedDataParallel) else nullcontext():
                 with self._noise(step, self.share.start + first, self.share.start + last), self._autocast():
                     loss = module(piece, step)
                 self.scaler.scale(loss * (part * self.ranks.count)).backward()
