@@ -5,7 +5,7 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-containers check lock env clean
+.PHONY: demo test test-containers test-gpu check lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
@@ -16,6 +16,10 @@ test: $(VENV)/ready
 # Needs a Docker daemon: builds the image, runs it hardened, and docker compose to its report. About 8 minutes.
 test-containers: $(VENV)/ready
 	$(VENV)/bin/pytest -m containers tests/containers
+
+# Needs a CUDA GPU.
+test-gpu: $(VENV)/ready
+	$(VENV)/bin/pytest -m gpu
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

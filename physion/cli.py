@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,16 +21,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from physion import __version__
-from physion.commands import AsJSON, CacheFolder, CacheLimit, Overrides, Preset, StoreURI, cache_options, chosen_store
+from physion.commands import (
+    AsJSON,
+    CacheFolder,
+    CacheLimit,
+    Overrides,
+    Precision,
+    Preset,
+    StoreURI,
+    cache_options,
+    chosen_store,
+    with_precision,
+)
 from physion.commands.store import store_app
 from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
-from physion.config.schema import Config
+from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.given import given_weights
 from physion.pipeline.graph import Node, build_graph, select
-from physion.progress import byte_count, duration, say
-from physion.stages import STAGES, PartsMissing, Stop
+from physion.progress import Output, byte_count, duration, say
+from physion.stages import STAGES, PartsMissing, Ranks, Stop
 from physion.store.artifacts import Artifact, read_manifest
 from physion.store.store import Store
 
@@ -53,6 +64,8 @@ def main() -> NoReturn:
     # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
     # read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    argo_file = os.environ.get("ARGO_PROGRESS_FILE")
+    Output.argo_file = Path(argo_file) if argo_file else None
     try:
         app()
     except PhysionError as error:
@@ -83,13 +96,18 @@ def run(
     preset: Preset,
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
+    precision: Precision = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
     from physion.pipeline.runner import Done, run_graph
 
-    config, graph, target = _study(preset, overrides, store)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
+        )
+    config, graph, target = _study(preset, with_precision(overrides, precision), store)
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
 
     def starting(node: Node) -> None:
@@ -138,18 +156,19 @@ def stage(
     publish: Annotated[
         bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
     ] = False,
+    precision: Precision = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run one stage, or a share of one; its inputs must be in the store."""
+    """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks."""
     from physion.pipeline.runner import run_node
 
-    config, graph, target = _study(preset, overrides, store)
+    config, graph, target = _study(preset, with_precision(overrides, precision), store)
     node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
     share = _share(name, shard, publish, force)
-    with _stopping() as stop:
+    with _stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
-            result = run_node(node, graph, target, config, stop, force=force, share=share)
+            result = run_node(node, graph, target, config, stop, force=force, share=share, ranks=ranks)
         except PartsMissing as error:
             if shard is None:
                 raise
@@ -159,6 +178,8 @@ def stage(
                 missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
                 print(f"{node.name}: shard {shard} done; {missing}\n{where}")
             return
+    if ranks.rank > 0:
+        return
     if as_json:
         facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
         print(json.dumps(facts, indent=1))
@@ -305,6 +326,26 @@ def _share(stage: str, shard: str | None, publish: bool, force: bool) -> slice:
 
 
 @contextlib.contextmanager
+def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
+    """The ranks that torchrun, or a PyTorchJob, started: RANK, WORLD_SIZE and, with several on a machine, LOCAL_RANK."""
+    count, rank = int(environment.get("WORLD_SIZE", "1")), int(environment.get("RANK", "0"))
+    if count == 1:
+        yield Ranks()
+        return
+    if not isinstance(node.section, TrainingStage):
+        raise ConfigError(f"stage {node.stage} is one process, but WORLD_SIZE is {count}; only trainings run on several ranks")
+    from physion.training.distributed import joined
+
+    Output.quiet = rank > 0
+    shared = (
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # by all attempts; else each has a meeting place of its own
+    attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
+    with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:
+        yield ranks
+
+
+@contextlib.contextmanager
 def _stopping() -> Iterator[Stop]:
     """SIGTERM and the first Ctrl-C ask the stage to save and stop; a second Ctrl-C ends it at once."""
     stop = Stop()
@@ -349,7 +390,8 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def _fail(error: PhysionError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not error.quiet:
+        print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(error.exit_code)
 
 

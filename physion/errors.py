@@ -5,6 +5,7 @@ class PhysionError(Exception):
     """An expected failure: its text says what was wrong, with which value, where, and what to do."""
 
     exit_code = 1
+    quiet = False  # another rank says it
 
 
 class ConfigError(PhysionError):

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 15.0  # seconds between lines in a log
+ARGO_INTERVAL = 3.0  # as often as Argo looks
 
 console = Console(stderr=True, highlight=False)
 
 
+class Output:
+    """Where progress goes beside standard error; set once by the command line."""
+
+    quiet = False  # on all ranks but the first
+    argo_file: Path | None = None  # where Argo Workflows looks for `done/total`
+
+
 def say(line: str) -> None:
     """Print a line of the log, without disturbing a live bar."""
+    if Output.quiet:
+        return
     if console.is_terminal:
         console.print(line, markup=False)
     else:
@@ -30,16 +42,20 @@ class Bar:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self._live = live
         self._task = live.add_task(name, total=total, completed=done, note="") if live else None
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed = self._written = time.monotonic()
         self._resumed_at = done
+        self._tell_argo()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more units; `note` says how it goes (a loss, a rate)."""
         self.done += count
         now = time.monotonic()
+        if now - self._written >= ARGO_INTERVAL or self.done == self.total:
+            self._written = now
+            self._tell_argo()
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.done, note=note or f"[dim]{self.unit}")
-        elif now - self._printed >= PLAIN_INTERVAL and self.done < self.total:
+        elif now - self._printed >= PLAIN_INTERVAL and self.done < self.total and not Output.quiet:
             self._printed = now
             left = (now - self._started) / max(self.done - self._resumed_at, 1) * (self.total - self.done)
             print(
@@ -49,11 +65,19 @@ class Bar:
                 flush=True,
             )
 
+    def _tell_argo(self) -> None:
+        if Output.argo_file is None or Output.quiet:
+            return
+        with contextlib.suppress(OSError):  # a lost progress file is no reason to stop working
+            part = Output.argo_file.with_name(f"{Output.argo_file.name}.part")
+            part.write_text(f"{self.done}/{self.total}")
+            part.replace(Output.argo_file)
+
 
 @contextmanager
 def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
     """A bar for `total` units of work of which `done` were finished by an earlier run."""
-    if not console.is_terminal:
+    if not console.is_terminal or Output.quiet:
         yield Bar(name, total, unit, done, None)
         return
     columns = (

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from physion.config.load import preset_names
+from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError
 from physion.store.cache import ShardCache, default_limit
 from physion.store.store import Store, open_store
@@ -70,3 +71,20 @@ def parse_bytes(text: str) -> int:
     if size <= 0:
         raise ConfigError(f"cache limit '{text}': not a size such as 50GB (B, kB, MB, GB or TB; PHYSION_CACHE_LIMIT)")
     return size
+
+
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of every training: auto, fp32, bf16 or fp16; as --set train-....precision.", show_default=False),
+]
+
+
+def with_precision(overrides: list[str], precision: str | None) -> list[str]:
+    """Overrides that also give every training this precision."""
+    stages = [field.alias for field in Config.model_fields.values() if is_training(field.annotation)]
+    return [*overrides, *(f"{stage}.precision={precision}" for stage in stages if precision)]
+
+
+def is_training(section: Any) -> bool:
+    """Whether a field of the configuration is a section of a trained stage."""
+    return isinstance(section, type) and issubclass(section, TrainingStage)

@@ -192,7 +192,14 @@ class TrainingStage(Section):
         None, json_schema_extra=KNOB, description="CPU threads of torch, default one a core; small models are faster with 1"
     )
     loader_workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, json_schema_extra=KNOB, description="data processes; default: none on CPU, up to 8 beside a GPU"
+        None, json_schema_extra=KNOB, description="data processes a rank; default: none on CPU, up to 8 beside a GPU"
+    )
+    micro_batch: PositiveInt | None = Field(
+        None, json_schema_extra=KNOB, description="samples a rank computes at a time; default: its whole share of the batch"
+    )
+    compile: bool = Field(False, json_schema_extra=KNOB, description="torch.compile, where minutes of it come back")
+    stuck_after: PositiveFloat = Field(
+        600.0, json_schema_extra=KNOB, description="seconds without a step, a batch or an answer after which the job ends"
     )
 
 

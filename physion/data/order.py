@@ -11,19 +11,20 @@ class StepBatches:
     """Global batches for steps `start` to `stop` - 1.
 
     The clips of all epochs form one endless sequence, epoch e being a permutation drawn from (seed, e); step s takes items
-    s * batch to (s + 1) * batch - 1 of it. No clip is dropped, and a batch may span two epochs.
+    s * batch to (s + 1) * batch - 1 of it. No clip is dropped, and a batch may span two epochs. Iterating gives a rank's
+    `share` of every batch.
     """
 
-    def __init__(self, clips: int, batch: int, seed: int, start: int, stop: int) -> None:
+    def __init__(self, clips: int, batch: int, seed: int, start: int, stop: int, share: slice = slice(None)) -> None:
         self.clips, self.batch, self.seed = clips, batch, seed
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.share = start, stop, share
         self._epoch = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.at(step) for step in range(self.start, self.stop))
+        return (self.at(step)[self.share] for step in range(self.start, self.stop))
 
     def at(self, step: int) -> list[int]:
         """Clip numbers of the batch of one step."""

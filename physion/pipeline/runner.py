@@ -14,7 +14,7 @@ from physion.config.load import fingerprinted
 from physion.config.schema import Config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
-from physion.stages import STAGES, Job, PartsMissing, Stop
+from physion.stages import STAGES, Job, PartsMissing, Ranks, Stop
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 from physion.store.store import Store
 
@@ -39,51 +39,41 @@ def run_node(
     *,
     force: bool = False,
     share: slice = slice(None),
+    ranks: Ranks = Ranks(),  # noqa: B008 (it holds nothing)
 ) -> Done:
-    """Make the artifact of one stage instance, or find it made. With `share`, do only these of its parts.
+    """Make the artifact of one stage instance, or find it made; with the other ranks, of which the first publishes.
+
+    With `share`, do only these of its parts.
 
     Raises ConfigError when an input is not published yet, PartsMissing when the share is done but other parts are not, and
     whatever PhysionError the stage ends with.
     """
-    if force:
-        ArtifactWriter(store, node.stage, node.fingerprint).erase()
-    elif manifest := read_manifest(store, node.stage, node.fingerprint):
+
+    def standing() -> Manifest | None:
+        if force:
+            ArtifactWriter(store, node.stage, node.fingerprint).erase()
+        return read_manifest(store, node.stage, node.fingerprint)
+
+    if manifest := ranks.on_first(standing):
         return Done(node, manifest, cached=True)
     inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
     facts = config.model_dump(mode="json")
-    job = Job(node.name, node.section, inputs, output, node.params, facts, node.weights, stop, share)
-    output.begin({other.name: other.fingerprint for other in graph.values()})
+    job = Job(node.name, node.section, inputs, output, node.params, facts, node.weights, stop, share, ranks)
+    ranks.on_first(lambda: output.begin({other.name: other.fingerprint for other in graph.values()}))
     started = time.monotonic()
 
     def done(manifest: Manifest) -> Done:
-        # Where another runner was faster, this one's parts may have come after its clean-up: publishing sweeps up after both.
-        return Done(node, output.publish(manifest), cached=False, seconds=time.monotonic() - started)
+        return Done(node, manifest, cached=False, seconds=time.monotonic() - started)
 
     try:
         try:
             metrics = run_of(node)(job)
         except (DataError, PartsMissing):
             if manifest := read_manifest(store, node.stage, node.fingerprint):
-                return done(manifest)  # another runner was faster, and took its parts away
+                return done(output.publish(manifest))  # another runner was faster, and took its parts away: sweep up after both
             raise
-        if manifest := read_manifest(store, node.stage, node.fingerprint):
-            return done(manifest)
-        parts = [part for _, part in sorted(output.parts().items())]
-        manifest = Manifest(
-            stage=node.stage,
-            instance=node.name,
-            fingerprint=node.fingerprint,
-            config=fingerprinted(node.section),
-            inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
-            files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
-            metrics=metrics,
-            code=__version__,
-            host=host_facts(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
-        )
-        return done(manifest)
+        return done(ranks.on_first(lambda: _publish(node, graph, job, metrics, started)))
     finally:
         output.close()
         for artifact in inputs.values():
@@ -97,6 +87,28 @@ def run_of(node: Node) -> Callable[[Job], dict[str, Any]]:
     from physion.stages import adopt
 
     return adopt.run
+
+
+def _publish(node: Node, graph: dict[str, Node], job: Job, metrics: dict[str, Any], started: float) -> Manifest:
+    """Write the manifest. Returns the one that stands."""
+    output = job.output
+    if manifest := read_manifest(output.store, node.stage, node.fingerprint):
+        return output.publish(manifest)  # another runner was faster; sweep up after both
+    parts = [part for _, part in sorted(output.parts().items())]
+    manifest = Manifest(
+        stage=node.stage,
+        instance=node.name,
+        fingerprint=node.fingerprint,
+        config=fingerprinted(node.section),
+        inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
+        files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
+        metrics=metrics,
+        code=__version__,
+        host=host_facts() | {"ranks": job.ranks.count},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
+    )
+    return output.publish(manifest)
 
 
 def run_graph(

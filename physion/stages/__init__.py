@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from physion.errors import Interrupted, Preempted, TransientError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from physion.store.artifacts import Artifact, ArtifactWriter
 
 SHOWN_PARTS = 20  # that an error names
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,6 +36,29 @@ class Stop:
             raise Preempted("stopped by SIGTERM; what is done is saved, and the same command goes on from there")
 
 
+class Ranks:
+    """The processes that make one artifact together. This kind is a process alone; `training/distributed.py` has the other."""
+
+    rank = 0
+    count = 1
+
+    def share(self, size: int) -> slice:
+        """This rank's share of `size` things: contiguous, and of the same size on all ranks to within one."""
+        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
+        return work()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all ranks of a CPU tensor, on every rank."""
+        return values
+
+    def vote(self, number: int) -> Callable[[], int]:
+        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
+        return lambda: number
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything a stage's `run` gets. `share` selects, of the list of its parts, those that this process does."""
@@ -46,6 +72,7 @@ class Job:
     weights: Artifact | None = None  # given for this stage, which then does not train
     stop: Stop = field(default_factory=Stop)
     share: slice = field(default_factory=lambda: slice(None))
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 class PartsMissing(TransientError):
@@ -85,11 +112,11 @@ STAGES = {
         Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
         Stage("fetch", 1, "bring in the official Physion videos", "fetch"),
         Stage("frames", 1, "decode and resize the videos of a subset", "frames", parts=True),
-        Stage("train-dvae", 1, "train the dVAE that turns frames into tokens", "train_dvae"),
+        Stage("train-dvae", 2, "train the dVAE that turns frames into tokens", "train_dvae"),
         Stage("tokenize", 1, "dVAE tokens of the training frames", "tokenize", parts=True),
-        Stage("train-steve", 1, "train STEVE, which finds slots in video", "train_steve"),
+        Stage("train-steve", 2, "train STEVE, which finds slots in video", "train_steve"),
         Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots", parts=True),
-        Stage("train-slotformer", 1, "train SlotFormer, which predicts slots", "train_slotformer"),
+        Stage("train-slotformer", 2, "train SlotFormer, which predicts slots", "train_slotformer"),
         Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
         Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
         Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),

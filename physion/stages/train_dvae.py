@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from physion.config.schema import TrainDVAE
 from physion.data.clips import Batch, FrameClips, to_unit
 from physion.data.shards import FrameShards
 from physion.models.dvae import DVAE, gumbel_tau
+from physion.pipeline.estimate import decode_flops, encode_flops
+from physion.report import pictures
 from physion.stages import Job
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
@@ -22,17 +25,27 @@ class DVAETask(Task):
         self.model: DVAE = initial_model(config.seed, lambda: DVAE(config.model))
         self.train = FrameClips(frames, frames.select(heldout=False), frames.video_frames, 1)
         self.heldout = FrameClips(frames, frames.select(heldout=True), frames.video_frames, 1)
+        self.sample_flops = 3 * (encode_flops(config.model, frames.image_size) + decode_flops(config.model, frames.image_size))
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error through relaxed codes at the step's temperature."""
-        tau = self.config.tau
-        temperature = gumbel_tau(step, self.config.optim.steps, tau.start, tau.end, tau.share)
-        return self.model.loss(to_unit(batch["images"][:, 0]), temperature)
+        return self.model.loss(to_unit(batch["images"][:, 0]), self.watched(step)["tau"])
 
     def heldout_loss(self, batch: Batch) -> Tensor:
         """Mean squared error through the tokens: what later stages will see."""
         images = to_unit(batch["images"][:, 0])
         return (self.model.decode_tokens(self.model.tokenize(images)) - images).square().mean()
+
+    def watched(self, step: int) -> dict[str, float]:
+        """The temperature."""
+        tau = self.config.tau
+        return {"tau": gumbel_tau(step, self.config.optim.steps, tau.start, tau.end, tau.share)}
+
+    def picture(self, batch: Batch) -> np.ndarray:
+        """Frames, and below them what their tokens keep of them."""
+        images = to_unit(batch["images"][:, 0])
+        rebuilt = self.model.decode_tokens(self.model.tokenize(images))
+        return pictures.grid([pictures.from_unit(rows.float().cpu().numpy()) for rows in (images, rebuilt)])
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class ArtifactWriter:
     """An artifact that is being made; a second writer of the same artifact goes on where the first one stopped."""
 
     def __init__(self, store: Store, stage: str, fingerprint: str, prefix: str = "") -> None:
-        self.store = store
+        self.store, self.stage = store, stage
         self.prefix = prefix or prefix_of(stage, fingerprint)
         self._scratch: Path | None = None
         self._parts: dict[str, Part] = {}  # known already

@@ -1,11 +1,18 @@
 """Training state as one safetensors file: weights, Adam moments, step, loss scale and history. Never a pickle.
 
-The file's name holds the step and the start of its SHA-256, so a damaged one is known before it is used.
+A file's name holds the token of the run that wrote it, the step, and the start of its SHA-256, so a damaged one is known
+before it is used. Tokens keep two runs of one training apart: a starting run takes the next number, and from then on every
+older run, such as a zombie on a node that was thought dead, leaves the checkpoints alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,61 +52,165 @@ class History:
         self.rows.append(values)
         self.loss_sum, self.norm_sum, self.steps = 0.0, 0.0, 0
 
+    @property
+    def best_step(self) -> int | None:
+        """The step after which the held-out loss was lowest, the start left out; None before the first measure."""
+        return best_row(self.rows)["step"] if len(self.rows) > 1 else None  # type: ignore[return-value]
 
-class Checkpoints:
-    """The checkpoints of an artifact that is being made."""
 
-    def __init__(self, output: ArtifactWriter) -> None:
-        self._output = output
-        self._prefix = f"{output.prefix}/checkpoints"
-        self.last: int | None = None
-        self.where = f"{output.store.uri}/{self._prefix}"
+def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The row with the lowest held-out loss after the start."""
+    return min(rows[1:], key=lambda row: row["heldout_loss"])
 
-    def save(self, step: int, history: History, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> None:
-        """Store the state after `step` steps, then remove all but the newest two."""
+
+@dataclass
+class State:
+    """What a checkpoint holds. Tensors are `model.<name>` and `adam.<exp_avg, ...>.<name>`, on the CPU."""
+
+    step: int = 0
+    history: History = field(default_factory=History)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, step: int, history: History, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> State:
+        """A copy of the state, which training may go on to change."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for name, parameter in model.named_parameters():
             for key, value in adam.state.get(parameter, {}).items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        facts = json.dumps({"step": step, "history": vars(history), "scaler": scaler.state_dict()})
-        path = self._output.scratch / "checkpoint"
-        save_file(tensors, str(path), {"physion": facts})
-        sha256 = sha256_of(path)
-        self._output.store.upload(f"{self._prefix}/{step:08d}-{sha256[:16]}.safetensors", path, sha256=sha256)
-        self.last = step
-        for key in self._keys()[:-KEPT]:
-            self._output.store.delete(key)
+        tensors = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t) for name, t in tensors.items()}
+        copied = History(list(history.rows), history.loss_sum, history.norm_sum, history.steps)
+        return cls(step, copied, scaler.state_dict(), tensors)
 
-    def restore(self, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> tuple[int, History]:
-        """Load the newest undamaged checkpoint in place. Returns its step and history: 0 and empty when there is none."""
-        for key in reversed(self._keys()):
+    def load(self, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> None:
+        """Put the state in place."""
+        if not self.tensors:
+            return
+        model.load_state_dict({n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")})
+        for name, parameter in model.named_parameters():
+            state: dict[str, Tensor] = {}
+            if (count := self.tensors.get(f"adam.step.{name}")) is not None:
+                state["step"] = count.to(parameter.device)
+            for kind in ("exp_avg", "exp_avg_sq"):
+                if (saved := self.tensors.get(f"adam.{kind}.{name}")) is not None:
+                    state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(saved)  # laid out as the parameter
+            if state:
+                adam.state[parameter] = state
+        scaler.load_state_dict(self.scaler)
+
+
+class Checkpoints:
+    """The checkpoints of an artifact that is being made; used on rank 0 only, as a context that waits for the last one."""
+
+    def __init__(self, output: ArtifactWriter) -> None:
+        self._output, self._store = output, output.store
+        self._prefix, self._owners = f"{output.prefix}/checkpoints", f"{output.prefix}/owners"
+        self._token = 0
+        self._fenced = False
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+        self.last: int | None = None
+        self.where = f"{self._store.uri}/{self._prefix}"
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        with suppress(*([] if kind is None else [Exception])):  # the first failure is the one to tell
+            self.wait()
+        self._thread.shutdown()
+
+    def take_over(self) -> State:
+        """Become the one run that writes checkpoints here, and read the newest undamaged one: an empty state when none is.
+
+        Those of the newest run count as newest.
+        """
+        facts = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()
+        self._token = self._newest_owner() + 1
+        while not self._store.write(self._owner(self._token), facts, if_absent=True):
+            self._token += 1
+        while keys := self._keys():
             try:
-                path = self._output.store.fetch(key)
-                intact = sha256_of(path)[:16] == Path(key).stem.partition("-")[2]
-            except FileNotFoundError:  # another runner of this training just removed it
+                path = self._store.fetch(keys[-1])
+                intact = sha256_of(path)[:16] == Path(keys[-1]).stem.split("-")[2]
+            except FileNotFoundError:  # the run before was still tidying up
                 continue
             except DataError:
                 intact = False
-            if not intact:
-                say(f"{self.where}: {Path(key).name} is damaged; taking the one before")
-                self._output.store.delete(key)
-                continue
-            with safe_open(str(path), framework="pt") as file:
-                facts = json.loads(file.metadata()["physion"])
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-            for name, parameter in model.named_parameters():
-                state = {}
-                for kind in ("step", "exp_avg", "exp_avg_sq"):
-                    if (saved := tensors.get(f"adam.{kind}.{name}")) is not None:
-                        state[kind] = saved.to(parameter.device)
-                if state:
-                    adam.state[parameter] = state
-            scaler.load_state_dict(facts["scaler"])
-            self.last = step = int(facts["step"])
-            return step, History(**facts["history"])
-        return 0, History()
+            if intact:
+                state = read_state(path)
+                self.last = state.step
+                return state
+            say(f"{self.where}: {Path(keys[-1]).name} is damaged; taking the one before")
+            self._store.delete(keys[-1])
+        return State()
+
+    def save(self, state: State, also: Callable[[], None] = lambda: None) -> None:
+        """Store a state in the background, after what `also` stores; then remove all but the newest two and the best.
+
+        Waits for the one before, and raises what that failed with.
+        """
+        self.wait()
+        self._saving = self._thread.submit(self._save, state, also)
+
+    def wait(self) -> None:
+        """Return when the last state is safe; raises what kept it from being so."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def owned(self) -> bool:
+        """Whether no newer run has taken over."""
+        if not self._fenced and (self._store.size(self._owner(self._token)) is None or self._newest_owner() > self._token):
+            self._fenced = True  # without an owner, somebody has published the artifact
+            say(f"{self.where}: another run of this training has taken over; this one goes on without saving its state")
+        return not self._fenced
+
+    def _save(self, state: State, also: Callable[[], None]) -> None:
+        path = self._output.scratch / "checkpoint"
+        facts = json.dumps({"step": state.step, "history": vars(state.history), "scaler": state.scaler})
+        save_file(state.tensors, str(path), {"physion": facts})
+        digest = sha256_of(path)[:16]
+        if not self.owned():
+            return
+        also()
+        self._store.upload(f"{self._prefix}/{self._token:06d}-{state.step:08d}-{digest}.safetensors", path)
+        self.last = state.step
+        best = state.history.best_step
+        outdated = [key for key in self._keys()[:-KEPT] if _step(key) != best]
+        if outdated and self.owned():
+            for key in outdated:
+                self._store.delete(key)
 
     def _keys(self) -> list[str]:
-        return self._output.store.list(self._prefix)
+        """Checkpoints of this run and older ones, the newest last."""
+        return [key for key in self._store.list(self._prefix) if int(Path(key).name.split("-")[0]) <= self._token]
+
+    def _owner(self, token: int) -> str:
+        return f"{self._owners}/{token:06d}.json"
+
+    def _newest_owner(self) -> int:
+        return max((int(Path(key).stem) for key in self._store.list(self._owners)), default=0)
+
+
+def read_state(path: Path) -> State:
+    """Read a checkpoint's file."""
+    with safe_open(str(path), framework="pt") as file:
+        facts = json.loads(file.metadata()["physion"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return State(int(facts["step"]), History(**facts["history"]), facts["scaler"], tensors)
+
+
+def best_weights(output: ArtifactWriter, step: int) -> dict[str, Tensor] | None:
+    """The model's tensors after a step whose checkpoint was kept; None when it is not there."""
+    for key in reversed(output.store.list(f"{output.prefix}/checkpoints")):
+        if _step(key) == step:
+            with suppress(FileNotFoundError):
+                tensors = read_state(output.store.fetch(key)).tensors
+                return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    return None
+
+
+def _step(key: str) -> int:
+    return int(Path(key).stem.split("-")[1])

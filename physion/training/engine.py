@@ -1,12 +1,17 @@
 """The one training loop: Adam, warm-up and cosine, clipping, mixed precision, held-out loss, checkpoints, exact resume.
 
-Everything random is a function of the step: clips come from (seed, step) by `StepBatches`, and the global generators are
-seeded from (seed, step) before every step. A checkpoint therefore holds weights, optimizer moments and the step, and on a CPU a
-run that was killed and resumed equals one that was not, bit for bit.
+Everything random is a function of the step: clips come from (seed, step) by `StepBatches`, noise from (seed, step, position in
+the global batch). A checkpoint therefore holds weights, optimizer moments and the step, and on a CPU a run that was killed and
+resumed equals one that was not, bit for bit.
+
+Several ranks share every global batch, which is the configuration's however many they are: each takes its part of it,
+micro-batch by micro-batch, and DDP makes their gradients one. Whatever a rank decides that others must decide too (a stop, a
+checkpoint, where to go on) is voted on or decided by rank 0 for all.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,26 +19,34 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from physion.config.schema import Optim, TrainingStage
 from physion.data.clips import Batch, Clips
 from physion.data.order import StepBatches, spread
-from physion.errors import DataError, PhysionError
+from physion.errors import ConfigError, DataError, PhysionError
+from physion.models.noise import sample_noise
 from physion.models.weights import save_weights
 from physion.progress import progress, say
-from physion.stages import Job
-from physion.training.checkpoints import Checkpoints
+from physion.stages import Job, Stop
+from physion.training.checkpoints import Checkpoints, State, best_row, best_weights
+from physion.training.distributed import synchronised
+from physion.training.watchdog import Watchdog
+from physion.training.watching import Watch, forget_after
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-WEIGHTS = "weights.safetensors"
+WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 HISTORY = "history.json"
 LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is seen
+PICTURED = 4  # held-out clips in a picture
+SIGNALS = (None, "SIGINT", "SIGTERM")  # what ranks vote on; the later one wins
 
 
 class NonFiniteLoss(PhysionError):
@@ -48,6 +61,8 @@ class Task(ABC):
     model: nn.Module
     train: Clips
     heldout: Clips
+    sample_flops: float | None = None  # of a training step, a sample
+    unused_parameters = False  # whether some get no gradient
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
         """Parameter groups with their peak learning rates."""
@@ -55,14 +70,35 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """The training loss of a batch, a scalar."""
+        """The training loss of a batch, a scalar: the mean over its samples."""
 
     def after_step(self, done: int) -> None:  # noqa: B027 (most tasks have nothing to do)
-        """Called after each optimizer step, before a checkpoint of that step; `done` counts the steps made."""
+        """Called on rank 0 after each optimizer step, before a checkpoint of that step; `done` counts the steps made."""
 
     def heldout_loss(self, batch: Batch) -> Tensor:
-        """The held-out loss of a batch, a scalar; the model is in eval mode."""
+        """The held-out loss of a batch, a scalar: the mean over its samples; the model is in eval mode."""
         return self.loss(batch, 0)
+
+    def watched(self, step: int) -> dict[str, float]:
+        """What else of a step is worth watching, such as a temperature."""
+        return {}
+
+    def picture(self, batch: Batch) -> np.ndarray | None:
+        """A look at what the model makes of a few held-out clips, uint8 [H, W, 3]; the model is in eval mode."""
+        return None
+
+
+class Loss(nn.Module):
+    """A task's training loss as the forward pass of a module, so that DDP and autograd see one and the same pass."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = task
+
+    def forward(self, batch: Batch, step: int) -> Tensor:
+        """The task's loss."""
+        return self._task.loss(batch, step)
 
 
 def device() -> torch.device:
@@ -96,126 +132,284 @@ def learning_rate(step: int, peak: float, optim: Optim) -> float:
     return low + (peak - low) * (1 + math.cos(math.pi * (step - warmup) / (optim.steps - warmup))) / 2
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the global generators for one step."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{step}".encode()).digest()[:7], "little")
+def step_seed(seed: int, *place: int) -> int:
+    """Seed of a generator for one step, and one sample of its batch."""
+    return int.from_bytes(hashlib.sha256(":".join(map(str, (seed, *place))).encode()).digest()[:7], "little")
 
 
 def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
-    """Train `task.model` in place, from the newest checkpoint where there is one.
+    """Train `task.model` in place, from the newest checkpoint where there is one; on all ranks of the job together.
 
     Returns the history: rows with step, lr, heldout_loss, and the mean loss and grad_norm since the row before.
 
     Raises NonFiniteLoss naming the step and the last good checkpoint; Preempted or Interrupted, with the state saved, when
-    the job is asked to stop.
+    a rank is asked to stop; ConfigError when the batch cannot be shared or does not fit into memory.
     """
-    where = device()
     if not len(task.heldout) or not len(task.train):
         what = "is held out; raise" if len(task.train) else "is left to train on; lower"
         raise DataError(f"{job.instance}: no video {what} frames.heldout, or add videos")
-    model = task.model.to(where)
-    optim = config.optim
-    groups = task.groups(optim)
-    peaks = [peak for _, peak in groups]
-    adam = torch.optim.Adam([{"params": params} for params, _ in groups], lr=1.0, fused=True)
-    precision = _precision(config.precision, where)
-    scaler = torch.amp.GradScaler(where.type, enabled=precision == torch.float16)
-    checkpoints = Checkpoints(job.output)
-    start, history = checkpoints.restore(model, adam, scaler)
-    if start:
-        say(f"{job.instance}: goes on from step {start} of {optim.steps}")
-    waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
+    batch, ranks = config.optim.batch_size, job.ranks
+    if batch < ranks.count:
+        raise ConfigError(
+            f"{job.instance}: a batch of {batch} cannot be shared by {ranks.count} ranks; start fewer, or raise "
+            f"{job.instance}.optim.batch-size"
+        )
+    who = f"rank {ranks.rank} of {job.instance}" if ranks.count > 1 else job.instance
+    with cpu_threads(config.threads), Watchdog(who, config.stuck_after) as watchdog, Checkpoints(job.output) as checkpoints:
+        return Training(task, config, job, who, checkpoints, watchdog).run()
 
-    def require_finite(loss: float, what: str, step: int) -> None:
+
+class Training:
+    """A training on one rank."""
+
+    def __init__(
+        self, task: Task, config: TrainingStage, job: Job, who: str, checkpoints: Checkpoints, watchdog: Watchdog
+    ) -> None:
+        self.task, self.config, self.optim, self.job, self.who = task, config, config.optim, job, who
+        self.ranks, self.checkpoints, self.watchdog = job.ranks, checkpoints, watchdog
+        self.where = device()
+        self.precision = _precision(config.precision, self.where)
+        on_gpu = self.where.type == "cuda"
+        self.model = task.model.to(self.where)
+        if on_gpu:
+            self.model.to(memory_format=torch.channels_last)
+            torch.set_float32_matmul_precision("highest" if self.precision == torch.float32 else "high")  # TF32
+        if config.compile:
+            for part in self.model.children():
+                part.compile()
+        groups = task.groups(self.optim)
+        self.peaks = [peak for _, peak in groups]
+        self.parameters = [p for params, _ in groups for p in params]
+        self.adam = torch.optim.Adam([{"params": params} for params, _ in groups], lr=1.0, fused=True)
+        self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.precision == torch.float16)
+        self.share = self.ranks.share(self.optim.batch_size)
+        self.micro = config.micro_batch or self.share.stop - self.share.start
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the end. Returns the history."""
+        optim, name = self.optim, self.job.instance
+        state = self.ranks.on_first(self._take_over)
+        state.load(self.model, self.adam, self.scaler)
+        start, self.history = state.step, state.history
+        if start:
+            say(f"{name}: goes on from step {start} of {optim.steps}")
+        self.watch = Watch(self.job.output, start)
+        self.module = synchronised(Loss(self.task), self.ranks, unused_parameters=self.task.unused_parameters)
+        if not self.history.rows:
+            self._measure(0)
+        batches = StepBatches(len(self.task.train), optim.batch_size, self.config.seed, start, optim.steps, self.share)
+        loader = iter(_loader(self.task.train, batches, self.config, self.where))
+        with progress(name, optim.steps, "steps", start) as bar:
+            self.model.train()
+            self.watch.restart_clock(start)
+            for step in range(start, optim.steps):
+                self.watchdog.doing(f"waiting for the batch of step {step}")
+                with self.watch.waiting():
+                    batch = next(loader)
+                self.watchdog.doing(f"in step {step}, computing or in the all-reduce of its gradients")
+                self._train(batch, step)
+                self._after(step + 1)
+                bar.advance(note=f"held-out loss {self.history.rows[-1]['heldout_loss']:.4f}")
+        self.watchdog.doing("publishing what was watched")
+        self.ranks.on_first(self._finish)
+        return self.history.rows
+
+    def _train(self, batch: Batch, step: int) -> None:
+        """One optimizer step, on all ranks together."""
+        for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
+            group["lr"] = learning_rate(step, peak, self.optim)
+        try:
+            loss = self._backward(_to(batch, self.where), step)
+        except torch.OutOfMemoryError:
+            loss = None  # look for what fits only when the exception, which holds the tensors, is gone
+        if loss is None:
+            raise ConfigError(self._out_of_memory(batch, step))
+        self.vote = self.ranks.vote(SIGNALS.index(self.job.stop.signal))
+        self.scaler.unscale_(self.adam)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
+        self.scaler.step(self.adam)
+        self.scaler.update()
+        self.adam.zero_grad()
+        self.waiting.append((loss, norm))
+
+    def _backward(self, batch: Batch, step: int) -> Tensor:
+        """Gradients of the global batch's mean loss, by micro-batches. Returns this rank's part of the loss.
+
+        Ranks meet in the last micro-batch of each. DDP takes the mean of their gradients, so each gives its part times their
+        number.
+        """
+        size, module = self.share.stop - self.share.start, self.module
+        total = torch.zeros((), device=self.where)
+        for first in range(0, size, self.micro):
+            last = min(first + self.micro, size)
+            piece = {name: tensor[first:last] for name, tensor in batch.items()}
+            part = (last - first) / self.optim.batch_size
+            with module.no_sync() if last < size and isinstance(module, DistributedDataParallel) else nullcontext():
+                with self._noise(step, self.share.start + first, self.share.start + last), self._autocast():
+                    loss = module(piece, step)
+                self.scaler.scale(loss * (part * self.ranks.count)).backward()
+            total += loss.detach().float() * part
+        return total
+
+    def _after(self, done: int) -> None:
+        """What is due when `done` steps are done: a look at the losses, a held-out measure, a checkpoint, a stop."""
+        config, steps = self.config, self.optim.steps
+        if self.ranks.rank == 0:
+            self.task.after_step(done)
+        self.watchdog.doing(f"waiting for the other ranks after step {done - 1}")
+        self.stop = Stop(SIGNALS[self.vote()])
+        measuring = done % config.heldout_every == 0 or done == steps
+        saving = done < steps and (done % config.checkpoint_every == 0 or self.stop.signal is not None)
+        if measuring or saving or len(self.waiting) == LOOK_EVERY:
+            self._look(done)
+        if measuring:
+            self._measure(done)
+            saving = done < steps and (saving or self.history.best_step == done)
+        if saving:
+            self._save(done)
+        if measuring or saving:
+            self.watch.restart_clock(done)
+
+    def _look(self, done: int) -> None:
+        """Fetch what the steps before `done` gave, and stop at the first loss that is not finite."""
+        values = torch.stack([torch.stack(pair) for pair in self.waiting]).double().cpu()
+        losses = self.ranks.total(values[:, 0].contiguous()).tolist()
+        norms = [norm if math.isfinite(norm) else 0.0 for norm in values[:, 1].tolist()]  # loss scaling skips such steps
+        for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
+            self._require_finite(loss, "loss", number)
+            self.history.count(loss, norm)
+        self.waiting.clear()
+        if self.ranks.rank == 0:
+            flops = self.task.sample_flops and self.task.sample_flops * self.optim.batch_size / self.ranks.count
+            shown = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
+            shown |= {"lr": learning_rate(done - 1, self.peaks[0], self.optim), **self.task.watched(done - 1)}
+            self.watch.log(done, self.optim.batch_size, flops, self.where, **shown)
+
+    @torch.no_grad()
+    def _measure(self, step: int) -> None:
+        """Mean held-out loss over a fixed sample of clips, spread over all of them and shared by the ranks."""
+        self.model.eval()
+        clips = spread(len(self.task.heldout), self.config.heldout_batches * self.optim.batch_size)
+        mine = clips[self.ranks.share(len(clips))]
+        total = torch.zeros((), dtype=torch.float64)
+        for first in range(0, len(mine), self.micro):
+            self.watchdog.doing(f"measuring the held-out loss after {step} steps")
+            chosen = mine[first : first + self.micro]
+            with self._autocast():
+                total += self.task.heldout_loss(_to(self.task.heldout[chosen], self.where)).item() * len(chosen)
+        loss = self.ranks.total(total).item() / len(clips)
+        self._require_finite(loss, "held-out loss", step)
+        rate = learning_rate(min(step, self.optim.steps - 1), self.peaks[0], self.optim)
+        self.history.close_row(step=step, lr=rate, heldout_loss=loss)
+        if self.ranks.rank == 0:
+            few = _to(self.task.heldout[clips[:PICTURED]], self.where)
+            with self._autocast():
+                self.watch.measured(step, loss, self.task.picture(few))
+        self.model.train()
+
+    def _save(self, done: int) -> None:
+        """Hand the state to the background; if the job was asked to stop, wait until it is safe and do so."""
+        self.watchdog.doing(f"saving the state after step {done - 1}")
+
+        def save() -> None:
+            state = State.of(done, self.history, self.model, self.adam, self.scaler)
+            segment = self.watch.take(done)
+            self.checkpoints.save(state, also=lambda: segment.store(self.job.output))
+            if self.stop.signal is not None:
+                self.checkpoints.wait()
+                self.stop.check()
+
+        self.ranks.on_first(save)
+
+    def _take_over(self) -> State:
+        state = self.checkpoints.take_over()
+        forget_after(self.job.output, state.step)
+        return state
+
+    def _finish(self) -> None:
+        self.checkpoints.wait()
+        self.watch.publish(self.watch.take(self.optim.steps))
+
+    def _require_finite(self, loss: float, what: str, step: int) -> None:
         if not math.isfinite(loss):
-            last = "none yet" if checkpoints.last is None else f"step {checkpoints.last} in {checkpoints.where}"
-            raise NonFiniteLoss(
-                f"{job.instance}: the {what} is {loss} at step {step}; last good checkpoint: {last}. "
-                f"Lower {job.instance}'s optim.lr or set its precision to fp32"
+            self.checkpoints.wait()
+            name, last = self.job.instance, self.checkpoints.last
+            good = "none yet" if last is None else f"step {last} in {self.checkpoints.where}"
+            error = NonFiniteLoss(
+                f"{name}: the {what} is {loss} at step {step}; last good checkpoint: {good}. "
+                f"Lower {name}'s optim.lr or set its precision to fp32"
             )
+            error.quiet = self.ranks.rank > 0
+            raise error
 
-    def look(step: int) -> None:
-        """Fetch what the steps before `step` gave, and stop at the first loss that is not finite."""
-        values = torch.stack([torch.stack(pair) for pair in waiting]).tolist() if waiting else []
-        for number, (loss, norm) in enumerate(values, step - len(values)):
-            require_finite(loss, "loss", number)
-            history.count(loss, norm)
-        waiting.clear()
+    def _out_of_memory(self, batch: Batch, step: int) -> str:
+        """What to say when a micro-batch does not fit: the largest that does, tried out."""
+        size = smaller = min(self.micro, self.share.stop - self.share.start)
+        option = f"--set {self.job.output.stage}.micro-batch"
+        while smaller := smaller // 2:
+            self.adam.zero_grad()
+            torch.cuda.empty_cache()
+            with suppress(torch.OutOfMemoryError), self._autocast():
+                loss = self.task.loss(_to({key: tensor[:smaller] for key, tensor in batch.items()}, self.where), step)
+                torch.autograd.grad(loss, self.parameters, allow_unused=True)  # without DDP's hooks
+                return f"{self.who}: {size} samples at a time do not fit into memory, {smaller} do: {option}={smaller}"
+        return f"{self.who}: not even one sample fits into memory; use a smaller model or a larger device"
 
-    def measure(step: int) -> None:
-        rate = learning_rate(min(step, optim.steps - 1), peaks[0], optim)
-        loss = _heldout_loss(task, config, where, precision)
-        require_finite(loss, "held-out loss", step)
-        history.close_row(step=step, lr=rate, heldout_loss=loss)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.where.type, self.precision, enabled=self.precision != torch.float32)
 
-    if not history.rows:
-        measure(0)
-    parameters = [p for params, _ in groups for p in params]
-    batches = StepBatches(len(task.train), optim.batch_size, config.seed, start, optim.steps)
-    with cpu_threads(config.threads), progress(job.instance, optim.steps, "steps", start) as bar:
-        model.train()
-        for step, batch in enumerate(_loader(task.train, batches, config, where), start):
-            torch.manual_seed(step_seed(config.seed, step))
-            for group, peak in zip(adam.param_groups, peaks, strict=True):
-                group["lr"] = learning_rate(step, peak, optim)
-            with torch.autocast(where.type, precision, enabled=precision != torch.float32):
-                loss = task.loss(_to(batch, where), step)
-            scaler.scale(loss).backward()
-            scaler.unscale_(adam)
-            norm = nn.utils.clip_grad_norm_(parameters, optim.clip or math.inf)
-            scaler.step(adam)
-            scaler.update()
-            adam.zero_grad()
-            waiting.append((loss.detach().float(), norm))
-            done = step + 1
-            task.after_step(done)
-            measuring = done % config.heldout_every == 0 or done == optim.steps
-            saving = done < optim.steps and (done % config.checkpoint_every == 0 or job.stop.signal is not None)
-            if measuring or saving or len(waiting) == LOOK_EVERY:
-                look(done)
-            if measuring:
-                measure(done)
-                model.train()
-            if saving:
-                checkpoints.save(done, history, model, adam, scaler)
-                job.stop.check()
-            bar.advance(note=f"held-out loss {history.rows[-1]['heldout_loss']:.4f}")
-    return history.rows
+    @contextmanager
+    def _noise(self, step: int, first: int, last: int) -> Iterator[None]:
+        """Noise for samples `first` to `last` - 1 of the global batch of a step.
+
+        On a CPU it is the same however the batch is split. A GPU's kernels draw their own, from one seed a micro-batch.
+        """
+        seed = self.config.seed
+        torch.manual_seed(step_seed(seed, step, first))
+        if self.where.type == "cuda":
+            yield
+            return
+        with sample_noise([step_seed(seed, step, position) for position in range(first, last)]):
+            yield
 
 
 def publish_weights(
     model: nn.Module, kind: str, sizes: dict[str, Any], rows: list[dict[str, float]], job: Job
 ) -> dict[str, Any]:
-    """Make the trained weights and the history the files of the artifact. Returns the headline metrics."""
-    weights, history = job.output.scratch / WEIGHTS, job.output.scratch / HISTORY
-    save_weights(weights, model.cpu(), kind, sizes)
-    history.write_text(json.dumps(rows))
-    job.output.add_part("training", {WEIGHTS: weights, HISTORY: history})
+    """Make the trained weights, the best ones if an earlier step's were better, and the history the files of the artifact.
+
+    Returns the headline metrics.
+    """
+    best = best_row(rows)
+
+    def publish() -> None:
+        files = {name: job.output.scratch / name for name in (WEIGHTS, HISTORY)}
+        save_weights(files[WEIGHTS], model.cpu(), kind, sizes)
+        files[HISTORY].write_text(json.dumps(rows))
+        if best is not rows[-1] and (tensors := best_weights(job.output, int(best["step"]))):
+            files[BEST] = job.output.scratch / BEST
+            best_model = copy.deepcopy(model)
+            best_model.load_state_dict(tensors)
+            save_weights(files[BEST], best_model, kind, sizes)
+        job.output.add_part("training", files)
+
+    job.ranks.on_first(publish)
     return {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "steps": rows[-1]["step"],
         "heldout_loss_before": rows[0]["heldout_loss"],
         "heldout_loss": rows[-1]["heldout_loss"],
+        "best_heldout_loss": best["heldout_loss"],
+        "best_step": best["step"],
     }
-
-
-@torch.no_grad()
-def _heldout_loss(task: Task, config: TrainingStage, where: torch.device, precision: torch.dtype) -> float:
-    """Mean held-out loss over a fixed sample of clips, spread over all of them."""
-    task.model.eval()
-    clips = spread(len(task.heldout), config.heldout_batches * config.optim.batch_size)
-    total = 0.0
-    for first in range(0, len(clips), config.optim.batch_size):
-        chosen = clips[first : first + config.optim.batch_size]
-        with torch.autocast(where.type, precision, enabled=precision != torch.float32):
-            total += task.heldout_loss(_to(task.heldout[chosen], where)).item() * len(chosen)
-    return total / len(clips)
 
 
 def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, where: torch.device) -> Iterable[Batch]:
     workers = config.loader_workers
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if where.type == "cuda" else 0
+        cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())  # a rank a GPU
+        workers = min(8, max(1, cores)) if where.type == "cuda" else 0
     return DataLoader(
         cast(Any, clips),
         sampler=batches,

@@ -140,3 +140,13 @@ def test_knobs_are_left_out_of_what_is_fingerprinted():
 
 def test_nearest_says_nothing_when_nothing_is_near():
     assert nearest("xyzzy", list(Config.model_fields)) == ""
+
+
+def test_an_override_is_of_one_stage_also_where_an_anchor_shares_a_section(tmp_path):
+    path = tmp_path / "anchors.yaml"
+    tree = load_config("smoke").model_dump(mode="json")
+    tree["train-slotformer"]["optim"] = tree["train-dvae"]["optim"]
+    path.write_text(yaml.safe_dump(tree))
+    assert "&id001" in path.read_text()
+    config = load_config(str(path), ["train-dvae.optim.steps=7"])
+    assert (config.train_dvae.optim.steps, config.train_slotformer.optim.steps) == (7, 60)

@@ -27,6 +27,7 @@ from faults import FAULTS, FaultProxy
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
+from physion.store.cache import ShardCache
 from physion.store.s3 import MiB
 from physion.store.s3_requests import Patience
 from physion.store.server import Server

@@ -39,7 +39,7 @@ class Points:
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.3))
+        self.body = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.LayerNorm(8), nn.Dropout(0.3))
         self.head = nn.Linear(8, 1)
 
     def forward(self, x):
@@ -77,6 +77,15 @@ def train(root, *, task=None, stop=None, **changes):
     rows = fit(task, settings(**changes), job)
     publish_weights(task.model, "readout", {}, rows, job)
     return rows, job.output.store.read(f"{job.output.prefix}/weights.safetensors")
+
+
+def checkpoints(root):
+    """Its checkpoints, the newest last."""
+    return sorted(Path(root).glob("artifacts/train-dvae/*/checkpoints/*"))
+
+
+def steps_of(root):
+    return [int(path.name.split("-")[1]) for path in checkpoints(root)]
 
 
 def die_at(step):

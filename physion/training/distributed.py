@@ -1,0 +1,98 @@
+"""Several ranks train one model: how they find each other, what they agree on, and how their gradients become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from physion.errors import PhysionError, TransientError
+from physion.stages import Ranks
+
+T = TypeVar("T")
+SLACK = 30.0  # seconds that a collective outlasts the watchdog, which says more
+
+
+@contextmanager
+def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: str = "0") -> Iterator[Ranks]:
+    """Inside, this process is one of `count` ranks, which meet at MASTER_ADDR, MASTER_PORT.
+
+    attempt: differs between the starts of a group that meets there again and again, as torchrun's do after a restart; else a
+    rank would find the addresses of the dead.
+
+    Raises TransientError when the ranks do not meet, or lose each other.
+    """
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank)
+    timeout = timedelta(seconds=stuck_after + SLACK)
+    try:
+        store, _, _ = next(rendezvous("env://", rank, count, timeout=timeout))
+        store = PrefixStore(f"physion-{attempt}", store)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout, rank=rank, world_size=count, store=store)
+        group = Group(timeout)
+        yield group
+        group.total(torch.zeros(1))  # nobody leaves before all are done
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Socket"))):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise TransientError(
+            f"rank {rank} of {count} has lost the others ({first_line}); the same command goes on from the last checkpoint"
+        ) from error
+
+
+class Group(Ranks):
+    """The ranks of a training."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        # Small CPU tensors travel by gloo, also beside nccl: agreeing must not wait for the device.
+        self._control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
+        answer: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                answer[0] = work()
+            except PhysionError as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, 0, self._control)
+        result, failed = answer
+        if failed is not None:
+            failed.quiet = self.rank > 0
+            raise failed
+        return result  # type: ignore[no-any-return]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all ranks of a CPU tensor, on every rank."""
+        dist.all_reduce(values, group=self._control)
+        return values
+
+    def vote(self, number: int) -> Callable[[], int]:
+        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
+        highest = torch.tensor(number)
+        work = dist.all_reduce(highest, dist.ReduceOp.MAX, self._control, async_op=True)
+
+        def agreed() -> int:
+            work.wait()
+            return int(highest)
+
+        return agreed
+
+
+def synchronised(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = False) -> nn.Module:
+    """A module whose backward pass leaves the mean of all ranks' gradients on each; all start with rank 0's parameters."""
+    if ranks.count == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=unused_parameters)

@@ -1,0 +1,45 @@
+"""A thread that ends the process when the training waits too long for one thing: data, other ranks, the store, the device."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from physion.errors import TransientError
+
+
+class Watchdog:
+    """Watches one rank, as a context; `doing` says what it is at, and so that it is alive."""
+
+    def __init__(self, who: str, limit: float) -> None:
+        self._who, self._limit = who, limit
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.doing("starting")
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def doing(self, what: str) -> None:
+        """Begin another activity, for which the full time is allowed; `what` completes the sentence "rank 1 is ..."."""
+        self._now = what, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._limit / 4)):
+            what, since = self._now
+            if time.monotonic() - since > self._limit:
+                print(
+                    f"error: {self._who} has been {what} for {self._limit:.0f} s, which is stuck; ending it. "
+                    "The same command goes on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(TransientError.exit_code)  # the main thread may be deep in a call that never returns

@@ -1,0 +1,140 @@
+"""What can be watched while a training runs: JSON lines and TensorBoard events, with pictures.
+
+What was gathered since the last checkpoint is stored with the next one, as a segment of its own below `live/` of the artifact,
+so a run that was killed goes on where its checkpoint is, without gaps or doubles. When the training ends the segments become
+`metrics.jsonl`, one events file and the last picture.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from physion.report.pictures import png
+from physion.store.artifacts import ArtifactWriter
+
+METRICS, EVENTS, PICTURE = "metrics.jsonl", "events.tfevents", "picture.png"
+# Dense peak FLOP/s in bf16 or fp16, from the vendor's data sheets; by a part of the device's name, the first that fits.
+PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
+    "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+class Watch:
+    """Gathers what rank 0 sees of a training."""
+
+    def __init__(self, output: ArtifactWriter, start: int) -> None:
+        self._output = output
+        self._first = start  # of the segment being gathered
+        self._rows: list[dict[str, float]] = []
+        self._pictures: list[tuple[int, np.ndarray]] = []
+        self._waited = 0.0
+        self._lap, self._lap_step = time.monotonic(), start
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def restart_clock(self, step: int) -> None:
+        """Leave out of the rates what happened since the last row: held-out measures, checkpoints."""
+        self._lap, self._lap_step, self._waited = time.monotonic(), step, 0.0
+
+    def log(self, step: int, batch: int, flops: float | None, where: torch.device, **values: float) -> None:
+        """Add a row for the steps since the last one: `values` and the rates. flops: of a step on one device."""
+        seconds, steps = time.monotonic() - self._lap, step - self._lap_step
+        row = {"step": step, "time": round(time.time(), 3), **values}
+        row |= {"samples_per_s": batch * steps / seconds, "data_wait": self._waited / seconds, "memory_gb": memory_gb(where)}
+        if flops is not None and (peak := peak_flops(where)):
+            row["mfu"] = flops * steps / seconds / peak
+        self._rows.append(row)
+        self.restart_clock(step)
+
+    def measured(self, step: int, loss: float, picture: np.ndarray | None) -> None:
+        """Add a held-out loss, and a picture, uint8 [H, W, 3]."""
+        self._rows.append({"step": step, "time": round(time.time(), 3), "heldout_loss": loss})
+        if picture is not None:
+            self._pictures.append((step, picture))
+
+    def take(self, step: int) -> Segment:
+        """End the segment with this step."""
+        segment = Segment(self._first, step, self._rows, self._pictures)
+        self._first, self._rows, self._pictures = step, [], []
+        return segment
+
+    def publish(self, last: Segment) -> None:
+        """Join the segments and make them files of the artifact."""
+        store, scratch = self._output.store, self._output.scratch
+        last.store(self._output)
+        files = {name: scratch / name for name in (METRICS, EVENTS, PICTURE)}
+        for key in store.list(f"{self._output.prefix}/live"):
+            data = store.read(key)
+            if data is None:  # another run has just published
+                continue
+            path = files[{".jsonl": METRICS, ".tfevents": EVENTS, ".png": PICTURE}[Path(key).suffix]]
+            with path.open("wb" if path.name == PICTURE else "ab") as file:
+                file.write(data)
+        self._output.add_part("watching", {name: path for name, path in files.items() if path.exists()})
+
+
+class Segment:
+    """What was gathered from one step to another."""
+
+    def __init__(self, first: int, last: int, rows: list[dict[str, float]], pictures: list[tuple[int, np.ndarray]]) -> None:
+        self._name = f"{first:08d}-{last:08d}"
+        self._rows, self._pictures = rows, pictures
+
+    def store(self, output: ArtifactWriter) -> None:
+        """Store the segment."""
+        if not self._rows:
+            return
+        live = f"{output.prefix}/live"
+        output.store.write(f"{live}/{self._name}.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        output.store.write(f"{live}/{self._name}.tfevents", self._events(output.scratch / "events"))
+        if self._pictures:
+            output.store.write(f"{live}/{self._name}.png", png(self._pictures[-1][1]))
+
+    def _events(self, folder: Path) -> bytes:
+        from torch.utils.tensorboard import SummaryWriter  # takes more than a second
+
+        with SummaryWriter(str(folder)) as writer:
+            for row in self._rows:
+                for name, value in row.items():
+                    if name not in ("step", "time"):
+                        writer.add_scalar(name, value, int(row["step"]), row["time"])
+            for step, picture in self._pictures:
+                writer.add_image("heldout", picture, step, dataformats="HWC")
+        data = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+        shutil.rmtree(folder)
+        return data
+
+
+def forget_after(output: ArtifactWriter, step: int) -> None:
+    """Remove the segments of a run that got further than its last checkpoint, from which another goes on."""
+    for key in output.store.list(f"{output.prefix}/live"):
+        if int(Path(key).stem.split("-")[1]) > step:
+            output.store.delete(key)
+
+
+def memory_gb(where: torch.device) -> float:
+    """The most memory that was in use, GB: of the device, or of this process."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def peak_flops(where: torch.device) -> float | None:
+    """Peak FLOP/s of the device in bf16 or fp16; None where it is not known."""
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
