@@ -292,8 +292,8 @@ class S3Store:
                 return False
             raise
 
-    def _download(self, key: str, size: int, sha256: str | None, path: Path) -> None:
-        """Fetch an object of a known size into a file, in many requests at once, and check it while it comes."""
+    def _download(self, key: str, size: int, sha256: str | None, path: Path) -> bool:
+        """Fetch an object of a known size into a file, in many requests at once; tells whether it was checked while it came."""
         corrupt = f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)"
 
         def fetch_part(start: int) -> None:
@@ -330,6 +330,7 @@ class S3Store:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        return sha256 is not None
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
