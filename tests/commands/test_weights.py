@@ -194,6 +194,20 @@ def test_push_pull_list(physion, preset, shared, tmp_path):
         assert message in ended.err
 
 
+def test_through_a_bucket(physion, preset, shared, s3, tmp_path):
+    """To a bucket, used there by a study, and back."""
+    bucket, here = "s3://tests/weights", tmp_path / "here"
+    for model in MODELS:
+        assert physion("weights", "push", f"pretrained/mini-{model}", "--to", bucket, "-s", shared).code == 0
+    listed = json.loads(physion("weights", "list", "-s", bucket, "--json").out)
+    assert [row["instance"] for row in listed] == ["mini-dvae", "mini-slotformer", "mini-steve"]
+    assert physion("stage", "train-dvae", "-p", preset, "-s", bucket, *with_set(use(*MODELS))).code == 0
+    assert physion("stage", "train-steve", "-p", preset, "-s", bucket, *with_set(use(*MODELS))).code == 0
+    assert physion("weights", "pull", "mini-steve", "--from", bucket, "-s", here).code == 0
+    one, two = (find_weights(LocalStore(root), "mini-steve") for root in (shared, here))
+    assert all(one.path(name).read_bytes() == two.path(name).read_bytes() for name in one.names())
+
+
 class Breaking(LocalStore):
     """A store whose connection breaks after a few reads, and which counts the bytes it gave."""
 

@@ -498,11 +498,19 @@ def test_the_secret_is_nowhere(s3, s3_store, physion, preset, tmp_path, monkeypa
 # A server that dies.
 
 
-def test_a_server_that_is_killed_and_comes_back(tmp_path, monkeypatch):
+@pytest.fixture
+def own_server(tmp_path, monkeypatch):
+    """A server to kill."""
     server = Server(tmp_path / "server", "tests")
     server.start()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def test_a_server_that_is_killed_and_comes_back(own_server, tmp_path):
     store = open_store("s3://tests/x", ShardCache(tmp_path / "cache", 10**9))
     data = os.urandom(40 * MiB)
     store.write("before", b"kept")
@@ -517,16 +525,14 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path, monkeypatch):
         working = pool.submit(work)
         while store.size("a/0") is None:
             assert not working.done()
-        server.process.kill()
-        server.process.wait()
+        own_server.process.kill()
+        own_server.process.wait()
         assert not done.is_set()
-        server.start()
+        own_server.start()
         working.result()
     assert store.read("before") == b"kept"
     for number in range(3):
         assert store.fetch(f"a/{number}").read_bytes() == data
-    server.process.kill()
-    server.process.wait()
 
 
 def test_what_a_dead_process_left_is_swept(s3_store, tmp_path):

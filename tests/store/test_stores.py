@@ -144,3 +144,25 @@ def test_scratch_is_a_folder_of_ones_own(store):
     assert isinstance(first, Path)
     assert first.is_dir()
     assert second.is_dir()
+
+
+def test_a_range_of_an_object(store):
+    store.write("a/b", bytes(range(100)))
+    assert store.read_range("a/b", 10, 5) == bytes(range(10, 15))
+    assert store.read_range("a/b", 90, 50) == bytes(range(90, 100))
+    with pytest.raises(DataError, match="a/none is missing"):
+        store.read_range("a/none", 0, 5)
+
+
+def test_age_and_clock(store):
+    store.write("a/b", b"x")
+    assert -2 <= store.age("a/b") <= 60
+    assert store.age("a/none") is None
+    skew = store.clock_skew()
+    assert skew is None or abs(skew) < 60
+
+
+def test_making_it_twice(store):
+    store.create()
+    store.create()
+    store.write("a/b", b"x")
