@@ -1,8 +1,8 @@
 """Shards of 256 MB to an S3 server and back: `S3Store` against boto3's own transfers and `aws s3 cp`.
 
 The server is SeaweedFS on the same machine, a fresh one for every GiB. Everybody moves the same four shards in turns; what
-`S3Store` does to check what it sends and reads is part of its time. CPU seconds are client's and server's together: other jobs on
-the machine disturb them less. Needs 7 GB on the disk.
+`S3Store` does to check what it sends and reads is part of its time. CPU seconds are client's and server's together: other jobs
+on the machine disturb them less. Needs 7 GB on the disk.
 """
 
 import argparse
