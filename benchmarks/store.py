@@ -43,7 +43,7 @@ class Ours:
 
 class Boto:
     def __init__(self, name, config):
-        self.name, self.config, self.client = name, config, boto3.client("s3")
+        self.name, self.config, self.client = name, config, boto3.session.Session().client("s3")
 
     def up(self, folder):
         for path in sorted(folder.iterdir()):
