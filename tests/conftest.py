@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 import shutil
 import subprocess
 import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from physion.config.schema import SUBSETS
 from physion.data.layout import LABELS, label_key, video_path, write_labels
 from physion.data.video import write_mp4
 from physion.store.server import Server
+from physion.store.store import open_store
 
 FRAMES, SIZE = 12, 32
 SCENARIOS = ("Collide", "Drop")
@@ -186,3 +189,16 @@ def s3(seaweedfs, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     return seaweedfs
+
+
+@pytest.fixture(params=["file", "s3"])
+def study_store(request, finished, tmp_path):
+    """The finished study in a store of the test's own, of either kind."""
+    if request.param == "file":
+        return open_store(str(request.getfixturevalue("store")))
+    request.getfixturevalue("s3")
+    target = open_store(f"s3://tests/{uuid.uuid4().hex}", tmp_path)
+    keys = [path.relative_to(finished).as_posix() for path in finished.glob("artifacts/**/*") if path.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: target.write(key, (finished / key).read_bytes()), keys))
+    return target

@@ -85,7 +85,7 @@ def test_config_schema_names_every_key(physion):
     ("arguments", "said"),
     [
         (["run", "-p", "tinny", "-s", "x"], "unknown preset 'tinny', did you mean 'tiny'?"),
-        (["run", "-p", "tiny", "-s", "s3://bucket/x"], "s3:// is not supported yet"),
+        (["run", "-p", "tiny", "-s", "s3://Bucket/x"], "'Bucket' is no bucket name"),
         (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lr=high"], "'train-dvae.optim.lr': input should be"),
         (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lrr=1"], "'train-dvae.optim.lrr', did you mean 'lr'?"),
         (["stage", "train-dvea", "-p", "tiny", "-s", "x"], "unknown stage 'train-dvea', did you mean 'train-dvae'?"),
@@ -164,18 +164,24 @@ def wait_for(path, pattern, process):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, store, number, code):
-    arguments = ["stage", "train-dvae", "-p", preset, "-s", store]
+def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, study_store, number, code):
+    arguments = ["stage", "train-dvae", "-p", preset, "-s", study_store.uri]
     for setting in ("optim.steps=80", "checkpoint-every=4", "heldout-every=40"):
         arguments += ["--set", f"train-dvae.{setting}"]
     process = start(*arguments)
-    wait_for(store, "artifacts/train-dvae/*/checkpoints/*", process)
+
+    def checkpoints():
+        return [key for key in study_store.list("artifacts/train-dvae") if "/checkpoints/" in key]
+
+    while not checkpoints():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert err.endswith("what is done is saved, and the same command goes on from there\n")
     assert "Traceback" not in err
-    saved = max(int(path.name[:8]) for path in store.glob("artifacts/train-dvae/*/checkpoints/*"))
+    saved = max(int(key.rpartition("/")[2][:8]) for key in checkpoints())
     ended = physion(*arguments)
     assert ended.code == 0, ended.err
     assert f"train-dvae: goes on from step {saved} of 80" in ended.err

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -315,9 +316,12 @@ class S3Store:
 
         def fetch(_: S3Client) -> None:
             digest = hashlib.sha256()
-            with path.open("w+b", buffering=0) as file:
-                for _done in self._requests.at_once([partial(fetch_part, start) for start in range(0, size, self._part)]):
-                    digest.update(file.read(self._part))
+            with path.open("w+b") as file:
+                file.truncate(size)
+                starts = range(0, size, self._part)
+                for start, _done in zip(starts, self._requests.at_once([partial(fetch_part, s) for s in starts]), strict=True):
+                    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+                        digest.update(view[start : start + self._part])
             if sha256 not in (None, digest.hexdigest()):
                 raise Damaged(digest.hexdigest(), corrupt)
 

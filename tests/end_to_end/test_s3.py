@@ -53,7 +53,10 @@ def test_two_runners_at_once_end_as_on_plain_files(preset, finished, s3, tmp_pat
     assert err.count(": cached") == 20
 
 
-@pytest.mark.parametrize("patient", [True, False])
+waits = pytest.mark.skipif(not os.environ.get("PHYSION_TEST_SLOW"), reason="waits a minute; PHYSION_TEST_SLOW=1")
+
+
+@pytest.mark.parametrize("patient", [True, pytest.param(False, marks=waits)])
 def test_a_server_that_is_killed_mid_run(preset, finished, s3, tmp_path, monkeypatch, patient):
     """Back soon, the run goes on as if nothing had been; else it ends with 75, and the same command goes on."""
     server = Server(tmp_path / "server", "tests")

@@ -141,19 +141,20 @@ def test_a_repaired_dataset_is_fetched_at_once(stage, dataset, pristine):
     assert ended.code == 0, ended.err
 
 
-def files_of(store, kind, name):
-    return sorted((store / "artifacts" / kind).glob(f"*/{name}"))
+def keys_of(store, kind, name):
+    return [key for key in store.list(f"artifacts/{kind}") if key.endswith(f"/{name}")]
 
 
-def flip(path):
-    data = bytearray(path.read_bytes())
+def flip(store, key):
+    data = bytearray(store.read(key))
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    store.write(key, bytes(data))
 
 
 def forget(store, kind):
     """Remove the artifacts of a stage, so that it has to run again."""
-    shutil.rmtree(store / "artifacts" / kind)
+    for key in store.list(f"artifacts/{kind}"):
+        store.delete(key)
 
 
 @pytest.mark.parametrize(
@@ -165,39 +166,41 @@ def forget(store, kind):
         ("extract-slots", "00001.safetensors", "train-slotformer"),
     ],
 )
-def test_a_corrupt_file_is_named_by_the_stage_that_reads_it(stage, store, kind, name, reader):
-    for path in files_of(store, kind, name):
-        flip(path)
-    forget(store, reader)
-    ended = stage(reader, store=store)
+def test_a_corrupt_file_is_named_by_the_stage_that_reads_it(stage, study_store, kind, name, reader):
+    for key in keys_of(study_store, kind, name):
+        flip(study_store, key)
+    forget(study_store, reader)
+    ended = stage(reader, store=study_store.uri)
     lines = clearly(ended, 3, f"/{name} is corrupt (its SHA-256 is not the manifest's); run `physion stage {kind} --force`")
     assert len(lines) == 1
-    nothing_published(store, reader)
+    assert keys_of(study_store, reader, "manifest.json") == []
 
 
-def test_a_corrupt_video_in_the_dataset_artifact(stage, store):
-    bad = sorted(store.glob("artifacts/fetch/*/PhysionTestMP4s/**/*.mp4"))[1]
-    flip(bad)
-    forget(store, "frames")
-    clearly(stage("frames", "--subset", "test", store=store), 3, f"{bad.name} is corrupt")
-    nothing_published(store, "frames")
+def test_a_corrupt_video_in_the_dataset_artifact(stage, study_store):
+    bad = [key for key in study_store.list("artifacts/fetch") if "/PhysionTestMP4s/" in key and key.endswith(".mp4")][1]
+    flip(study_store, bad)
+    forget(study_store, "frames")
+    ended = stage("frames", "--subset", "test", store=study_store.uri)
+    clearly(ended, 3, f"{bad.rpartition('/')[2]} is corrupt")
+    assert keys_of(study_store, "frames", "manifest.json") == []
 
 
-def test_force_makes_a_corrupt_artifact_again(stage, store):
-    (weights,) = files_of(store, "train-dvae", "weights.safetensors")
-    before = weights.read_bytes()
-    flip(weights)
-    ended = stage("train-dvae", "--force", store=store)
+def test_force_makes_a_corrupt_artifact_again(stage, study_store):
+    (weights,) = keys_of(study_store, "train-dvae", "weights.safetensors")
+    before = study_store.read(weights)
+    flip(study_store, weights)
+    ended = stage("train-dvae", "--force", store=study_store.uri)
     assert ended.code == 0, ended.err
-    assert weights.read_bytes() == before
+    assert study_store.read(weights) == before
 
 
-def test_a_manifest_from_a_newer_version(stage, store):
-    for path in files_of(store, "frames", "manifest.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    forget(store, "train-dvae")
+def test_a_manifest_from_a_newer_version(stage, study_store):
+    for key in keys_of(study_store, "frames", "manifest.json"):
+        study_store.write(key, json.dumps({**json.loads(study_store.read(key)), "format": 2}).encode())
+    forget(study_store, "train-dvae")
     for arguments in (["frames", "--subset", "test"], ["train-dvae"]):
-        (line,) = clearly(stage(*arguments, store=store), 2, "has format 2, this physion reads up to 1: update physion")
+        ended = stage(*arguments, store=study_store.uri)
+        (line,) = clearly(ended, 2, "has format 2, this physion reads up to 1: update physion")
         assert "manifest.json" in line
 
 
@@ -255,7 +258,7 @@ def test_a_disk_that_fills_up_in_a_worker_or_in_training(stage, disk, store):
     disk(20_000, "remount")
     shutil.copytree(store, disk.root, dirs_exist_ok=True)
     for kind in ("train-dvae", "frames"):
-        forget(disk.root, kind)
+        shutil.rmtree(disk.root / "artifacts" / kind)
     used = sum(path.stat().st_blocks * 512 for path in disk.root.rglob("*")) // 1024
     for kind, arguments in (("frames", ["frames", "--subset", "training"]), ("train-dvae", ["train-dvae"])):
         disk(used + 24, "remount")
