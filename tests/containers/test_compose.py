@@ -33,7 +33,7 @@ def test_the_chain_and_the_same_after_kills(project, tmp_path):
     project("down")  # the volumes stay
     again = project.up()
     assert again.returncode == 0
-    assert again.stdout.count(": cached") == 20
+    assert again.stderr.count(": cached") == 20
     secret = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if "=" in line)[
         "AWS_SECRET_ACCESS_KEY"
     ]
@@ -60,5 +60,5 @@ def test_the_chain_and_the_same_after_kills(project, tmp_path):
         process.wait(timeout=120)
     ended = project.up()
     assert ended.returncode == 0, ended.stdout[-3000:]
-    assert "train-dvae: cached" in ended.stdout
+    assert "train-dvae: cached" in ended.stderr
     assert project.metrics(tmp_path) == wanted

@@ -28,7 +28,7 @@ def test_the_same_folder_brings_the_same_data_back(tmp_path, monkeypatch):
     assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    open_store(environment["PHYSION_STORE"], tmp_path).write("a", b"kept")
+    open_store(environment["PHYSION_STORE"]).write("a", b"kept")
     kept = tmp_path / "s3" / ENVIRONMENT
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
@@ -39,7 +39,7 @@ def test_the_same_folder_brings_the_same_data_back(tmp_path, monkeypatch):
     assert "Traceback" not in process.stderr.read()
     process, again = start(tmp_path / "s3")
     assert again == environment
-    assert open_store(environment["PHYSION_STORE"], tmp_path).read("a") == b"kept"
+    assert open_store(environment["PHYSION_STORE"]).read("a") == b"kept"
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
 
@@ -47,7 +47,7 @@ def test_the_same_folder_brings_the_same_data_back(tmp_path, monkeypatch):
 def test_nobody_gets_in_without_the_key(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
     with pytest.raises(ConfigError, match="InvalidAccessKeyId"):
-        open_store("s3://tests/x", tmp_path).read("a")
+        open_store("s3://tests/x").read("a")
 
 
 def test_it_listens_on_this_machine_only(s3):
