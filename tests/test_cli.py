@@ -175,7 +175,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, sto
     assert process.returncode == code, err
     assert err.endswith("what is done is saved, and the same command goes on from there\n")
     assert "Traceback" not in err
-    saved = max(int(path.name[:8]) for path in store.glob("artifacts/train-dvae/*/checkpoints/*"))
+    saved = max(int(path.name[7:15]) for path in store.glob("artifacts/train-dvae/*/checkpoints/*"))
     ended = physion(*arguments)
     assert ended.code == 0, ended.err
     assert f"train-dvae: goes on from step {saved} of 80" in ended.err
