@@ -181,7 +181,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, stu
     assert process.returncode == code, err
     assert err.endswith("what is done is saved, and the same command goes on from there\n")
     assert "Traceback" not in err
-    saved = max(int(key.rpartition("/")[2][:8]) for key in checkpoints())
+    saved = max(int(key.rpartition("/")[2][7:15]) for key in checkpoints())
     ended = physion(*arguments)
     assert ended.code == 0, ended.err
     assert f"train-dvae: goes on from step {saved} of 80" in ended.err

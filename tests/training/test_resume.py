@@ -1,12 +1,11 @@
 """On a CPU a training that was stopped or killed and went on equals one that was not, bit for bit."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 import tiny_training
-from tiny_training import STEPS, TinyTask, checkpoints, make_job, steps_of, train
+from ranks import Ranks
+from tiny_training import STEPS, TinyTask, checkpoints, make_job, steps_of, train, train_until
 
 from physion.errors import Interrupted, Preempted
 from physion.stages import Stop
@@ -61,8 +60,7 @@ def test_a_stop_in_the_last_step_loses_nothing(tmp_path, undisturbed):
 
 def test_killed_and_resumed_equals_undisturbed(tmp_path, undisturbed):
     for step, saved in ((2, False), (21, True)):
-        killed = subprocess.run([sys.executable, tiny_training.__file__, str(tmp_path), str(step)], capture_output=True)
-        assert killed.returncode == -signal.SIGKILL
+        assert Ranks(1, train_until, str(tmp_path), step, log=tmp_path / "log").wait() == [-signal.SIGKILL]
         assert bool(steps_of(tmp_path)) == saved
     assert train(tmp_path) == undisturbed
 

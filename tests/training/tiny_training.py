@@ -1,11 +1,7 @@
-"""A training of a few parameters with everything the real ones have: groups, dropout, clipping, held-out measures.
-
-As a program: train in the store named first, and die by SIGKILL in the middle of the step named second.
-"""
+"""A training of a few parameters with everything the real ones have: groups, dropout, clipping, held-out measures."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -96,5 +92,6 @@ def die_at(step):
     return at_step
 
 
-if __name__ == "__main__":
-    train(sys.argv[1], task=TinyTask(die_at(int(sys.argv[2]))))
+def train_until(root, step):
+    """Train, and die by SIGKILL in the middle of a step."""
+    train(root, task=TinyTask(die_at(step)))
