@@ -13,17 +13,28 @@ from physion.store.server import ENVIRONMENT, Server
 from physion.store.store import open_store
 
 
-def start(folder):
-    command = [sys.executable, "-m", "physion.cli", "store", "serve", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    lines = []
-    while not lines or "PHYSION_STORE" not in lines[-1]:
-        lines.append(process.stdout.readline())
-        assert lines[-1], process.stderr.read()
-    return process, dict(re.fullmatch(r"export (\w+)=(\S+)\n", line).groups() for line in lines)
+@pytest.fixture
+def start():
+    """Starts `physion store serve`, and ends at last what is still running."""
+    started = []
+
+    def start(folder):
+        command = [sys.executable, "-m", "physion.cli", "store", "serve", str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        started.append(process)
+        lines = []
+        while not lines or "PHYSION_STORE" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr.read()
+        return process, dict(re.fullmatch(r"export (\w+)=(\S+)\n", line).groups() for line in lines)
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.communicate()
 
 
-def test_the_same_folder_brings_the_same_data_back(tmp_path, monkeypatch):
+def test_the_same_folder_brings_the_same_data_back(start, tmp_path, monkeypatch):
     process, environment = start(tmp_path / "s3")
     assert environment["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     for name, value in environment.items():
