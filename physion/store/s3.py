@@ -228,10 +228,11 @@ class S3Store:
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
         if standing is not None and standing["Metadata"].get("writer") != writer:
             return False
-        if standing is None or standing["ContentLength"] != size:
+        if standing is not None and standing["ContentLength"] == size:
+            return True
+        if standing is not None:
             self.delete(key)
-            raise TransientError(f"store {self.uri}: {key} did not arrive whole; run the same command again")
-        return True
+        raise TransientError(f"store {self.uri}: {key} did not arrive whole; run the same command again")
 
     def _honours_conditions(self, send: Send) -> bool:
         """Whether this way of sending is conditional on this server; looked at once a process."""
@@ -267,9 +268,8 @@ class S3Store:
         doing, size = f"write {key}", body.stat().st_size
         length = max(self._part, -(-size // MOST_PARTS))
         where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(key)}
-        upload = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, Metadata=metadata))[
-            "UploadId"
-        ]
+        begun = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, Metadata=metadata))
+        upload = begun["UploadId"]
 
         def send_part(number: int) -> CompletedPartTypeDef:
             with body.open("rb") as file:
