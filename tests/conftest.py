@@ -20,6 +20,7 @@ from physion.cli import main
 from physion.config.schema import SUBSETS
 from physion.data.layout import LABELS, label_key, video_path, write_labels
 from physion.data.video import write_mp4
+from physion.store.cache import ShardCache
 from physion.store.server import Server
 from physion.store.store import open_store
 
@@ -197,7 +198,7 @@ def study_store(request, finished, tmp_path):
     if request.param == "file":
         return open_store(str(request.getfixturevalue("store")))
     request.getfixturevalue("s3")
-    target = open_store(f"s3://tests/{uuid.uuid4().hex}", tmp_path)
+    target = open_store(f"s3://tests/{uuid.uuid4().hex}", ShardCache(tmp_path / "cache", 10**9))
     keys = [path.relative_to(finished).as_posix() for path in finished.glob("artifacts/**/*") if path.is_file()]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: target.write(key, (finished / key).read_bytes()), keys))

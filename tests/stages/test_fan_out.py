@@ -131,8 +131,9 @@ def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
         command = [sys.executable, "-m", "physion.cli", *map(str, arguments), "--shard", shard]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
+    before = set((store / ".staging").glob("*/.lock"))
     victim = start("2/3")
-    while not list((store / ".staging").glob(f"{victim.pid}-*")):
+    while set((store / ".staging").glob("*/.lock")) <= before:
         assert victim.poll() is None
         time.sleep(0.005)
     victim.kill()
