@@ -46,13 +46,13 @@ def test_the_same_folder_brings_the_same_data_back(start, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"port \d+ is taken: does the server of .* run already"):
         Server(tmp_path / "s3").start()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert "Traceback" not in process.stderr.read()
     process, again = start(tmp_path / "s3")
     assert again == environment
     assert open_store(environment["PHYSION_STORE"]).read("a") == b"kept"
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 def test_nobody_gets_in_without_the_key(s3, tmp_path, monkeypatch):
