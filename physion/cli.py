@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from physion.commands import (
     StoreURI,
     cache_options,
     chosen_store,
+    copy_out,
     with_precision,
 )
 from physion.commands.store import store_app
@@ -123,7 +123,7 @@ def run(
     last = finished[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:
-        _copy(Artifact(target, last).path("report.html"), report_to)
+        copy_out(Artifact(target, last).path("report.html"), report_to)
         report = str(report_to)
     if as_json:
         print(json.dumps({"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}, indent=1))
@@ -290,13 +290,6 @@ def contact_sheet_command(
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
     print(path)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
 def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +61,19 @@ def chosen_store(uri: str) -> Store:
         return open_store(uri)
     folder, limit = cache_options.folder, cache_options.limit
     return open_store(uri, ShardCache(folder, parse_bytes(limit) if limit else default_limit(folder)))
+
+
+def copy_out(source: Path, destination: Path) -> None:
+    """Copy a file so that it is there whole or not at all."""
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(destination)
+    except OSError as error:
+        raise ConfigError(f"{destination}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def parse_bytes(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store
+from physion.commands import AsJSON, StoreURI, chosen_store, copy_out
 from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
@@ -81,7 +80,7 @@ def get(
     """Copy an artifact, or one file, out of the store. The files of artifacts are verified."""
     target = chosen_store(store)
     if "/" in name and target.size(name) is not None:
-        _copy(_local(target, name), destination / Path(name).name if destination.is_dir() else destination)
+        copy_out(_local(target, name), destination / Path(name).name if destination.is_dir() else destination)
         return
     chosen = [found for found in select(survey(target), name) if found.manifest]
     if len(chosen) != 1:
@@ -90,7 +89,7 @@ def get(
     records = _files(chosen[0])
     with progress("get", sum(record.size for record in records), "bytes") as bar:
         for record in records:
-            _copy(_local(target, f"{chosen[0].prefix}/{record.name}"), destination / record.name)
+            copy_out(_local(target, f"{chosen[0].prefix}/{record.name}"), destination / record.name)
             bar.advance(record.size)
     print(destination)
 
@@ -219,19 +218,6 @@ def _local(store: Store, key: str) -> Path:
         if parts[3] in artifact.names():
             return artifact.path(parts[3])
     return store.fetch(key)
-
-
-def _copy(source: Path, destination: Path) -> None:
-    """Copy a file so that it is there whole or not at all."""
-    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-        partial.replace(destination)
-    except OSError as error:
-        raise ConfigError(f"{destination}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _problem(store: Store, found: Found, record: FileRecord) -> str | None:

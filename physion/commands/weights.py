@@ -154,6 +154,7 @@ def _weights(
     """Model, frozen copies, and the plan's node when it was trained here, of `pretrained/<name>` or of a trained stage."""
     from physion.models.published import copies_for, load_copies
     from physion.models.weights import load_model
+    from physion.training.engine import WEIGHTS
 
     if source.startswith(f"{PREFIX}/"):
         artifact = find_weights(store, source)
@@ -171,7 +172,7 @@ def _weights(
         manifest = read_manifest(store, graph[name].stage, graph[name].fingerprint)
         if manifest is None:
             raise ConfigError(f"{name} of preset {preset} is not in {store.uri}: give the preset and overrides of its training")
-        return load_model(Artifact(store, manifest).path("weights.safetensors"))
+        return load_model(Artifact(store, manifest).path(WEIGHTS))
 
     kind = source.removeprefix("train-")
     dvae = trained("train-dvae") if kind in ("steve", "slotformer") else None
