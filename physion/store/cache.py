@@ -124,7 +124,9 @@ class ShardCache:
     def _claim(self, name: str) -> Iterator[Path | None]:
         """A directory to download into, for one process at a time; None where another one removed it meanwhile."""
         place = self._partial / name
-        place.mkdir(parents=True, exist_ok=True)
+        self._partial.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # mkdir(exist_ok=True) would look again, and raise where it is gone by then
+            place.mkdir()
         with _locked(place, fcntl.LOCK_EX) as mine:
             try:
                 yield place if mine else None

@@ -76,7 +76,7 @@ def fetch(source, number, queue):
 
 
 def start(source, number, queue):
-    process = spawn.Process(target=fetch, args=(source, number, queue))
+    process = spawn.Process(target=fetch, args=(source, number, queue), daemon=True)
     process.start()
     return process
 
@@ -296,7 +296,7 @@ def test_processes_killed_at_random_instants(tmp_path):
     killed = 0
     while time.monotonic() < deadline:
         while len(processes) < 4:
-            processes.append(spawn.Process(target=storm, args=(source, draw.random())))
+            processes.append(spawn.Process(target=storm, args=(source, draw.random()), daemon=True))  # ends with a failed test
             processes[-1].start()
         time.sleep(draw.uniform(0, 0.5))
         victim = processes.pop(draw.randrange(len(processes)))

@@ -122,7 +122,7 @@ def test_a_kill_while_writing_leaves_whole_objects_only(store):
     context = multiprocessing.get_context("spawn")
     for delay in (0.0, 0.013, 0.037, 0.071):
         ready = context.Event()
-        process = context.Process(target=write_for_ever, args=(store.root, ready))
+        process = context.Process(target=write_for_ever, args=(store.root, ready), daemon=True)
         process.start()
         assert ready.wait(60)
         while not store.list("b"):

@@ -94,7 +94,7 @@ def test_the_ranks_of_a_node_share_what_each_of_them_fetches(remote):
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
     arguments = (remote.store.root, remote.store.cache.root, remote.manifest, queue)
-    ranks = [spawn.Process(target=read_all, args=arguments) for _ in range(3)]
+    ranks = [spawn.Process(target=read_all, args=arguments, daemon=True) for _ in range(3)]
     for rank in ranks:
         rank.start()
     told = [queue.get(timeout=60) for _ in ranks]

@@ -38,7 +38,7 @@ class Ranks:
                 "MASTER_PORT": port,
             }
             Path(f"{log}.{rank}").touch()
-            process = CONTEXT.Process(target=_rank, args=(environment, f"{log}.{rank}", function, arguments))
+            process = CONTEXT.Process(target=_rank, args=(environment, f"{log}.{rank}", function, arguments), daemon=True)
             process.start()
             self.processes.append(process)
 
