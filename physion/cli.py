@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,19 +30,22 @@ from physion.commands import (
     cache_options,
     chosen_store,
     copy_out,
+    headline,
+    stopping,
+    study,
+    tell_result,
     with_precision,
 )
+from physion.commands.cluster import launch
 from physion.commands.store import store_app
 from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
-from physion.pipeline.given import given_weights
-from physion.pipeline.graph import Node, build_graph, select
+from physion.pipeline.graph import Node, select
 from physion.progress import Output, byte_count, duration, say
-from physion.stages import STAGES, PartsMissing, Ranks, Stop
+from physion.stages import STAGES, PartsMissing, Ranks
 from physion.store.artifacts import Artifact, read_manifest
-from physion.store.store import Store
 
 app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
@@ -107,7 +109,7 @@ def run(
         raise ConfigError(
             "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
         )
-    config, graph, target = _study(preset, with_precision(overrides, precision), store)
+    config, graph, target = study(preset, with_precision(overrides, precision), store)
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
 
     def starting(node: Node) -> None:
@@ -116,9 +118,9 @@ def run(
 
     def done(result: Done) -> None:
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-        say(f"{result.node.name}: {took}{_headline(result.manifest.metrics)}")
+        say(f"{result.node.name}: {took}{headline(result.manifest.metrics)}")
 
-    with _stopping() as stop:
+    with stopping() as stop:
         finished = run_graph(graph, target, config, stop, starting=starting, done=done)
     last = finished[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
@@ -162,11 +164,11 @@ def stage(
     """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks."""
     from physion.pipeline.runner import run_node
 
-    config, graph, target = _study(preset, with_precision(overrides, precision), store)
+    config, graph, target = study(preset, with_precision(overrides, precision), store)
     node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
     share = _share(name, shard, publish, force)
-    with _stopping() as stop, _ranks(node, os.environ) as ranks:
+    with stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
             result = run_node(node, graph, target, config, stop, force=force, share=share, ranks=ranks)
         except PartsMissing as error:
@@ -180,12 +182,10 @@ def stage(
             return
     if ranks.rank > 0:
         return
-    if as_json:
-        facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
-        print(json.dumps(facts, indent=1))
-    else:
-        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-        print(f"{node.name}: {took}{_headline(result.manifest.metrics)}\n{where}")
+    tell_result(result, target, as_json)
+
+
+app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 
 
 @app.command(epilog="Example: physion plan --preset paper --store runs/paper")
@@ -193,7 +193,7 @@ def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: As
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
     from physion.pipeline.estimate import SUSTAINED, estimate
 
-    config, graph, target = _study(preset, overrides, store)
+    config, graph, target = study(preset, overrides, store)
     costs = estimate(config, graph)
     rows: list[dict[str, Any]] = []
     for node in graph.values():
@@ -292,11 +292,6 @@ def contact_sheet_command(
     print(path)
 
 
-def _study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
-    config, target = load_config(preset, overrides), chosen_store(store)
-    return config, build_graph(config, given_weights(config, target)), target
-
-
 def _share(stage: str, shard: str | None, publish: bool, force: bool) -> slice:
     """The parts that `--shard` or `--publish` select of a stage's list."""
     if shard is None and not publish:
@@ -336,33 +331,6 @@ def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
     attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
     with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:
         yield ranks
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Stop]:
-    """SIGTERM and the first Ctrl-C ask the stage to save and stop; a second Ctrl-C ends it at once."""
-    stop = Stop()
-
-    def on_signal(number: int, _: Any) -> None:
-        if stop.signal == "SIGINT" and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.signal = signal.Signals(number).name
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _headline(metrics: dict[str, Any]) -> str:
-    shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    cells = (
-        f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"
-        for key, value in shown.items()
-    )
-    return f" ({', '.join(cells)})" if shown else ""
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -35,6 +35,16 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def tell_argo(done: int, total: int) -> None:
+    """Keep how far it is where Argo Workflows looks."""
+    if Output.argo_file is None or Output.quiet:
+        return
+    with contextlib.suppress(OSError):  # a lost progress file is no reason to stop working
+        part = Output.argo_file.with_name(f"{Output.argo_file.name}.part")
+        part.write_text(f"{done}/{total}")
+        part.replace(Output.argo_file)
+
+
 class Bar:
     """Counts finished units of one stage."""
 
@@ -44,7 +54,7 @@ class Bar:
         self._task = live.add_task(name, total=total, completed=done, note="") if live else None
         self._started = self._printed = self._written = time.monotonic()
         self._resumed_at = done
-        self._tell_argo()
+        tell_argo(done, total)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more units; `note` says how it goes (a loss, a rate)."""
@@ -52,7 +62,7 @@ class Bar:
         now = time.monotonic()
         if now - self._written >= ARGO_INTERVAL or self.done == self.total:
             self._written = now
-            self._tell_argo()
+            tell_argo(self.done, self.total)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.done, note=note or f"[dim]{self.unit}")
         elif now - self._printed >= PLAIN_INTERVAL and self.done < self.total and not Output.quiet:
@@ -64,14 +74,6 @@ class Bar:
                 file=sys.stderr,
                 flush=True,
             )
-
-    def _tell_argo(self) -> None:
-        if Output.argo_file is None or Output.quiet:
-            return
-        with contextlib.suppress(OSError):  # a lost progress file is no reason to stop working
-            part = Output.argo_file.with_name(f"{Output.argo_file.name}.part")
-            part.write_text(f"{self.done}/{self.total}")
-            part.replace(Output.argo_file)
 
 
 @contextmanager

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shutil
+import signal
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from physion.config.load import preset_names
+from physion.config.load import load_config, preset_names
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError
+from physion.pipeline.given import given_weights
+from physion.pipeline.graph import Node, build_graph
+from physion.progress import duration
+from physion.stages import Stop
 from physion.store.cache import ShardCache, default_limit
 from physion.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from physion.pipeline.runner import Done
 
 Preset = Annotated[
     str, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help=f"One of: {', '.join(preset_names())}; or a YAML file.")
@@ -28,7 +39,12 @@ StoreURI = Annotated[
 ]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as train-steve.optim.lr=2e-4. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        envvar="PHYSION_SET",  # of several, separated by spaces
+        help="Override a value, such as train-steve.optim.lr=2e-4. Repeatable.",
+    ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CacheFolder = Annotated[
@@ -103,3 +119,48 @@ def with_precision(overrides: list[str], precision: str | None) -> list[str]:
 def is_training(section: Any) -> bool:
     """Whether a field of the configuration is a section of a trained stage."""
     return isinstance(section, type) and issubclass(section, TrainingStage)
+
+
+def study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
+    """What a preset and overrides mean in a store: configuration, stage instances with their fingerprints, the store."""
+    config, target = load_config(preset, overrides), chosen_store(store)
+    return config, build_graph(config, given_weights(config, target)), target
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Stop]:
+    """SIGTERM and the first Ctrl-C ask the stage to save and stop; a second Ctrl-C ends it at once."""
+    stop = Stop()
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.signal == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = signal.Signals(number).name
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def tell_result(result: Done, target: Store, as_json: bool) -> None:
+    """Print what one stage came to, and where its artifact lies."""
+    where = f"{target.uri}/artifacts/{result.node.stage}/{result.node.fingerprint}"
+    if as_json:
+        facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
+        print(json.dumps(facts, indent=1))
+    else:
+        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
+        print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{where}")
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """A stage's headline numbers, for a line of the log."""
+    shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    cells = (
+        f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"
+        for key, value in shown.items()
+    )
+    return f" ({', '.join(cells)})" if shown else ""

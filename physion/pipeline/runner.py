@@ -56,7 +56,7 @@ def run_node(
 
     if manifest := ranks.on_first(standing):
         return Done(node, manifest, cached=True)
-    inputs = {role: _input(graph[source], store) for role, source in node.inputs.items()}
+    inputs = {role: published_input(graph[source], store) for role, source in node.inputs.items()}
     output = ArtifactWriter(store, node.stage, node.fingerprint)
     facts = config.model_dump(mode="json")
     job = Job(node.name, node.section, inputs, output, node.params, facts, node.weights, stop, share, ranks)
@@ -142,7 +142,8 @@ def host_facts() -> dict[str, Any]:
     return facts
 
 
-def _input(node: Node, store: Store) -> Artifact:
+def published_input(node: Node, store: Store) -> Artifact:
+    """The artifact of an instance that another reads. Raises ConfigError when it is not published yet."""
     manifest = read_manifest(store, node.stage, node.fingerprint)
     if manifest is None:
         options = "".join(f" --{key} {value}" for key, value in node.params.items())

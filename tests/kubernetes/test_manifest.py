@@ -1,0 +1,173 @@
+import pytest
+import yaml
+
+from physion.errors import ConfigError
+from physion.kubernetes.launcher import first_failure
+from physion.kubernetes.manifest import Shape, job_name, merged, training_job
+from physion.kubernetes.pods import obstacle
+
+MANIFEST = {
+    "apiVersion": "kubeflow.org/v1",
+    "kind": "PyTorchJob",
+    "metadata": {"name": "train-dvae", "namespace": "elsewhere", "labels": {"mine": "kept"}},
+    "spec": {
+        "nprocPerNode": "1",
+        "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 1},
+        "pytorchReplicaSpecs": {
+            "Worker": {
+                "replicas": 1,
+                "restartPolicy": "ExitCode",
+                "template": {
+                    "spec": {
+                        "nodeSelector": {"disk": "fast"},
+                        "containers": [
+                            {
+                                "name": "pytorch",
+                                "image": "physion:latest",
+                                "env": [
+                                    {
+                                        "name": "PHYSION_STORE",
+                                        "valueFrom": {"configMapKeyRef": {"name": "physion", "key": "store"}},
+                                    },
+                                    {"name": "AWS_REGION", "value": "eu-north-1"},
+                                ],
+                                "resources": {"limits": {"memory": "8Gi", "nvidia.com/gpu": 1}},
+                            }
+                        ],
+                    }
+                },
+            }
+        },
+    },
+}
+ENVIRONMENT = {"PHYSION_PRESET": "tiny", "PHYSION_STORE": "s3://b/p", "PHYSION_SET": "train-dvae.optim.lr=1"}
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    (tmp_path / "train-dvae.yaml").write_text(yaml.safe_dump(MANIFEST))
+    return tmp_path
+
+
+def built(jobs, **shape):
+    job = training_job(jobs, "train-dvae", "train-dvae-12", Shape(**shape), ENVIRONMENT, {"physion/store": "s3://b/p"})
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    return job, pod, pod["containers"][0]
+
+
+def test_the_shape_of_the_command_line_replaces_that_of_the_manifest(jobs):
+    job, _, container = built(jobs, nodes=3, gpus=2, image="registry/physion:1", queue="research")
+    assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 3
+    assert job["spec"]["elasticPolicy"] == {"rdzvBackend": "c10d", "minReplicas": 3, "maxReplicas": 3}
+    assert job["spec"]["nprocPerNode"] == "2"  # a string in the CRD
+    assert container["image"] == "registry/physion:1"
+    assert container["resources"] == {"limits": {"memory": "8Gi", "nvidia.com/gpu": 2}}
+    metadata = job["metadata"]
+    assert (metadata["name"], "namespace" in metadata) == ("train-dvae-12", False)
+    assert metadata["labels"]["mine"] == "kept"
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert metadata["annotations"] == {"physion/store": "s3://b/p"}
+
+
+def test_without_gpus_none_is_asked_for_and_ranks_can_differ_from_gpus(jobs):
+    job, _, container = built(jobs, ranks=4)
+    assert container["resources"] == {"limits": {"memory": "8Gi"}}
+    assert container["image"] == "physion:latest"
+    assert job["spec"]["nprocPerNode"] == "4"
+    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"]
+
+
+def test_variables_of_the_command_line_win_over_the_manifests_and_others_stay(jobs):
+    _, _, container = built(jobs)
+    assert {each["name"]: each.get("value") for each in container["env"]} == ENVIRONMENT | {"AWS_REGION": "eu-north-1"}
+
+
+def test_a_patch_is_merged_into_the_pods(jobs):
+    patch = {
+        "nodeSelector": {"gpu": "h100"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "containers": [{"name": "pytorch", "resources": {"limits": {"memory": "64Gi"}}}],
+    }
+    _, pod, container = built(jobs, patch=patch, gpus=1)
+    assert pod["nodeSelector"] == {"disk": "fast", "gpu": "h100"}
+    assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    assert container["resources"] == {"limits": {"memory": "64Gi", "nvidia.com/gpu": 1}}
+    assert container["image"] == "physion:latest"
+
+
+def test_merging():
+    assert merged({"a": [1, 2], "b": {"c": 1, "d": 2}}, {"a": [3], "b": {"c": None}}) == {"a": [3], "b": {"d": 2}}
+    assert merged({"containers": [{"name": "a", "x": 1}]}, {"containers": [{"name": "b"}, {"name": "a", "x": 2}]}) == {
+        "containers": [{"name": "a", "x": 2}, {"name": "b"}]
+    }
+
+
+@pytest.mark.parametrize("text", ["kind: Job", "spec: {pytorchReplicaSpecs: {Worker: {template: {spec: {containers: []}}}}}"])
+def test_a_manifest_that_is_no_elastic_job_is_refused_by_name(jobs, text):
+    (jobs / "train-dvae.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"train-dvae\.yaml: no elastic PyTorchJob of Workers with a container 'pytorch'"):
+        built(jobs)
+
+
+def test_a_job_has_one_name_for_each_training_and_store():
+    name = job_name("train-slotformer", "a" * 20, "s3://b/p")
+    assert name == job_name("train-slotformer", "a" * 20, "s3://b/p")
+    assert name != job_name("train-slotformer", "b" * 20, "s3://b/p")
+    assert name != job_name("train-slotformer", "a" * 20, "s3://b/q")
+    assert len(f"{name}-worker-1000") <= 63
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([("3", 3), ("1", 2)], 2),  # the first one counts
+        ([("1", 0), ("2", 3)], 3),  # those that succeeded do not
+        ([("1", 75), ("1", 3)], 3),  # who lost the others in the same second is not the cause
+        ([("1", 1)], 1),
+        ([("1", 137)], 75),
+        ([("1", 139)], 75),
+        ([("1", 143)], 143),
+        ([], 75),
+    ],
+)
+def test_a_job_ends_as_the_worker_that_failed_first(ends, code):
+    assert first_failure([{"finishedAt": f"2026-01-01T00:00:0{at}Z", "exitCode": end} for at, end in ends]) == code
+
+
+def pod(**status):
+    return {"metadata": {"name": "p", "namespace": "ns"}, "status": status}
+
+
+def waiting(reason, message):
+    return pod(
+        containerStatuses=[{"name": "pytorch", "image": "x:1", "state": {"waiting": {"reason": reason, "message": message}}}]
+    )
+
+
+def unscheduled(message, reason="Unschedulable"):
+    return pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": reason, "message": message}])
+
+
+@pytest.mark.parametrize(
+    ("stuck", "words"),
+    [
+        (unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."), ("free GPUs", "fewer", "0/1 nodes")),
+        (unscheduled("0/1 nodes are available: 1 Insufficient memory."), ("ask for less", "Insufficient memory")),
+        (unscheduled("1 node(s) had untolerated taint {spot: true}."), ("tolerations",)),
+        (unscheduled("", "SchedulingGated"), ("queue",)),
+        (waiting("ImagePullBackOff", "Back-off pulling image"), ("image x:1", "tag", "imagePullSecrets")),
+        (
+            waiting("CreateContainerConfigError", 'secret "physion-s3" not found'),
+            ("secret physion-s3 is missing", "namespace ns"),
+        ),
+        (waiting("CreateContainerError", "no such executable"), ("no such executable",)),
+    ],
+)
+def test_why_a_pod_waits_and_what_to_do(stuck, words):
+    reason = obstacle(stuck)
+    assert all(word in reason for word in words), reason
+
+
+def test_a_pod_that_merely_starts_has_no_obstacle():
+    assert obstacle(waiting("ContainerCreating", "")) is None
+    assert obstacle(pod(conditions=[{"type": "PodScheduled", "status": "True"}], containerStatuses=[])) is None
