@@ -39,7 +39,7 @@ from physion.config.load import load_config, preset_text
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.pipeline.given import given_weights
-from physion.pipeline.graph import Node, build_graph, select
+from physion.pipeline.graph import Node, build_graph, left_to_do, select
 from physion.progress import Output, byte_count, duration, say
 from physion.stages import STAGES, PartsMissing, Ranks, Stop
 from physion.store.artifacts import Artifact, read_manifest
@@ -138,7 +138,7 @@ def run(
     "physion stage simulate --shard 2/8 -p tiny -s runs/tiny"
 )
 def stage(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}; or an instance, such as frames-test.")],
     preset: Preset,
     store: StoreURI,
     subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
@@ -157,6 +157,7 @@ def stage(
         bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
     ] = False,
     precision: Precision = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="Of evaluate: copy the report to this file.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks."""
@@ -165,7 +166,9 @@ def stage(
     config, graph, target = _study(preset, with_precision(overrides, precision), store)
     node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
-    share = _share(name, shard, publish, force)
+    share = _share(node.stage, shard, publish, force)
+    if report_to is not None and node.stage != "evaluate":
+        raise ConfigError(f"--report: stage {node.stage} makes no report, evaluate does")
     with _stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
             result = run_node(node, graph, target, config, stop, force=force, share=share, ranks=ranks)
@@ -180,6 +183,8 @@ def stage(
             return
     if ranks.rank > 0:
         return
+    if report_to is not None:
+        copy_out(Artifact(target, result.manifest).path("report.html"), report_to)
     if as_json:
         facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
         print(json.dumps(facts, indent=1))
@@ -189,11 +194,27 @@ def stage(
 
 
 @app.command(epilog="Example: physion plan --preset paper --store runs/paper")
-def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+def plan(
+    preset: Preset,
+    store: StoreURI,
+    overrides: Overrides = [],  # noqa: B006
+    tasks: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For workflows/: write there, for each task, the list of what it has to do."),
+    ] = None,
+    shards: Annotated[
+        list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods share a stage. Repeatable.")
+    ] = [],  # noqa: B006
+    as_json: AsJSON = False,
+) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
+    from physion.kubernetes.tasks import parse_shards, work_lists, write_work_lists
     from physion.pipeline.estimate import SUSTAINED, estimate
 
     config, graph, target = _study(preset, overrides, store)
+    if tasks is not None:
+        left = left_to_do(graph, lambda node: read_manifest(target, node.stage, node.fingerprint) is not None)
+        write_work_lists(tasks, work_lists(left, parse_shards(shards)))
     costs = estimate(config, graph)
     rows: list[dict[str, Any]] = []
     for node in graph.values():
