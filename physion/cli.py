@@ -42,7 +42,7 @@ from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
-from physion.pipeline.graph import Node, select
+from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import Output, byte_count, duration, say
 from physion.stages import STAGES, PartsMissing, Ranks
 from physion.store.artifacts import Artifact, read_manifest
@@ -140,7 +140,7 @@ def run(
     "physion stage simulate --shard 2/8 -p tiny -s runs/tiny"
 )
 def stage(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}; or an instance, such as frames-test.")],
     preset: Preset,
     store: StoreURI,
     subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
@@ -159,6 +159,7 @@ def stage(
         bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
     ] = False,
     precision: Precision = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="Of evaluate: copy the report to this file.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks."""
@@ -167,7 +168,9 @@ def stage(
     config, graph, target = study(preset, with_precision(overrides, precision), store)
     node = select(graph, name, {"subset": subset, "features": features, "seed": seed})
     where = f"{target.uri}/artifacts/{node.stage}/{node.fingerprint}"
-    share = _share(name, shard, publish, force)
+    share = _share(node.stage, shard, publish, force)
+    if report_to is not None and node.stage != "evaluate":
+        raise ConfigError(f"--report: stage {node.stage} makes no report, evaluate does")
     with stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
             result = run_node(node, graph, target, config, stop, force=force, share=share, ranks=ranks)
@@ -182,6 +185,8 @@ def stage(
             return
     if ranks.rank > 0:
         return
+    if report_to is not None:
+        copy_out(Artifact(target, result.manifest).path("report.html"), report_to)
     tell_result(result, target, as_json)
 
 
@@ -189,11 +194,27 @@ app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion
 
 
 @app.command(epilog="Example: physion plan --preset paper --store runs/paper")
-def plan(preset: Preset, store: StoreURI, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+def plan(
+    preset: Preset,
+    store: StoreURI,
+    overrides: Overrides = [],  # noqa: B006
+    tasks: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For workflows/: write there, for each task, the list of what it has to do."),
+    ] = None,
+    shards: Annotated[
+        list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods share a stage. Repeatable.")
+    ] = [],  # noqa: B006
+    as_json: AsJSON = False,
+) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
+    from physion.kubernetes.tasks import parse_shards, work_lists, write_work_lists
     from physion.pipeline.estimate import SUSTAINED, estimate
 
     config, graph, target = study(preset, overrides, store)
+    if tasks is not None:
+        left = left_to_do(graph, lambda node: read_manifest(target, node.stage, node.fingerprint) is not None)
+        write_work_lists(tasks, work_lists(left, parse_shards(shards)))
     costs = estimate(config, graph)
     rows: list[dict[str, Any]] = []
     for node in graph.values():

@@ -40,10 +40,7 @@ StoreURI = Annotated[
 Overrides = Annotated[
     list[str],
     typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        envvar="PHYSION_SET",  # of several, separated by spaces
-        help="Override a value, such as train-steve.optim.lr=2e-4. Repeatable.",
+        "--set", metavar="KEY=VALUE", envvar="PHYSION_SET", help="Override a value: train-steve.optim.lr=2e-4. Repeatable."
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

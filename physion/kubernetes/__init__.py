@@ -1,0 +1,1 @@
+"""What runs the study on Kubernetes: Argo's tasks, PyTorchJobs, and a look at both."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,12 @@ def build_graph(config: Config, given: Mapping[str, Artifact] | None = None) -> 
 
 
 def select(graph: dict[str, Node], stage: str, given: Mapping[str, Any]) -> Node:
-    """The instance of a stage with the given parameters (None: not given). Raises ConfigError unless there is exactly one."""
+    """The instance of a stage with the given parameters (None: not given); `stage` may be the name of an instance itself.
+
+    Raises ConfigError unless there is exactly one.
+    """
+    if stage in graph and stage not in STAGES and not any(value is not None for value in given.values()):
+        return graph[stage]
     if stage not in STAGES:
         raise ConfigError(f"unknown stage '{stage}'{nearest(stage, list(STAGES))}; stages: {', '.join(STAGES)}")
     nodes = [node for node in graph.values() if node.stage == stage]
@@ -118,6 +123,16 @@ def select(graph: dict[str, Node], stage: str, given: Mapping[str, Any]) -> Node
         options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
         raise ConfigError(f"stage {stage} has {len(nodes)} instances; say which: {options}")
     return matching[0]
+
+
+def left_to_do(graph: dict[str, Node], cached: Callable[[Node], bool]) -> list[Node]:
+    """The instances that must run for the study's report: not what is cached, and not what only served that."""
+    needed, left = {next(reversed(graph))}, []
+    for name in reversed(graph):
+        if name in needed and not cached(graph[name]):
+            left.append(graph[name])
+            needed.update(graph[name].inputs.values())
+    return left[::-1]
 
 
 def engine_facts(stage: str) -> dict[str, str]:

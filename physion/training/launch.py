@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
 
-from physion.errors import ConfigError
+from physion.errors import ConfigError, TransientError
+
+PAUSE = 2.0  # seconds
 
 
 def main() -> int:
@@ -27,14 +31,23 @@ def main() -> int:
     # A store that agents share with all attempts of the ranks keeps the addresses of dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     at = arguments.index("stage")
-    try:
-        run.main([*arguments[:at], "--module", "physion.cli", *arguments[at:]])
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
-    except SignalException as stopped:
-        return 128 + signal.Signals(stopped.sigval)
-    return 0
+    while True:
+        try:
+            run.main([*arguments[:at], "--module", "physion.cli", *arguments[at:]])
+            return 0
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            return code if code >= 0 else 128 - code
+        except SignalException as stopped:
+            return 128 + signal.Signals(stopped.sigval)
+        except RendezvousConnectionError:
+            # Several nodes meet at the first of them. While that one is not there yet, or is lost, the others wait for it: who
+            # started them decides for how long.
+            print("the first worker is not there, or was lost; waiting for it", file=sys.stderr, flush=True)
+            time.sleep(PAUSE)
+        except RendezvousError as error:
+            print(f"error: the workers of this training did not meet ({error}); run it again", file=sys.stderr)
+            return TransientError.exit_code
 
 
 if __name__ == "__main__":

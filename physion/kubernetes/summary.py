@@ -1,0 +1,71 @@
+"""The last pod of a workflow says what was made, what it gave and what went wrong: workflows/templates/study.yaml runs this.
+
+It takes the study from PHYSION_PRESET, PHYSION_STORE and PHYSION_SET as every stage does, and WORKFLOW,
+STATUS and FAILURES from Argo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from physion.commands import chosen_store
+from physion.config.load import load_config
+from physion.errors import PhysionError
+from physion.pipeline.given import given_weights
+from physion.pipeline.graph import build_graph
+from physion.progress import duration
+from physion.store.artifacts import read_manifest
+
+ADVICE = {
+    "2": "configuration: correct the parameters and submit again",
+    "3": "bad input data: its log names what is wrong",
+    "75": "the store or the network failed: argo retry, or submit again",
+    "137": "killed, most likely for its memory: give it more, or a smaller batch",
+    "143": "stopped, state saved: argo retry, or submit again",
+}
+
+
+def main() -> int:
+    """Print the summary. Never fails: the workflow has its status from its stages."""
+    name, status = os.environ["WORKFLOW"], os.environ["STATUS"]
+    print(f"workflow {name}: {status}\n")
+    try:
+        print_study()
+    except PhysionError as error:
+        print(f"error: {error}")
+    failures = parsed(os.environ.get("FAILURES", ""))
+    for failure in failures:
+        code = failure.get("message", "").rpartition("exit code ")[2].rstrip(")")
+        advice = ADVICE.get(code, "physion status and physion logs say more")
+        print(f"\nfailed: {failure.get('displayName')}: {failure.get('message')}\n  {advice}")
+    if failures:
+        print(f"\nlogs: argo logs {name}, or physion logs {name}")
+    return 0
+
+
+def print_study() -> None:
+    """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
+    config = load_config(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split())
+    store = chosen_store(os.environ["PHYSION_STORE"])
+    for node in build_graph(config, given_weights(config, store)).values():
+        manifest = read_manifest(store, node.stage, node.fingerprint)
+        took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
+        print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")
+        if node.stage == "evaluate" and manifest:
+            report = f"{store.uri}/artifacts/evaluate/{node.fingerprint}/report.html"
+            print(f"\n{manifest.metrics.get('headline', '')}\nreport: {report}")
+
+
+def parsed(failures: str) -> list[dict[str, str]]:
+    """Argo's list of failed nodes, which it hands over as JSON, quoted once more."""
+    try:
+        found = json.loads(failures or "[]")
+        return list(json.loads(found) if isinstance(found, str) else found)
+    except json.JSONDecodeError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
