@@ -55,7 +55,9 @@ def until(condition, seconds=PATIENCE, pause=0.5):
 def deployed():
     """All set-up besides Argo and the operator is one command."""
     if not os.environ.get("KUBECONFIG"):
-        pytest.fail("KUBECONFIG names no cluster: docs/kubernetes.md says how to get one, or run this on a machine that has one")
+        pytest.fail(
+            "KUBECONFIG names no cluster: docs/kubernetes.md says how to get one, or run this on a machine that has one"
+        )
     command("kubectl", "apply", "--server-side", "--force-conflicts", "-k", "k8s/overlays/local")
     kubectl("rollout", "status", "statefulset/s3", "--timeout=300s")
     until(lambda: not objects("jobs") or objects("jobs")[0]["status"].get("succeeded"), 300)
@@ -172,6 +174,8 @@ def ended(name):
 def succeeded(name):
     end = ended(name)
     assert end["status"]["phase"] == "Succeeded", [
-        (node["displayName"], node["phase"], node.get("message")) for node in nodes(name) if node["phase"] not in ("Succeeded", "Skipped")
+        (node["displayName"], node["phase"], node.get("message"))
+        for node in nodes(name)
+        if node["phase"] not in ("Succeeded", "Skipped")
     ]
     return end

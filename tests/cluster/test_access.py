@@ -65,10 +65,17 @@ def test_an_account_may_do_what_it_needs_and_nothing_else(account):
         for resource in RESOURCES
         for verb in VERBS
     ]
-    answers = json.loads(command("kubectl", "create", "-o", "json", "-f", "-", given="\n---\n".join(map(json.dumps, reviews))))["items"]
+    answers = json.loads(command("kubectl", "create", "-o", "json", "-f", "-", given="\n---\n".join(map(json.dumps, reviews))))[
+        "items"
+    ]
     asked = [each["spec"]["resourceAttributes"] for each in answers]
     allowed = {
-        (where["namespace"], where["verb"], "/".join(filter(None, (where["resource"], where.get("subresource")))) + ("." + where["group"] if where.get("group") else ""))
+        (
+            where["namespace"],
+            where["verb"],
+            "/".join(filter(None, (where["resource"], where.get("subresource"))))
+            + ("." + where["group"] if where.get("group") else ""),
+        )
         for where, each in zip(asked, answers, strict=True)
         if each["status"]["allowed"]
     }
@@ -101,7 +108,12 @@ def test_workflows_pass_argos_own_check():
 
 
 def test_a_pod_that_asks_for_more_is_refused():
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root"}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "root"},
+        "spec": {"containers": [{"name": "a", "image": "a"}]},
+    }
     refused = kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(pod), check=False)
     assert isinstance(refused, subprocess.CompletedProcess)
     assert 'violates PodSecurity "restricted' in refused.stderr

@@ -49,7 +49,10 @@ def assert_same(study, expected):
         if stage == "evaluate":  # the report shows when it was made
             names = ("metrics.json", "predictions.csv")
         else:
-            names = {file["name"] for file in manifest["files"]} - {"metrics.jsonl", "events.tfevents"}  # they have times in them
+            names = {file["name"] for file in manifest["files"]} - {
+                "metrics.jsonl",
+                "events.tfevents",
+            }  # they have times in them
         digests = [{f["name"]: f["sha256"] for f in m["files"] if f["name"] in names} for m in (found[instance], manifest)]
         assert digests[0] == digests[1], instance
         if stage not in DISTURBED:

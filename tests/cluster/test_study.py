@@ -36,7 +36,9 @@ def test_trainings_ran_as_pytorchjobs_on_several_ranks(first, study):
 
 
 def test_the_report_is_an_artifact_of_the_workflow(first):
-    (evaluate,) = [node for node in nodes(first["metadata"]["name"]) if node["displayName"] == "evaluate" and node["type"] == "Pod"]
+    (evaluate,) = [
+        node for node in nodes(first["metadata"]["name"]) if node["displayName"] == "evaluate" and node["type"] == "Pod"
+    ]
     (report,) = [each for each in evaluate["outputs"]["artifacts"] if each["name"] == "report"]
     assert report["s3"]["key"].endswith("report.html")
 
@@ -83,7 +85,9 @@ def test_a_second_submit_finds_everything_done(first, study):
 
 
 def test_submit_from_the_template(study, first):
-    name = argo("submit", "--from", "workflowtemplate/physion-vqa", "-o", "name", "-p", "preset=smoke", "-p", "store=s3://physion/study").strip()
+    name = argo(
+        "submit", "--from", "workflowtemplate/physion-vqa", "-o", "name", "-p", "preset=smoke", "-p", "store=s3://physion/study"
+    ).strip()
     succeeded(name)
 
 
@@ -99,7 +103,11 @@ def test_bad_input_fails_at_the_plan_with_one_clear_line(study, parameters, mess
     name = Study(study.toolbox, "study", **parameters).submit()
     end = ended(name)
     assert end["status"]["phase"] == "Failed"
-    (plan,) = [node for node in nodes(name) if node["displayName"].startswith("plan(") or node["displayName"] == "plan" and node["type"] == "Pod"]
+    (plan,) = [
+        node
+        for node in nodes(name)
+        if node["displayName"].startswith("plan(") or node["displayName"] == "plan" and node["type"] == "Pod"
+    ]
     assert "exit code 2" in plan["message"]
     assert message in argo("logs", name)
     kubectl("delete", "workflow", name)
