@@ -106,7 +106,7 @@ def test_bad_input_fails_at_the_plan_with_one_clear_line(study, parameters, mess
     (plan,) = [
         node
         for node in nodes(name)
-        if node["displayName"].startswith("plan(") or node["displayName"] == "plan" and node["type"] == "Pod"
+        if node["displayName"].startswith("plan(") or (node["displayName"] == "plan" and node["type"] == "Pod")
     ]
     assert "exit code 2" in plan["message"]
     assert message in argo("logs", name)
