@@ -21,6 +21,7 @@ from physion.stages import Stop
 
 GROUPS = {
     "pods": "/api/v1",
+    "configmaps": "/api/v1",
     "events": "/api/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
     "workflows": "/apis/argoproj.io/v1alpha1",

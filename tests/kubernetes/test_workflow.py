@@ -127,6 +127,7 @@ def test_every_pod_is_hardened_alike():
 def test_jobs_differ_in_nothing_but_their_stage_and_its_size():
     texts = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.yaml")}
     without_size = {
-        re.sub(r"(Trains (the )?\w+|sizeLimit: \w+|memory: \w+)", "", text.replace(stage, "STAGE")) for stage, text in texts.items()
+        re.sub(r"(Trains (the )?\w+|sizeLimit: \w+|memory: \w+)", "", text.replace(stage, "STAGE"))
+        for stage, text in texts.items()
     }
     assert len(without_size) == 1
