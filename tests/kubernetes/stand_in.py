@@ -8,7 +8,7 @@ IMAGE = "alpine:3.10"  # has a shell; physion's own image is too big for every t
 UNPRIVILEGED = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 PATIENCE = 120.0
-# Writes its counting lines until a file says with which code to end; on SIGTERM it takes a moment to "save", as a training does.
+# Writes its counting lines until a file says with which code to end; on SIGTERM it takes a moment to "save".
 STAND_IN = """
 trap 'echo saving; sleep 1; echo saved; exit 143' TERM
 echo "preset=$PHYSION_PRESET store=$PHYSION_STORE set=$PHYSION_SET ranks=$PET_NPROC_PER_NODE nodes=$PET_NNODES"
@@ -62,6 +62,15 @@ class Namespace:
             return found if len(up) == count else None
 
         return until(look, f"{count} running workers")
+
+    def replaced(self, job, lost):
+        """Wait for another pod in the place of this first worker."""
+
+        def look():
+            pod = self.workers(job).get(f"{job}-worker-0")
+            return pod and pod["metadata"]["uid"] != lost
+
+        until(look, "another pod")
 
     def end(self, pod, code):
         """Let the stand-in in this pod end."""

@@ -202,7 +202,7 @@ def test_the_log_goes_on_with_the_pod_that_takes_a_lost_ones_place(training, nam
     lost = namespace.running(name)[f"{name}-worker-0"]["metadata"]["uid"]
     launcher.says("line 5")
     namespace.kubectl("delete", "pod", f"{name}-worker-0")
-    until(lambda: (pod := namespace.workers(name).get(f"{name}-worker-0")) and pod["metadata"]["uid"] != lost, "another pod")
+    namespace.replaced(name, lost)
     namespace.running(name)
     until(lambda: launcher.counted().count(1) == 2, "the log of the new pod")
     training.publish()
