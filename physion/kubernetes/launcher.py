@@ -20,6 +20,7 @@ INTERVAL = 1.0  # seconds between looks at the job; a list cannot expire, as a w
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone
 LOG_END = 30.0  # seconds to wait for the rest of a log when the job has ended
 SHOWN_LINES = 20
+NO_START = ("StartError", "ContainerCannotRun")
 CREATED_BY = "physion/created-by"
 STAGE_CODES = (1, 2, 3, 75, 130, 143)  # with which a stage ends; a killed one ends with others
 
@@ -113,6 +114,14 @@ class Launcher:
             if result := outcome(found):
                 break
             self._explain(found, pods)
+            for pod in pods:
+                end = ending(pod, CONTAINER) or {}
+                if end.get("reason") in NO_START:  # with a code at which the operator would try for ever
+                    self._let_go()
+                    raise ConfigError(
+                        f"{name_of(pod)} cannot be started ({end.get('message', end['reason'])}): does the image "
+                        f"{pod['spec']['containers'][0]['image']} hold this version of physion?"
+                    )
             self._cluster.pause(INTERVAL)
         if self._log:
             self._log[1].join(LOG_END)

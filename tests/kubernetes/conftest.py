@@ -111,14 +111,14 @@ class Launcher:
             assert words in self.err or self.process.poll() is None, self.err
             return words in self.err
 
-        until(look, f"{words!r} in:\n{self.err}")
+        until(look, lambda: f"{words!r} in:\n{self.err}")
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 
     def ends(self):
         """Its exit code."""
-        until(lambda: self.process.poll() is not None, f"the end of:\n{self.err}")
+        until(lambda: self.process.poll() is not None, lambda: f"the end of:\n{self.err}")
         return self.process.returncode
 
     def counted(self):

@@ -22,11 +22,11 @@ exit $code
 """
 
 
-def until(condition, what="it"):
-    """What `condition` returns once that is true."""
+def until(condition, what):
+    """What `condition` returns once that is true; `what` it waits for may be a function, for what is known only then."""
     deadline = time.monotonic() + PATIENCE
     while not (answer := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what() if callable(what) else what}"
         time.sleep(0.2)
     return answer
 
