@@ -248,7 +248,8 @@ def logs(
 
 
 def _prefixed(name: str, line: str) -> None:
-    print(f"{name} | {line}", flush=True)
+    if not (line.startswith("time=") and " argo=true" in line):  # what Argo's own process adds to a stage's log
+        print(f"{name} | {line}", flush=True)
 
 
 def _wait(cluster: Cluster, name: str, as_json: bool) -> None:

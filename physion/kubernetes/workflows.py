@@ -195,7 +195,10 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _workers(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The pods of the PyTorchJobs that these pods made, or joined."""
-    identities = {pod["metadata"]["uid"] for pod in launchers if "launcher" in str(pod["metadata"].get("labels", {}))}
+    component = "app.kubernetes.io/component"
+    identities = {
+        pod["metadata"]["uid"] for pod in launchers if pod["metadata"]["labels"].get(component, "").endswith("-launcher")
+    }
     if not identities:
         return []
     jobs = [

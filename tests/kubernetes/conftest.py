@@ -14,6 +14,13 @@ from stand_in import Namespace, stand_in, until
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_cluster_unasked(request, monkeypatch, tmp_path):
+    """Only tests that are marked so may reach a cluster, whatever goes wrong in the others."""
+    if request.node.get_closest_marker("cluster") is None:
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+
+
 @pytest.fixture(scope="session")
 def namespace():
     """A namespace in which only unprivileged pods are let in, gone after the tests."""
