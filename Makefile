@@ -5,7 +5,7 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-containers test-gpu check lock env clean
+.PHONY: demo test test-containers test-cluster test-chaos test-gpu check lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
@@ -16,6 +16,13 @@ test: $(VENV)/ready
 # Needs a Docker daemon: builds the image, runs it hardened, and docker compose to its report. About 8 minutes.
 test-containers: $(VENV)/ready
 	$(VENV)/bin/pytest -m containers tests/containers
+
+# Needs a Kubernetes cluster (KUBECONFIG) with Argo Workflows, the training operator and the image on its nodes, kubectl and argo:
+# docs/kubernetes.md. About 10 minutes; test-chaos, where things are taken away while a training runs, most of an hour.
+test-cluster: $(VENV)/ready
+	$(VENV)/bin/pytest -m "cluster and not chaos" tests/kubernetes tests/cluster
+test-chaos: $(VENV)/ready
+	$(VENV)/bin/pytest -m chaos tests/cluster
 
 # Needs a CUDA GPU.
 test-gpu: $(VENV)/ready

@@ -24,7 +24,8 @@ def serve(
     def on_signal(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, on_signal)
+    # SIGINT too: a shell that starts it in the background has it ignored.
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.start()
         assert server.process is not None
@@ -37,6 +38,8 @@ def serve(
     except KeyboardInterrupt:
         say("stopping")
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut its stopping short
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second one must not cut its stopping short
         server.stop()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -122,6 +122,7 @@ def test_every_pod_is_hardened_alike():
                     "readOnlyRootFilesystem": True,
                 }
                 assert "requests" in container["resources"]
+                assert all(isinstance(word, str) for word in container["args" if "args" in container else "command"])
 
 
 def test_jobs_differ_in_nothing_but_their_stage_and_its_size():

@@ -1,0 +1,119 @@
+"""Nobody may do what they do not need: tried, as each account, on the real API server."""
+
+import json
+import subprocess
+
+import pytest
+import yaml
+from conftest import NAMESPACE, ROOT, command, kubectl
+
+pytestmark = pytest.mark.cluster
+
+NEEDED = {
+    "stage": set(),
+    "workflow": {("create", "workflowtaskresults.argoproj.io"), ("patch", "workflowtaskresults.argoproj.io")},
+    "launcher": {
+        *((verb, "pytorchjobs.kubeflow.org") for verb in ("create", "get", "list", "patch", "delete")),
+        *((verb, "pods") for verb in ("get", "list", "delete")),
+        ("get", "pods/log"),
+        ("list", "events"),
+    },
+    "s3": set(),
+    "s3-setup": {("create", "secrets")},
+    "default": set(),
+}
+VERBS = ("create", "get", "list", "watch", "patch", "update", "delete", "deletecollection")
+RESOURCES = (
+    "pods",
+    "pods/log",
+    "pods/exec",
+    "secrets",
+    "configmaps",
+    "events",
+    "serviceaccounts",
+    "serviceaccounts/token",
+    "persistentvolumeclaims",
+    "pytorchjobs.kubeflow.org",
+    "workflows.argoproj.io",
+    "workflowtemplates.argoproj.io",
+    "workflowtaskresults.argoproj.io",
+    "roles.rbac.authorization.k8s.io",
+    "rolebindings.rbac.authorization.k8s.io",
+)
+
+
+@pytest.mark.parametrize("account", NEEDED)
+def test_an_account_may_do_what_it_needs_and_nothing_else(account):
+    subject = f"system:serviceaccount:{NAMESPACE}:{account}"
+    reviews = [
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": subject,
+                "groups": ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated"],
+                "resourceAttributes": {
+                    "namespace": where,
+                    "verb": verb,
+                    "resource": resource.partition(".")[0].partition("/")[0],
+                    "subresource": resource.partition(".")[0].partition("/")[2],
+                    "group": resource.partition(".")[2],
+                },
+            },
+        }
+        for where in (NAMESPACE, "kube-system")
+        for resource in RESOURCES
+        for verb in VERBS
+    ]
+    answers = json.loads(command("kubectl", "create", "-o", "json", "-f", "-", given="\n---\n".join(map(json.dumps, reviews))))[
+        "items"
+    ]
+    asked = [each["spec"]["resourceAttributes"] for each in answers]
+    allowed = {
+        (
+            where["namespace"],
+            where["verb"],
+            "/".join(filter(None, (where["resource"], where.get("subresource"))))
+            + ("." + where["group"] if where.get("group") else ""),
+        )
+        for where, each in zip(asked, answers, strict=True)
+        if each["status"]["allowed"]
+    }
+    assert allowed == {(NAMESPACE, verb, resource) for verb, resource in NEEDED[account]}
+
+
+def test_the_code_of_a_study_has_no_token(toolbox):
+    found = kubectl("exec", "toolbox", "--", "ls", "/var/run/secrets/kubernetes.io", check=False)
+    assert found.returncode != 0
+
+
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_every_manifest_is_valid_to_the_api_server(overlay):
+    rendered = command("kubectl", "kustomize", f"k8s/overlays/{overlay}")
+    command("kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", given=rendered)
+
+
+@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.yaml")))
+def test_every_job_is_valid_and_needs_no_exception_from_restricted(job):
+    manifest = yaml.safe_load((ROOT / "jobs" / job).read_text())
+    kubectl("create", "--dry-run=server", "--validate=strict", "-f", f"jobs/{job}")
+    pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": pod["spec"]}
+    kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", given=json.dumps(pod))
+
+
+def test_workflows_pass_argos_own_check():
+    files = ["workflows/physion_vqa.yaml", *map(str, sorted((ROOT / "workflows" / "templates").glob("*.yaml")))]
+    assert "no linting errors found" in command("argo", "lint", "-n", NAMESPACE, *files)
+
+
+def test_a_pod_that_asks_for_more_is_refused():
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "root"},
+        "spec": {"containers": [{"name": "a", "image": "a"}]},
+    }
+    refused = kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(pod), check=False)
+    assert isinstance(refused, subprocess.CompletedProcess)
+    assert 'violates PodSecurity "restricted' in refused.stderr

@@ -1,0 +1,175 @@
+"""Whatever is taken away while a training runs, the same artifacts come out and nothing published is made again."""
+
+import os
+import time
+
+import pytest
+from conftest import Study, argo, command, ended, kubectl, objects, phase, succeeded, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
+DISTURBED = ("train-slotformer", "rollout", "train-readout", "evaluate")
+OVERRIDES = (
+    "train-readout.features=[rollout]",
+    "train-readout.optim.steps=400",
+    "train-slotformer.optim.steps=500",
+    "train-slotformer.checkpoint-every=25",
+    "train-slotformer.heldout-every=250",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toolbox):
+    """A study that nothing happened to, and what it published."""
+    study = Study(
+        toolbox,
+        "chaos",
+        overrides=" ".join(OVERRIDES),
+        **{"readout-seeds": "0", "cpu-ranks": "2", "train-slotformer-nodes": "2"},
+    )
+    succeeded(study.submit())
+    return study, study.manifests()
+
+
+@pytest.fixture
+def training(undisturbed):
+    """The study again from its SlotFormer on: the workflow's name, once the training is under way with checkpoints in the store."""
+    study, _ = undisturbed
+    study.drop(*DISTURBED)
+    name = study.submit()
+    until(lambda: len(study.checkpoints("train-slotformer")) > 0)
+    yield name
+    kubectl("delete", "workflow", name, "--ignore-not-found")
+
+
+def assert_same(study, expected):
+    found = study.manifests()
+    assert found.keys() == expected.keys()
+    for instance, manifest in expected.items():
+        stage = manifest["stage"]
+        if stage == "evaluate":  # the report shows when it was made
+            names = ("metrics.json", "predictions.csv")
+        else:
+            names = {file["name"] for file in manifest["files"]} - {
+                "metrics.jsonl",
+                "events.tfevents",
+            }  # they have times in them
+        digests = [{f["name"]: f["sha256"] for f in m["files"] if f["name"] in names} for m in (found[instance], manifest)]
+        assert digests[0] == digests[1], instance
+        if stage not in DISTURBED:
+            assert found[instance]["created"] == manifest["created"], f"{instance} was made again"
+
+
+def part(*words):
+    tool = os.environ.get("PHYSION_CLUSTER_PART")
+    if not tool:
+        pytest.skip("parts of this cluster cannot be taken away: PHYSION_CLUSTER_PART is not set")
+    command(tool, *words)
+
+
+def workers():
+    return sorted(pod["metadata"]["name"] for pod in objects("pods", "-l", "training.kubeflow.org/job-name"))
+
+
+def pods_of(component):
+    chosen = objects("pods", "-l", f"app.kubernetes.io/component={component}")
+    return [pod["metadata"]["name"] for pod in chosen if pod["status"]["phase"] == "Running"]
+
+
+def delete_a_worker(name):
+    kubectl("delete", "pod", workers()[1], "--wait=false")
+
+
+def delete_the_first_worker(name):
+    kubectl("delete", "pod", workers()[0], "--wait=false")
+
+
+def kill_a_worker(name):
+    """As the kernel does when memory is short: no time to save."""
+    kubectl("delete", "pod", workers()[1], "--grace-period=0", "--force")
+
+
+def delete_the_launcher(name):
+    (launcher,) = pods_of("train-slotformer-launcher")
+    kubectl("delete", "pod", launcher, "--wait=false")
+
+
+def delete_a_stage_pod(name):
+    readout = until(lambda: pods_of("train-readout-rollout-0"))
+    kubectl("delete", "pod", readout[0], "--wait=false")
+
+
+def restart_the_workflow_controller(name):
+    command("kubectl", "-n", "argo", "delete", "pod", "-l", "app=workflow-controller", "--wait=false")
+
+
+def restart_the_operator(name):
+    command("kubectl", "-n", "kubeflow", "delete", "pod", "-l", "control-plane=kubeflow-training-operator", "--wait=false")
+
+
+def restart_the_api_server(name):
+    part("kill", "apiserver")
+    time.sleep(5)
+    part("start", "apiserver")
+
+
+def delete_the_s3_pod(name):
+    kubectl("delete", "pod", "s3-0", "--wait=false")
+
+
+def stop_and_retry(name):
+    argo("stop", name)
+    assert ended(name)["status"]["phase"] == "Failed"
+    assert not workers()
+    argo("retry", name)
+    until(lambda: phase(name) == "Running")
+
+
+DISTURBANCES = [
+    delete_a_worker,
+    delete_the_first_worker,
+    kill_a_worker,
+    delete_the_launcher,
+    delete_a_stage_pod,
+    restart_the_workflow_controller,
+    restart_the_operator,
+    restart_the_api_server,
+    delete_the_s3_pod,
+    stop_and_retry,
+]
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES, ids=lambda each: each.__name__)
+def test_the_same_comes_out(undisturbed, training, disturb):
+    disturb(training)
+    succeeded(training)
+    assert_same(*undisturbed)
+
+
+def test_a_lost_node(undisturbed, training):
+    """Two nodes: the one without the S3 server, the launcher's or a worker's, is gone for good."""
+    if len(objects("nodes")) < 2:
+        pytest.skip("the cluster has one node")
+    placed = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in objects("pods") if pod["spec"].get("nodeName")}
+    lost = next(node["metadata"]["name"] for node in objects("nodes") if node["metadata"]["name"] != placed["s3-0"])
+    assert any(placed[worker] == lost for worker in workers())
+    try:
+        part("lose", lost)
+        succeeded(training)
+        assert_same(*undisturbed)
+    finally:
+        part("start", f"kubelet{lost[-1]}")
+
+
+def test_a_deleted_workflow_leaves_nothing(undisturbed, training):
+    study, expected = undisturbed
+    claims = objects("pvc")
+    kubectl("delete", "workflow", training)
+
+    def nothing_left():
+        left = [pod["metadata"]["name"] for pod in objects("pods") if pod["metadata"]["name"] not in ("s3-0", "toolbox")]
+        return not left and not objects("pytorchjobs") and not objects("workflows")
+
+    until(nothing_left, 60)
+    assert len(objects("pvc")) == len(claims)
+    succeeded(study.submit())  # and its work is not lost
+    assert_same(study, expected)
