@@ -36,7 +36,7 @@ from physion.commands import (
     tell_result,
     with_precision,
 )
-from physion.commands.cluster import launch
+from physion.commands.cluster import launch, logs, status, submit
 from physion.commands.store import store_app
 from physion.commands.weights import weights_app
 from physion.config.load import load_config, preset_text
@@ -191,6 +191,9 @@ def stage(
 
 
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
+app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)
+app.command(epilog="Examples: physion status    |    physion status @latest")(status)
+app.command(epilog="Examples: physion logs @latest --follow    |    physion logs physion-vqa-1a2b3c train-steve")(logs)
 
 
 @app.command(epilog="Example: physion plan --preset paper --store runs/paper")

@@ -36,3 +36,9 @@ class Preempted(PhysionError):
     """SIGTERM: the work done so far is saved; the same command goes on."""
 
     exit_code = 143
+
+
+def of_exit_code(code: int, text: str) -> PhysionError:
+    """The error that ends a command with this exit code."""
+    kinds = (ConfigError, DataError, TransientError, Interrupted, Preempted)
+    return next((kind for kind in kinds if kind.exit_code == code), PhysionError)(text)

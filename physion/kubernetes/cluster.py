@@ -21,6 +21,7 @@ from physion.stages import Stop
 
 GROUPS = {
     "pods": "/api/v1",
+    "configmaps": "/api/v1",
     "events": "/api/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
     "workflows": "/apis/argoproj.io/v1alpha1",
@@ -189,9 +190,11 @@ class Cluster:
 def _connect() -> tuple[Any, str | None]:
     """A client, and the namespace that goes with it."""
     settings = client.Configuration()
+    # Named here: the library's own default is what KUBECONFIG was when it was imported.
+    files = os.environ.get("KUBECONFIG") or "~/.kube/config"
     try:
-        config.load_kube_config(client_configuration=settings)
-        context = config.list_kube_config_contexts()[1]["context"]
+        config.load_kube_config(files, client_configuration=settings)
+        context = config.list_kube_config_contexts(files)[1]["context"]
         namespace = context.get("namespace")
     except config.ConfigException as error:
         if "KUBERNETES_SERVICE_HOST" not in os.environ:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from physion.errors import ConfigError, DataError, Interrupted, PhysionError, Preempted, TransientError
+from physion.errors import ConfigError, Interrupted, PhysionError, Preempted, TransientError, of_exit_code
 from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.manifest import CONTAINER
 from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle
@@ -20,8 +20,9 @@ INTERVAL = 1.0  # seconds between looks at the job; a list cannot expire, as a w
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone
 LOG_END = 30.0  # seconds to wait for the rest of a log when the job has ended
 SHOWN_LINES = 20
+NO_START = ("StartError", "ContainerCannotRun")
 CREATED_BY = "physion/created-by"
-KINDS = {kind.exit_code: kind for kind in (ConfigError, DataError, TransientError, Interrupted, Preempted)}
+STAGE_CODES = (1, 2, 3, 75, 130, 143)  # with which a stage ends; a killed one ends with others
 
 
 class Launcher:
@@ -113,6 +114,14 @@ class Launcher:
             if result := outcome(found):
                 break
             self._explain(found, pods)
+            for pod in pods:
+                end = ending(pod, CONTAINER) or {}
+                if end.get("reason") in NO_START:  # with a code at which the operator would try for ever
+                    self._let_go()
+                    raise ConfigError(
+                        f"{name_of(pod)} cannot be started ({end.get('message', end['reason'])}): does the image "
+                        f"{pod['spec']['containers'][0]['image']} hold this version of physion?"
+                    )
             self._cluster.pause(INTERVAL)
         if self._log:
             self._log[1].join(LOG_END)
@@ -188,10 +197,7 @@ class Launcher:
         if not said:
             conditions = job["status"]["conditions"]
             said = next(each["message"] for each in reversed(conditions) if each["type"] == "Failed")
-        code = first_failure([end for end, _ in ends])
-        error = KINDS.get(code, PhysionError)(f"PyTorchJob {self._name} failed: {said}")
-        error.exit_code = code
-        return error
+        return of_exit_code(first_failure([end for end, _ in ends]), f"PyTorchJob {self._name} failed: {said}")
 
     def _let_go(self) -> None:
         """Delete the job and wait until its pods have saved their state, unless it is another launcher's, too."""
@@ -261,7 +267,7 @@ def first_failure(ends: list[dict[str, Any]]) -> int:
     # Times are whole seconds; who lost the others (75) within one did so because one of them failed.
     first = min(failed, key=lambda end: (end.get("finishedAt") or "9", end["exitCode"] == TransientError.exit_code))
     code = int(first["exitCode"])
-    return code if code in KINDS or code == PhysionError.exit_code else TransientError.exit_code
+    return code if code in STAGE_CODES else TransientError.exit_code
 
 
 def _ended(end: dict[str, Any]) -> str:

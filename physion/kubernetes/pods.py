@@ -84,11 +84,17 @@ def has_started(pod: dict[str, Any], container: str) -> bool:
 
 
 class PodLog(threading.Thread):
-    """Hands each line of one container's log to `take` as it comes, none twice, until the container has ended."""
+    """Hands each line of one container's log to `take` as it comes, none twice, until the container has ended.
 
-    def __init__(self, cluster: Cluster, pod: dict[str, Any], container: str, take: Callable[[str], None]) -> None:
+    With `follow` false, until the end of what it has written so far.
+    """
+
+    def __init__(
+        self, cluster: Cluster, pod: dict[str, Any], container: str, take: Callable[[str], None], follow: bool = True
+    ) -> None:
         super().__init__(daemon=True)
         self._cluster, self._pod, self._container, self._take = cluster.impatient(), pod, container, take
+        self._follow = follow
         self._newest = ""  # the latest time that a line came from
         self._recent: set[bytes] = set()  # lines that come again when the log is asked for from shortly before it
 
@@ -99,7 +105,7 @@ class PodLog(threading.Thread):
                 pod = self._cluster.find("pods", name_of(self._pod))
                 if pod is None or pod["metadata"]["uid"] != self._pod["metadata"]["uid"]:
                     return
-                last = has_ended(pod) or ending(pod, self._container) is not None
+                last = not self._follow or has_ended(pod) or ending(pod, self._container) is not None
                 if has_started(pod, self._container):
                     self._read(last)
                 if last:
@@ -110,7 +116,7 @@ class PodLog(threading.Thread):
 
     def _read(self, last: bool) -> None:
         rest = b""
-        for chunk in self._cluster.log(name_of(self._pod), self._container, follow=True, since=self._since()):
+        for chunk in self._cluster.log(name_of(self._pod), self._container, follow=self._follow, since=self._since()):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._line(line)

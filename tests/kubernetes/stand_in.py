@@ -1,0 +1,116 @@
+"""What the tests of a real cluster share: kubectl, and a training's stand-in that does what a test tells it to."""
+
+import json
+import subprocess
+import time
+
+IMAGE = "alpine:3.10"  # has a shell; physion's own image is too big for every test
+UNPRIVILEGED = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+PATIENCE = 120.0
+# Writes its counting lines until a file says with which code to end; on SIGTERM it takes a moment to "save".
+STAND_IN = """
+trap 'echo saving; sleep 1; echo saved; exit 143' TERM
+echo "preset=$PHYSION_PRESET store=$PHYSION_STORE set=$PHYSION_SET ranks=$PET_NPROC_PER_NODE nodes=$PET_NNODES"
+echo "train-dvae: 3/10 steps (30 %), 1 min left"
+n=0
+until [ -e /told/code ]; do n=$((n + 1)); echo "line $n"; sleep 0.05; done
+read code < /told/code
+echo "line $((n + 1))"
+echo "last words of $HOSTNAME"
+exit $code
+"""
+
+
+def until(condition, what):
+    """What `condition` returns once that is true; `what` it waits for may be a function, for what is known only then."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what() if callable(what) else what}"
+        time.sleep(0.2)
+    return answer
+
+
+class Namespace:
+    """A namespace of the test's own, seen through kubectl: not through what is tested."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def kubectl(self, *words, given=None, check=True):
+        ended = subprocess.run(
+            ["kubectl", "-n", self.name, *map(str, words)], input=given, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert not check or ended.returncode == 0, f"kubectl {' '.join(map(str, words))}: {ended.stdout}{ended.stderr}"
+        return ended.stdout
+
+    def apply(self, **thing):
+        return self.kubectl("create", "-f", "-", given=json.dumps(thing))
+
+    def objects(self, kind, *selection):
+        return json.loads(self.kubectl("get", kind, *selection, "-o", "json"))["items"]
+
+    def workers(self, job):
+        return {pod["metadata"]["name"]: pod for pod in self.objects("pods", "-l", f"training.kubeflow.org/job-name={job}")}
+
+    def running(self, job, count=1):
+        """The job's pods, once so many of them run."""
+
+        def look():
+            found = self.workers(job)
+            up = [pod for pod in found.values() if pod["status"]["phase"] == "Running"]
+            return found if len(up) == count else None
+
+        return until(look, f"{count} running workers")
+
+    def replaced(self, job, lost):
+        """Wait for another pod in the place of this first worker."""
+
+        def look():
+            pod = self.workers(job).get(f"{job}-worker-0")
+            return pod and pod["metadata"]["uid"] != lost
+
+        until(look, "another pod")
+
+    def end(self, pod, code):
+        """Let the stand-in in this pod end."""
+        self.kubectl("exec", pod, "--", "sh", "-c", f"echo {code} > /told/code")
+
+    def owner(self, name):
+        """A pod that does nothing but own, as a launcher's does. Returns its identity."""
+        container = {"name": "main", "image": IMAGE, "command": ["sleep", "3600"], "securityContext": RESTRICTED}
+        spec = {"containers": [container], "securityContext": UNPRIVILEGED, "terminationGracePeriodSeconds": 0}
+        self.apply(apiVersion="v1", kind="Pod", metadata={"name": name}, spec=spec)
+        return self.kubectl("get", "pod", name, "-o", "jsonpath={.metadata.uid}")
+
+
+def stand_in(script=STAND_IN, **spec):
+    """A PyTorchJob of the shape of jobs/*.yaml."""
+    container = {
+        "name": "pytorch",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+        "securityContext": RESTRICTED,
+        "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
+        "volumeMounts": [{"name": "told", "mountPath": "/told"}],
+    }
+    pod = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 10,
+        "securityContext": UNPRIVILEGED,
+        "containers": [container],
+        "volumes": [{"name": "told", "emptyDir": {}}],
+        **spec,
+    }
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "train-dvae"},
+        "spec": {
+            "nprocPerNode": "1",
+            "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 1, "maxRestarts": 3},
+            "runPolicy": {"cleanPodPolicy": "Running", "ttlSecondsAfterFinished": 3600},
+            "pytorchReplicaSpecs": {"Worker": {"replicas": 1, "restartPolicy": "ExitCode", "template": {"spec": pod}}},
+        },
+    }
