@@ -1,7 +1,7 @@
-"""A real cluster, whatever KUBECONFIG says: with Argo Workflows, the training operator, kubectl and argo, and the image on its nodes.
+"""A real cluster, whatever KUBECONFIG says, with Argo Workflows and the training operator in it and the image on its nodes.
 
-Everything happens in the namespace `physion`, as k8s/overlays/local makes it. Where the cluster is that of one machine with parts that
-can be taken away, PHYSION_CLUSTER_PART names the command that does it (`kill NAME`, `start NAME`, `lose NODE`).
+Everything happens in the namespace `physion`, as k8s/overlays/local makes it; `kubectl` and `argo` are needed here. Where parts of the
+cluster can be taken away, PHYSION_CLUSTER_PART names the command that does it (`kill NAME`, `start NAME`, `lose NODE`).
 """
 
 import json
@@ -110,6 +110,11 @@ keys = [o["Key"] for page in s3.get_paginator("list_objects_v2").paginate(Bucket
 found = [json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read()) for key in keys if key.endswith("/manifest.json")]
 print(json.dumps(found))
 """
+KEYS = """
+import boto3, sys
+for each in boto3.client("s3").list_objects_v2(Bucket=sys.argv[1], Prefix=sys.argv[2]).get("Contents", []):
+    print(each["Key"])
+"""
 DROP = """
 import boto3, sys
 bucket, prefix, *drop = sys.argv[1:]
@@ -139,13 +144,7 @@ class Study:
         return {manifest["instance"]: manifest for manifest in found}
 
     def checkpoints(self, stage):
-        keys = self.toolbox(
-            "python",
-            "-c",
-            "import boto3, sys\n"
-            "for o in boto3.client('s3').list_objects_v2(Bucket='physion', Prefix=sys.argv[1]).get('Contents', []): print(o['Key'])",
-            f"{self.prefix}/artifacts/{stage}/",
-        ).split()
+        keys = self.toolbox("python", "-c", KEYS, "physion", f"{self.prefix}/artifacts/{stage}/").split()
         return [key for key in keys if "/checkpoints/" in key]
 
     def drop(self, *stages):

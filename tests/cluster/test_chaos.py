@@ -32,7 +32,7 @@ def undisturbed(toolbox):
 
 @pytest.fixture
 def training(undisturbed):
-    """The study again from its SlotFormer on: the workflow's name, once the training is under way with checkpoints in the store."""
+    """The study again from its SlotFormer on: its workflow, once the training has checkpoints in the store."""
     study, _ = undisturbed
     study.drop(*DISTURBED)
     name = study.submit()
