@@ -7,12 +7,16 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from physion.errors import ConfigError, DataError, PhysionError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.scratch import make_scratch, scratch
+
+if TYPE_CHECKING:
+    from physion.store.store import Upload
 
 STAGING = ".staging"
 
@@ -122,6 +126,13 @@ class LocalStore:
         """Remove an object, if there is one."""
         with clear_errors(f"store {self.uri}: cannot delete {key}"):
             self._path(key).unlink(missing_ok=True)
+
+    def unfinished_uploads(self) -> Sequence[Upload]:
+        """None: files on their way lie in `.staging/`, and go with the next scratch directory when their process is dead."""
+        return ()
+
+    def abort(self, upload: Upload) -> None:
+        """Nothing: there are no unfinished uploads."""
 
     def create(self) -> None:
         """Make the folder, unless it is there."""

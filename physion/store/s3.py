@@ -17,6 +17,7 @@ import re
 import shutil
 import uuid
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -29,10 +30,11 @@ from physion.store.local import clear_errors
 from physion.store.s3_errors import FAILURES, Damaged
 from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
+from physion.store.store import Upload
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef, ListObjectsV2OutputTypeDef
+    from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
     from physion.store.cache import ShardCache
 
@@ -159,18 +161,13 @@ class S3Store:
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
         below = self._key(prefix) + "/"
-        found: list[str] = []
-        after: dict[str, Any] = {}
 
-        def next_page(client: S3Client) -> ListObjectsV2OutputTypeDef:
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
             return client.list_objects_v2(Bucket=self.bucket, Prefix=below, **after)
 
-        while True:
-            page = self._requests.attempt(f"list {prefix}", next_page)
-            found += [item["Key"].removeprefix(f"{self.prefix}/") for item in page.get("Contents", [])]
-            if not page["IsTruncated"]:
-                return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
-            after = {"ContinuationToken": page["NextContinuationToken"]}
+        pages = self._pages(f"list {prefix}", ask, ContinuationToken="NextContinuationToken")
+        found = (self._name(item["Key"]) for page in pages for item in page.get("Contents", []))
+        return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
@@ -181,6 +178,41 @@ class S3Store:
         """Seconds since an object was written, by the server's clock; None when there is none."""
         head = self._head(key)
         return None if head is None else (_served(head) - head["LastModified"]).total_seconds()
+
+    def unfinished_uploads(self) -> Sequence[Upload]:
+        """Multipart uploads below the prefix that are neither completed nor aborted. None where the server cannot list them."""
+        below = f"{self.prefix}/" if self.prefix else ""
+
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
+            return client.list_multipart_uploads(Bucket=self.bucket, Prefix=below, **after)
+
+        marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        found = []
+        with contextlib.suppress(Unsupported):
+            for page in self._pages("list unfinished uploads", ask, **marks):
+                for item in page.get("Uploads", []):
+                    with contextlib.suppress(Missing):  # completed or aborted since
+                        found.append(self._unfinished(item["Key"], item["UploadId"], item["Initiated"]))
+        return found
+
+    def _unfinished(self, key: str, upload: str, begun: datetime) -> Upload:
+        """What an upload has brought so far, and when it last did."""
+
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
+            return client.list_parts(Bucket=self.bucket, Key=key, UploadId=upload, **after)
+
+        size, last, now = 0, begun, begun
+        for page in self._pages(f"look at the upload of {key}", ask, PartNumberMarker="NextPartNumberMarker"):
+            now = _served(page)
+            for part in page.get("Parts", []):
+                size, last = size + part["Size"], max(last, part["LastModified"])
+        return Upload(self._name(key), upload, size, max(0.0, (now - last).total_seconds()))
+
+    def abort(self, upload: Upload) -> None:
+        """Remove the parts of an unfinished upload, if they are still there."""
+        where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(upload.key), "UploadId": upload.id}
+        with contextlib.suppress(Missing):
+            self._requests.attempt(f"abort the upload of {upload.key}", lambda client: client.abort_multipart_upload(**where))
 
     def clock_skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's."""
@@ -206,6 +238,20 @@ class S3Store:
         """The key in the bucket."""
         assert all(part not in ("", ".", "..") for part in key.split("/")), key
         return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _name(self, key: str) -> str:
+        """The key in the store of a key in the bucket."""
+        return key.removeprefix(f"{self.prefix}/") if self.prefix else key
+
+    def _pages(self, doing: str, ask: Callable[..., Any], **marks: str) -> Iterator[Any]:
+        """The pages of a listing; `marks` are arguments that a page's values of these names give to the request of the next."""
+        after: dict[str, Any] = {}
+        while True:
+            page = self._requests.attempt(doing, partial(ask, after=after))
+            yield page
+            after = {argument: page[name] for argument, name in marks.items() if page.get(name)}
+            if not page.get("IsTruncated") or not after:
+                return
 
     def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
         try:
