@@ -134,6 +134,7 @@ def test_wrong_bytes_are_never_stored(s3_store, through):
     through(kinds=["flipped up"], rate=1.0)
     spoiled = s3_store(patience=HASTY)
     spoiled._conditional.update(store._conditional)
+    spoiled._crc32 = store._crc32
     for size in (10, BIG):
         with pytest.raises(TransientError, match="cannot write a: BadDigest"):
             spoiled.upload("a", file_of(spoiled, os.urandom(size)))
@@ -276,6 +277,44 @@ def test_a_server_without_conditional_writes(s3_store, moto, lacking, monkeypatc
         assert store.upload("b", file_of(store, data))
         assert not store.upload("b", file_of(store, os.urandom(BIG)))
         assert store.fetch("b").read_bytes() == data
+
+
+class Heard(FaultProxy):
+    """Notes the heads of requests; changes what servers say of CRC32."""
+
+    def __init__(self, target, **options):
+        self.heads = []
+        super().__init__(target, **options)
+
+    async def _forward(self, head, body):
+        self.heads.append(head.lower())
+        return await super()._forward(head, body)
+
+    def with_checks(self, word):
+        return [word in head for head in self.heads if b"partnumber=" in head.split(b"\r\n", 1)[0]]
+
+
+def test_a_server_that_checks_crc32_gets_it(s3_store, monkeypatch):
+    with Heard(port_of_environment()) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store, data = s3_store(), os.urandom(BIG)
+        assert store.upload("checked", file_of(store, data))
+        assert store.fetch("checked").read_bytes() == data
+        assert set(proxy.with_checks(b"x-amz-checksum-crc32:")) == {True}
+        assert set(proxy.with_checks(b"content-md5:")) == {False}
+
+
+@pytest.mark.parametrize("unsupported", [(), ["x-amz-checksum-crc32"]])
+def test_a_server_that_does_not_check_crc32_gets_md5(s3_store, moto, unsupported, monkeypatch):
+    """It says nothing of it, as moto does, or refuses it."""
+    with Heard(moto, unsupported=unsupported) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store, data = s3_store(), os.urandom(BIG)
+        for number in range(2):
+            assert store.upload(f"{number}", file_of(store, data))
+            assert store.fetch(f"{number}").read_bytes() == data
+        assert set(proxy.with_checks(b"content-md5:")) == {True}
+        assert set(proxy.with_checks(b"x-amz-checksum-crc32:")) == {False}
 
 
 def test_an_object_of_another_tool_is_read_without_a_checksum(s3_store):
