@@ -203,3 +203,14 @@ def study_store(request, finished, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: target.write(key, (finished / key).read_bytes()), keys))
     return target
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield root
+    subprocess.run(["umount", "-l", root], check=True)

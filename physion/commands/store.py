@@ -20,7 +20,7 @@ from physion.pipeline.graph import build_graph
 from physion.progress import byte_count, progress
 from physion.store.artifacts import Artifact, FileRecord, read_manifest
 from physion.store.local import LocalStore
-from physion.store.store import Store, open_store
+from physion.store.store import Store, Upload, open_store
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
 
 VERIFIERS = 4  # files at once
@@ -161,29 +161,39 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Do it. Without, nothing is removed.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show, or with --delete remove, what no run needs: leftovers, forgotten work, artifacts of no preset you keep."""
+    """Show, or with --delete remove, what no run needs: leftovers, forgotten work, dead uploads, artifacts of no preset."""
     target = chosen_store(store)
     graphs = [build_graph(load_config(preset, overrides or [])) for preset in keep or ()]
     needed = {node.fingerprint for graph in graphs for node in graph.values()}
     verdicts = judge(target, survey(target), needed if keep else None, days)
     if delete:
         shutil.rmtree(target.scratch())  # making a scratch directory removes those of dead processes
+    uploads = [(upload, upload.age >= days * 86400) for upload in target.unfinished_uploads()]
+    removed = "removed" if delete else "would remove"
     rows = []
     for verdict in verdicts:
         size = sizes(target, verdict.keys) if verdict.remove or not verdict.found.manifest else verdict.found.bytes
-        action = "keep" if not verdict.remove else "would remove" if not delete else "removed"
+        action = removed if verdict.remove else "keep"
         if verdict.remove and delete and not remove(target, verdict):
             action, verdict = "keep", Verdict(verdict.found, False, verdict.keys, "somebody is at work there")
         rows.append((action, verdict, size))
-    freed = sum(size for _, verdict, size in rows if verdict.remove)
+    for upload, dead in uploads:
+        if dead and delete:
+            target.abort(upload)
     if as_json:
-        print(json.dumps([_judged(*row) for row in rows], indent=1))
+        facts = [_judged(*row) for row in rows]
+        facts += [_unfinished(removed if dead else "keep", upload) for upload, dead in uploads]
+        print(json.dumps(facts, indent=1))
         return
     for action, verdict, size in rows:
         if verdict.remove or not verdict.found.manifest:
             what = f"{_title(verdict.found)} {verdict.found.fingerprint[:12]}"
             print(f"{action} {byte_count(size):>8}  {what}: {verdict.reason}")
+    for upload, dead in uploads:
+        action = removed if dead else "keep"
+        print(f"{action} {byte_count(upload.bytes):>8}  {upload.key}: {_unfinished(action, upload)['reason']}")
     kept = [size for _, verdict, size in rows if verdict.found.manifest and not verdict.remove]
+    freed = sum(size for _, verdict, size in rows if verdict.remove) + sum(upload.bytes for upload, dead in uploads if dead)
     done = "freed" if delete else "--delete would free"
     print(f"keep {byte_count(sum(kept))} in {len(kept)} artifacts; {done} {byte_count(freed)}")
 
@@ -208,6 +218,11 @@ def _facts(found: Found, files: bool) -> dict[str, Any]:
 
 def _judged(action: str, verdict: Verdict, size: int) -> dict[str, Any]:
     return {**_facts(verdict.found, False), "action": action, "reason": verdict.reason, "bytes": size, "keys": verdict.keys}
+
+
+def _unfinished(action: str, upload: Upload) -> dict[str, Any]:
+    reason = f"an upload that is not finished, last added to {upload.age / 86400:.1f} days ago"
+    return {"upload": upload.id, "action": action, "reason": reason, "bytes": upload.bytes, "keys": [upload.key]}
 
 
 def _local(store: Store, key: str) -> Path:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store
 from physion.config.load import load_config, nearest
+from physion.config.schema import Config
 from physion.errors import ConfigError
 from physion.pipeline.given import given_weights
 from physion.pipeline.graph import Node, build_graph, select
@@ -70,7 +71,11 @@ def export(
 
     if file.exists():
         raise ConfigError(f"{file} exists; choose another name, or remove it first")
-    model, frozen, _ = _weights(source, chosen_store(store), preset, overrides, features, seed)
+    if source.startswith(f"{PREFIX}/"):
+        model, frozen = _named(source, chosen_store(store))
+    else:
+        config = _config_for(source, preset, overrides)
+        model, frozen, _ = _trained(source, chosen_store(store), config, preset, features, seed)
     state = {key: value.contiguous() for key, value in to_published(model, frozen).items()}
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -106,11 +111,11 @@ def push(
         return
     if name is None:
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
-    model, frozen, node = _weights(source, origin, preset, overrides, features, seed)
-    assert node is not None
+    config = _config_for(source, preset, overrides)
+    model, frozen, node = _trained(source, origin, config, preset, features, seed)
     kind = node.stage.removeprefix("train-")
-    sizes = load_config(preset, overrides).model_sizes()[kind]
-    _say(target, _publish(target, name, kind, sizes, model, frozen, {"stage": node.name, "fingerprint": node.fingerprint}))
+    facts = {"stage": node.name, "fingerprint": node.fingerprint}
+    _say(target, _publish(target, name, kind, config.model_sizes()[kind], model, frozen, facts))
 
 
 @weights_app.command(epilog="Example: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper")
@@ -148,36 +153,46 @@ def remove(name: Reference, store: StoreURI) -> None:
     remove_weights(chosen_store(store), name)
 
 
-def _weights(
-    source: str, store: Store, preset: str, overrides: list[str], features: str | None, seed: int | None
-) -> tuple[Any, dict[str, Any], Node | None]:
-    """Model, frozen copies, and the plan's node when it was trained here, of `pretrained/<name>` or of a trained stage."""
-    from physion.models.published import copies_for, load_copies
+def _named(source: str, store: Store) -> tuple[Any, dict[str, Any]]:
+    """Model and frozen copies of `pretrained/<name>`."""
+    from physion.models.published import load_copies
     from physion.models.weights import load_model
-    from physion.training.engine import WEIGHTS
 
-    if source.startswith(f"{PREFIX}/"):
-        artifact = find_weights(store, source)
-        path, frozen = role_of(artifact, "weights"), role_of(artifact, "frozen")
-        assert path is not None
-        return load_model(path), load_copies(frozen) if frozen else {}, None
+    artifact = find_weights(store, source)
+    path, frozen = role_of(artifact, "weights"), role_of(artifact, "frozen")
+    assert path is not None
+    return load_model(path), load_copies(frozen) if frozen else {}
+
+
+def _config_for(source: str, preset: str, overrides: list[str]) -> Config:
+    """The configuration that a stage was trained with. Raises ConfigError when `source` is no such stage."""
     stages = [f"train-{kind}" for kind in KINDS]
     if source not in stages:
         raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(stages)})")
-    config = load_config(preset, overrides)
+    return load_config(preset, overrides)
+
+
+def _trained(
+    source: str, store: Store, config: Config, preset: str, features: str | None, seed: int | None
+) -> tuple[Any, dict[str, Any], Node]:
+    """Model, frozen copies and node of a stage that was trained here."""
+    from physion.models.published import copies_for
+    from physion.models.weights import load_model
+    from physion.training.engine import WEIGHTS
+
     graph = build_graph(config, given_weights(config, store))
     node = select(graph, source, {"features": features, "seed": seed})
 
-    def trained(name: str) -> Any:
+    def load(name: str) -> Any:
         manifest = read_manifest(store, graph[name].stage, graph[name].fingerprint)
         if manifest is None:
             raise ConfigError(f"{name} of preset {preset} is not in {store.uri}: give the preset and overrides of its training")
         return load_model(Artifact(store, manifest).path(WEIGHTS))
 
     kind = source.removeprefix("train-")
-    dvae = trained("train-dvae") if kind in ("steve", "slotformer") else None
-    steve = trained("train-steve") if kind == "slotformer" else None
-    return trained(node.name), copies_for(kind, dvae, steve), node
+    dvae = load("train-dvae") if kind in ("steve", "slotformer") else None
+    steve = load("train-steve") if kind == "slotformer" else None
+    return load(node.name), copies_for(kind, dvae, steve), node
 
 
 def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen: dict[str, Any], origin: Any) -> Manifest:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from physion.progress import byte_count
 from physion.report.metrics import Interval
 from physion.report.plots import MODE_COLOURS, loss_curve, plot_losses
 from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
@@ -118,7 +119,7 @@ def render_report(context: ReportContext) -> str:
         "points": lambda fraction: f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}"),
         "data_uri": _data_uri,
         "duration": _duration,
-        "size": _size,
+        "size": lambda count: UNKNOWN if count is None else byte_count(count),
         "loss": lambda loss: UNKNOWN if loss is None else f"{loss:.4g}",
     }
     modes = list(context.metrics)
@@ -168,15 +169,3 @@ def _duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def _size(count: int | None) -> str:
-    """`812 B`, `1.2 MB`, `16.0 GB`."""
-    if count is None:
-        return UNKNOWN
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

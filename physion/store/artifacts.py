@@ -158,12 +158,11 @@ class Artifact:
         return json.loads(self.path(name).read_bytes())
 
 
-class ArtifactWriter:
-    """An artifact that is being made; a second writer of the same artifact goes on where the first one stopped."""
+class PrefixWriter:
+    """What is being published below a prefix; a second writer of the same goes on where the first one stopped."""
 
-    def __init__(self, store: Store, stage: str, fingerprint: str, prefix: str = "") -> None:
-        self.store, self.stage = store, stage
-        self.prefix = prefix or prefix_of(stage, fingerprint)
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.store, self.prefix = store, prefix
         self._scratch: Path | None = None
         self._parts: dict[str, Part] = {}  # known already
 
@@ -204,22 +203,28 @@ class ArtifactWriter:
         return self._parts[name]
 
     def add_part(
-        self, part: str, files: Mapping[str, Path], items: Sequence[dict[str, Any]] = (), seconds: float = 0.0
+        self,
+        part: str,
+        files: Mapping[str, Path],
+        items: Sequence[dict[str, Any]] = (),
+        seconds: float = 0.0,
+        sha256: Mapping[str, str] | None = None,
     ) -> Part:
-        """Store the files of a part (name in the artifact -> local file), then its record.
+        """Store the files of a part (name in the artifact -> local file), then its record; `sha256` is what the caller knows.
 
         The first writer of a file wins: the record is of the object that stands, so that two runners at once, whose floats
         may differ in the last bit, never publish a manifest of one with a file of the other.
         """
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            records = list(pool.map(self._add_file, files, files.values()))
+            known = [(sha256 or {}).get(name) for name in files]
+            records = list(pool.map(self._add_file, files, files.values(), known))
         finished = Part(files=records, items=list(items), seconds=seconds)
         self.store.write(f"{self.prefix}/parts/{part}.json", finished.model_dump_json().encode())
         self._parts[part] = finished
         return finished
 
-    def _add_file(self, name: str, path: Path) -> FileRecord:
-        key, record = f"{self.prefix}/{name}", _record(name, path)
+    def _add_file(self, name: str, path: Path, sha256: str | None) -> FileRecord:
+        key, record = f"{self.prefix}/{name}", _record(name, path, sha256)
         if self.store.upload(key, path, sha256=record.sha256):
             return record
         return _record(name, self.store.fetch(key))
@@ -249,5 +254,13 @@ class ArtifactWriter:
                 self.store.delete(key)
 
 
-def _record(name: str, path: Path) -> FileRecord:
-    return FileRecord(name=name, size=path.stat().st_size, sha256=sha256_of(path))
+class ArtifactWriter(PrefixWriter):
+    """An artifact that is being made."""
+
+    def __init__(self, store: Store, stage: str, fingerprint: str) -> None:
+        super().__init__(store, prefix_of(stage, fingerprint))
+        self.stage = stage
+
+
+def _record(name: str, path: Path, sha256: str | None = None) -> FileRecord:
+    return FileRecord(name=name, size=path.stat().st_size, sha256=sha256 or sha256_of(path))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from physion.errors import ConfigError, DataError, PhysionError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.scratch import make_scratch, scratch
 
+if TYPE_CHECKING:
+    from physion.store.store import Upload
+
 STAGING = ".staging"
+ATTEMPTS = 100  # to put a file into a folder that others keep removing
 
 
 class LocalStore:
@@ -71,26 +77,19 @@ class LocalStore:
             staged = staging / "object"
             staged.write_bytes(data)
             _flush(staged)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not if_absent:
-                staged.replace(target)
-            elif not _link(staged, target):
-                return False
-            _flush(target.parent)
-        return True
+            return _put(staged, target, _link if if_absent else _replace)
 
     def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
         """Make the file at `path` an object unless there is one already; the file goes. Tells whether it did."""
         target = self._path(key)
         with clear_errors(f"store {self.uri}: cannot write {key}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if path.stat().st_dev != target.parent.stat().st_dev:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if path.stat().st_dev != self.root.stat().st_dev:
                 with scratch(self.root / STAGING) as staging:
                     return self.upload(key, Path(shutil.move(path, staging / "object")))
             _flush(path)
-            made = _link(path, target)
+            made = _put(path, target, _link)
             path.unlink()
-            _flush(target.parent)
         return made
 
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
@@ -107,9 +106,14 @@ class LocalStore:
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
         top = self._path(prefix)
+
+        def failed(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # there never was one, or a delete took it
+                raise error
+
         with clear_errors(f"store {self.uri}: cannot list {prefix}"):
-            found = (p for p in top.rglob("*") if p.is_file()) if top.is_dir() else ()
-            return sorted(p.relative_to(self.root).as_posix() for p in found)
+            found = (Path(folder, name) for folder, _, names in os.walk(top, onerror=failed) for name in names)
+            return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def age(self, key: str) -> float | None:
         """Seconds since an object was written; None when there is none."""
@@ -119,9 +123,20 @@ class LocalStore:
             return None
 
     def delete(self, key: str) -> None:
-        """Remove an object, if there is one."""
+        """Remove an object, if there is one, and the folders that it leaves empty."""
+        path = self._path(key)
         with clear_errors(f"store {self.uri}: cannot delete {key}"):
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another object is there
+            for folder in itertools.takewhile(lambda folder: folder != self.root, path.parents):
+                folder.rmdir()
+
+    def unfinished_uploads(self) -> Sequence[Upload]:
+        """None: files on their way lie in `.staging/`, and go with the next scratch directory when their process is dead."""
+        return ()
+
+    def abort(self, upload: Upload) -> None:
+        """Nothing: there are no unfinished uploads."""
 
     def create(self) -> None:
         """Make the folder, unless it is there."""
@@ -136,6 +151,26 @@ class LocalStore:
         parts = key.split("/")
         assert all(part not in ("", ".", "..") for part in parts), key
         return self.root.joinpath(*parts)
+
+
+def _put(path: Path, target: Path, place: Callable[[Path, Path], bool]) -> bool:
+    """Bring a file to its place for good, in a folder that a delete may take away as often as it is empty."""
+    for attempt in itertools.count(1):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made = place(path, target)
+            break
+        except (FileNotFoundError, FileExistsError):  # mkdir's, of a folder that was there and is not any more
+            if attempt == ATTEMPTS or not path.exists():
+                raise
+    with contextlib.suppress(FileNotFoundError):
+        _flush(target.parent)
+    return made
+
+
+def _replace(path: Path, target: Path) -> bool:
+    path.replace(target)
+    return True
 
 
 def _link(path: Path, target: Path) -> bool:

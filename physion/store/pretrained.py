@@ -16,7 +16,7 @@ from physion import __version__
 from physion.config.load import nearest
 from physion.errors import ConfigError, DataError
 from physion.progress import progress
-from physion.store.artifacts import MANIFEST, Artifact, ArtifactWriter, Manifest, manifest_at
+from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
 from physion.store.checksums import sha256_of
 from physion.store.store import Store
 
@@ -70,7 +70,8 @@ def publish_weights(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,
     )
-    return _publish(store, manifest, {f"{role}-{sha[:16]}.safetensors": path for role, (sha, path) in records.items()})
+    named = {f"{role}-{sha256[:16]}.safetensors": (sha256, path) for role, (sha256, path) in records.items()}
+    return _publish(store, manifest, named)
 
 
 def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
@@ -99,7 +100,7 @@ def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
             if sha256_of(path) != record.sha256:
                 path.unlink()
                 raise DataError(f"{source.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); push it again")
-            files[record.name] = path
+            files[record.name] = (record.sha256, path)
     return _publish(store, source.manifest, files)
 
 
@@ -113,14 +114,16 @@ def remove_weights(store: Store, reference: str) -> None:
     prefix = f"{PREFIX}/{name_of(reference)}"
     if not store.list(prefix):
         raise ConfigError(f"there is nothing at {store.uri}/{prefix}")
-    ArtifactWriter(store, "", "", prefix).erase()
+    PrefixWriter(store, prefix).erase()
 
 
-def _publish(store: Store, manifest: Manifest, files: Mapping[str, Path]) -> Manifest:
+def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Path]]) -> Manifest:
+    """Publish files (name -> SHA-256 and local file)."""
     name = manifest.instance
     _require_free(store, name, manifest.fingerprint)
-    output = ArtifactWriter(store, "", "", f"{PREFIX}/{name}")
-    part = output.add_part("weights", files)
+    output = PrefixWriter(store, f"{PREFIX}/{name}")
+    paths = {file: path for file, (_, path) in files.items()}
+    part = output.add_part("weights", paths, sha256={file: sha256 for file, (sha256, _) in files.items()})
     standing = output.publish(manifest.model_copy(update={"files": sorted(part.files, key=lambda record: record.name)}))
     _require_same(store, standing, manifest.fingerprint)
     return standing

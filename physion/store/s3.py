@@ -2,8 +2,9 @@
 
 Endpoint, region, credentials and certificates come from the standard AWS places (`AWS_ENDPOINT_URL`, `AWS_PROFILE`,
 `AWS_CA_BUNDLE`, web identity, ...). Every object carries its SHA-256 in its metadata, and what is read is checked against that
-or against the manifest's; what is written travels with its MD5, which servers check. boto3's own transfers check neither,
-start over as a whole when a part fails, and are slower; so parts are sent and fetched here, each with a request of its own.
+or against the manifest's; what is written travels with its MD5, which servers check. Parts of large objects travel with a CRC32
+instead, which takes a quarter of the time, where the server says that it checks that. boto3's own transfers know no SHA-256 and
+start over as a whole when a part fails; so parts are sent and fetched here, each with a request of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import re
 import shutil
 import uuid
 import weakref
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -29,10 +32,11 @@ from physion.store.local import clear_errors
 from physion.store.s3_errors import FAILURES, Damaged
 from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
+from physion.store.store import Upload
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef, ListObjectsV2OutputTypeDef
+    from types_boto3_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
     from physion.store.cache import ShardCache
 
@@ -41,6 +45,7 @@ PART = 16 * MiB  # of a large object: one request
 MOST_PARTS = 10_000  # S3's limit
 PIECE = 1 * MiB  # read from a connection at once
 PROBE = ".physion/conditional-write"
+CRC32_PROBE = ".physion/crc32"
 IF_ABSENT = {"IfNoneMatch": "*"}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -79,6 +84,7 @@ class S3Store:
         self.cache, self._scratch_root, self._part = cache, scratch, part
         self._requests = Requests(self.uri, patience or Patience())
         self._conditional: dict[str, bool] = {}  # way of sending -> whether the server honours conditions
+        self._crc32: bool | None = None  # whether the server checks CRC32; None before it was asked
         self._fetched: Path | None = None
 
     def scratch(self) -> Path:
@@ -159,18 +165,13 @@ class S3Store:
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
         below = self._key(prefix) + "/"
-        found: list[str] = []
-        after: dict[str, Any] = {}
 
-        def next_page(client: S3Client) -> ListObjectsV2OutputTypeDef:
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
             return client.list_objects_v2(Bucket=self.bucket, Prefix=below, **after)
 
-        while True:
-            page = self._requests.attempt(f"list {prefix}", next_page)
-            found += [item["Key"].removeprefix(f"{self.prefix}/") for item in page.get("Contents", [])]
-            if not page["IsTruncated"]:
-                return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
-            after = {"ContinuationToken": page["NextContinuationToken"]}
+        pages = self._pages(f"list {prefix}", ask, ContinuationToken="NextContinuationToken")
+        found = (self._name(item["Key"]) for page in pages for item in page.get("Contents", []))
+        return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
@@ -181,6 +182,41 @@ class S3Store:
         """Seconds since an object was written, by the server's clock; None when there is none."""
         head = self._head(key)
         return None if head is None else (_served(head) - head["LastModified"]).total_seconds()
+
+    def unfinished_uploads(self) -> Sequence[Upload]:
+        """Multipart uploads below the prefix that are neither completed nor aborted. None where the server cannot list them."""
+        below = f"{self.prefix}/" if self.prefix else ""
+
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
+            return client.list_multipart_uploads(Bucket=self.bucket, Prefix=below, **after)
+
+        marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        found = []
+        with contextlib.suppress(Unsupported):
+            for page in self._pages("list unfinished uploads", ask, **marks):
+                for item in page.get("Uploads", []):
+                    with contextlib.suppress(Missing):  # completed or aborted since
+                        found.append(self._unfinished(item["Key"], item["UploadId"], item["Initiated"]))
+        return found
+
+    def _unfinished(self, key: str, upload: str, begun: datetime) -> Upload:
+        """What an upload has brought so far, and when it last did."""
+
+        def ask(client: S3Client, after: dict[str, Any]) -> Any:
+            return client.list_parts(Bucket=self.bucket, Key=key, UploadId=upload, **after)
+
+        size, last, now = 0, begun, begun
+        for page in self._pages(f"look at the upload of {key}", ask, PartNumberMarker="NextPartNumberMarker"):
+            now = _served(page)
+            for part in page.get("Parts", []):
+                size, last = size + part["Size"], max(last, part["LastModified"])
+        return Upload(self._name(key), upload, size, max(0.0, (now - last).total_seconds()))
+
+    def abort(self, upload: Upload) -> None:
+        """Remove the parts of an unfinished upload, if they are still there."""
+        where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(upload.key), "UploadId": upload.id}
+        with contextlib.suppress(Missing):
+            self._requests.attempt(f"abort the upload of {upload.key}", lambda client: client.abort_multipart_upload(**where))
 
     def clock_skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's."""
@@ -206,6 +242,20 @@ class S3Store:
         """The key in the bucket."""
         assert all(part not in ("", ".", "..") for part in key.split("/")), key
         return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _name(self, key: str) -> str:
+        """The key in the store of a key in the bucket."""
+        return key.removeprefix(f"{self.prefix}/") if self.prefix else key
+
+    def _pages(self, doing: str, ask: Callable[..., Any], **marks: str) -> Iterator[Any]:
+        """The pages of a listing; `marks` are arguments that a page's values of these names give to the request of the next."""
+        after: dict[str, Any] = {}
+        while True:
+            page = self._requests.attempt(doing, partial(ask, after=after))
+            yield page
+            after = {argument: page[name] for argument, name in marks.items() if page.get(name)}
+            if not page.get("IsTruncated") or not after:
+                return
 
     def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
         try:
@@ -268,16 +318,20 @@ class S3Store:
         doing, size = f"write {key}", body.stat().st_size
         length = max(self._part, -(-size // MOST_PARTS))
         where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(key)}
-        begun = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, Metadata=metadata))
+        crc32 = self._checks_crc32()
+        options: dict[str, Any] = {"Metadata": metadata, **({"ChecksumAlgorithm": "CRC32"} if crc32 else {})}
+        begun = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, **options))
         upload = begun["UploadId"]
 
         def send_part(number: int) -> CompletedPartTypeDef:
             with body.open("rb") as file:
                 file.seek((number - 1) * length)
                 data = file.read(length)
-            rest: dict[str, Any] = {**where, "UploadId": upload, "PartNumber": number}
-            answer = self._requests.attempt(doing, lambda client: client.upload_part(Body=data, ContentMD5=_md5(data), **rest))
-            return {"PartNumber": number, "ETag": answer["ETag"]}
+            check: dict[str, Any] = {"ChecksumCRC32": _crc32(data)} if crc32 else {"ContentMD5": _md5(data)}
+            rest: dict[str, Any] = {**where, **check, "UploadId": upload, "PartNumber": number}
+            answer = self._requests.attempt(doing, lambda client: client.upload_part(Body=data, **rest))
+            named: CompletedPartTypeDef = {"PartNumber": number, "ETag": answer["ETag"]}
+            return {**named, "ChecksumCRC32": check["ChecksumCRC32"]} if crc32 else named
 
         try:
             parts = list(self._requests.at_once([partial(send_part, number) for number in range(1, -(-size // length) + 1)]))
@@ -292,6 +346,20 @@ class S3Store:
             if isinstance(error, Refused):
                 return False
             raise
+
+    def _checks_crc32(self) -> bool:
+        """Whether the server checks a CRC32, which it says by repeating it; looked at once a process."""
+        if self._crc32 is None:
+            data = b"This server was asked whether it checks CRC32.\n"
+            where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(CRC32_PROBE)}
+            try:
+                answer = self._requests.attempt(
+                    "ask for CRC32", lambda client: client.put_object(**where, Body=data, ChecksumCRC32=_crc32(data))
+                )
+                self._crc32 = answer.get("ChecksumCRC32") == _crc32(data)
+            except Unsupported:
+                self._crc32 = False
+        return self._crc32
 
     def _download(self, key: str, size: int, sha256: str | None, path: Path) -> bool:
         """Fetch an object of a known size into a file, in many requests at once; tells whether it was checked while it came."""
@@ -358,6 +426,10 @@ def _served(answer: Any) -> datetime:
 
 def _md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _crc32(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
 
 def _remove(folder: Path, process: int) -> None:

@@ -42,7 +42,11 @@ _ADVICE = {
     "ExpiredToken": "renew the session credentials",
     "InvalidToken": "renew the session credentials",
 }
-_REASONS = {301: "PermanentRedirect", 403: "AccessDenied", 404: "NoSuchKey"}  # to HEAD, whose answer has no body to say it
+_HEAD = {301: "PermanentRedirect", 403: "AccessDenied"}
+_REASONS = {  # to HEAD, whose answer has no body to say it
+    "HeadObject": {**_HEAD, 404: "NoSuchKey"},
+    "HeadBucket": {**_HEAD, 404: "NoSuchBucket"},
+}
 
 
 class Damaged(Exception):
@@ -97,8 +101,8 @@ def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
     status = facts.get("HTTPStatusCode", 0)
     code = str(error.response.get("Error", {}).get("Code", status))
     what = f"{code}: {error.response.get('Error', {}).get('Message', '')[:200]}".rstrip(":. ")
-    if code == str(status) and error.operation_name == "HeadObject":
-        code = what = _REASONS.get(status, code)
+    if code == str(status) and (reason := _REASONS.get(error.operation_name, {}).get(status)):
+        code = what = reason
     heals = code in _HEALING or status in _HEALING_STATUS or (status >= 500 and status != 501)
     advice = _ADVICE.get(code, "wait for the server to recover" if heals else _ENDPOINT)
     if code == str(status) and status < 500:  # the wrong server, or the answer of the right one broke off

@@ -121,8 +121,8 @@ class Requests:
                 retries={"total_max_attempts": 1},
                 max_pool_connections=2 * AT_ONCE,
                 tcp_keepalive=True,
-                s3={"payload_signing_enabled": False},  # a body's MD5 is signed, which is as good as signing a SHA-256 of it
-                # Checksums newer than MD5 are refused by some servers.
+                s3={"payload_signing_enabled": False},  # the checksum of a body is signed instead
+                # Checksums newer than MD5 are refused by some servers: S3Store sends them where they are not.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )

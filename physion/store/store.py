@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -11,6 +13,17 @@ from physion.store.local import LocalStore
 
 if TYPE_CHECKING:
     from physion.store.cache import ShardCache
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Parts of an object that are not put together: an upload under way, or what a dead one left."""
+
+    key: str
+    id: str
+    bytes: int
+    age: float
+    """Seconds since it was begun, or since its newest part came."""
 
 
 class Store(Protocol):
@@ -58,6 +71,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
+
+    def unfinished_uploads(self) -> Sequence[Upload]:
+        """Uploads in the whole store that are under way or dead; they take room, and no listing of objects shows them."""
+
+    def abort(self, upload: Upload) -> None:
+        """Remove the parts of an unfinished upload, if they are still there."""
 
     def create(self) -> None:
         """Make the bucket or folder, unless it is there."""

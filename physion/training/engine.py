@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -112,6 +114,22 @@ def initial_model(seed: int, build: Callable[[], ModelT]) -> ModelT:
     return build()
 
 
+def require_compilers(job: Job, where: torch.device) -> None:
+    """Raise ConfigError unless there is what torch.compile makes kernels with; torch itself asks in the middle of a step."""
+    if where.type == "cuda":
+        compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        missing = ["Triton"] if importlib.util.find_spec("triton") is None else []
+    else:
+        compilers, missing = [os.environ.get("CXX", "g++")], []
+    if not any(shutil.which(name) for name in compilers):
+        missing.append(f"a {'C' if where.type == 'cuda' else 'C++'} compiler ({' or '.join(compilers)})")
+    if missing:
+        raise ConfigError(
+            f"{job.instance}: torch.compile needs {' and '.join(missing)} for a {where.type} device, and neither the container "
+            f"image nor every machine has that: leave out {job.output.stage}.compile=true, or install it"
+        )
+
+
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Run torch on `count` CPU threads inside, on as many as before outside; None changes nothing."""
@@ -143,8 +161,11 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     Returns the history: rows with step, lr, heldout_loss, and the mean loss and grad_norm since the row before.
 
     Raises NonFiniteLoss naming the step and the last good checkpoint; Preempted or Interrupted, with the state saved, when
-    a rank is asked to stop; ConfigError when the batch cannot be shared or does not fit into memory.
+    a rank is asked to stop; ConfigError when the batch cannot be shared or does not fit into memory, or when there is nothing
+    to compile with.
     """
+    if config.compile:
+        require_compilers(job, device())
     if not len(task.heldout) or not len(task.train):
         what = "is held out; raise" if len(task.train) else "is left to train on; lower"
         raise DataError(f"{job.instance}: no video {what} frames.heldout, or add videos")

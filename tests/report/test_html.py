@@ -133,7 +133,7 @@ def test_says_what_the_numbers_are():
     assert "Not comparable on simulated videos." in words
     assert "includes zero" in words
     assert "1 h 2 min" in words
-    assert "1.2 MB" in words
+    assert "1.23 MB" in words
 
 
 def test_official_videos_are_compared_like_with_like():

@@ -56,14 +56,3 @@ def store(request, tmp_path, monkeypatch):
     if request.param == "moto":
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{request.getfixturevalue('moto')}")
     return make()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield root
-    subprocess.run(["umount", "-l", root], check=True)

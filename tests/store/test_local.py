@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,31 @@ def test_a_full_disk(small_disk):
     assert store.read("a/big") is None
     assert store.list("a") == ["a/small"]
     assert staged(store) == []
+
+
+def test_a_delete_leaves_no_empty_folders(store):
+    for key in ("a/b/c/one", "a/b/two"):
+        store.write(key, b"")
+    store.delete("a/b/c/one")
+    assert [path.name for path in (store.root / "a" / "b").iterdir()] == ["two"]
+    store.delete("a/b/two")
+    store.delete("a/b/two")
+    assert [path.name for path in store.root.iterdir() if not path.name.startswith(STAGING)] == []
+    store.write("last", b"")
+    store.delete("last")
+    assert store.root.is_dir()
+
+
+def test_writers_and_listings_do_not_mind_folders_that_come_and_go(store):
+    def work(name):
+        for number in range(40):
+            assert store.write(f"a/b/{name}", b"") if number % 2 else put(store, f"a/b/{name}", b"")
+            assert f"a/b/{name}" in store.list("a")
+            store.delete(f"a/b/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, "wxyz"))
+    assert store.list("a") == []
 
 
 def write_for_ever(root, ready):

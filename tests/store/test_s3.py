@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import http.server
 import ipaddress
+import json
 import logging
 import os
 import pickle
@@ -133,6 +134,7 @@ def test_wrong_bytes_are_never_stored(s3_store, through):
     through(kinds=["flipped up"], rate=1.0)
     spoiled = s3_store(patience=HASTY)
     spoiled._conditional.update(store._conditional)
+    spoiled._crc32 = store._crc32
     for size in (10, BIG):
         with pytest.raises(TransientError, match="cannot write a: BadDigest"):
             spoiled.upload("a", file_of(spoiled, os.urandom(size)))
@@ -275,6 +277,44 @@ def test_a_server_without_conditional_writes(s3_store, moto, lacking, monkeypatc
         assert store.upload("b", file_of(store, data))
         assert not store.upload("b", file_of(store, os.urandom(BIG)))
         assert store.fetch("b").read_bytes() == data
+
+
+class Heard(FaultProxy):
+    """Notes the heads of requests; changes what servers say of CRC32."""
+
+    def __init__(self, target, **options):
+        self.heads = []
+        super().__init__(target, **options)
+
+    async def _forward(self, head, body):
+        self.heads.append(head.lower())
+        return await super()._forward(head, body)
+
+    def with_checks(self, word):
+        return [word in head for head in self.heads if b"partnumber=" in head.split(b"\r\n", 1)[0]]
+
+
+def test_a_server_that_checks_crc32_gets_it(s3_store, monkeypatch):
+    with Heard(port_of_environment()) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store, data = s3_store(), os.urandom(BIG)
+        assert store.upload("checked", file_of(store, data))
+        assert store.fetch("checked").read_bytes() == data
+        assert set(proxy.with_checks(b"x-amz-checksum-crc32:")) == {True}
+        assert set(proxy.with_checks(b"content-md5:")) == {False}
+
+
+@pytest.mark.parametrize("unsupported", [(), ["x-amz-checksum-crc32"]])
+def test_a_server_that_does_not_check_crc32_gets_md5(s3_store, moto, unsupported, monkeypatch):
+    """It says nothing of it, as moto does, or refuses it."""
+    with Heard(moto, unsupported=unsupported) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store, data = s3_store(), os.urandom(BIG)
+        for number in range(2):
+            assert store.upload(f"{number}", file_of(store, data))
+            assert store.fetch(f"{number}").read_bytes() == data
+        assert set(proxy.with_checks(b"content-md5:")) == {True}
+        assert set(proxy.with_checks(b"x-amz-checksum-crc32:")) == {False}
 
 
 def test_an_object_of_another_tool_is_read_without_a_checksum(s3_store):
@@ -557,3 +597,97 @@ def test_corrupt_in_the_store_is_said_at_once(s3_store, through):
     with pytest.raises(DataError, match="a is corrupt"):
         s3_store().fetch("a", size=5, sha256=hashlib.sha256(b"right").hexdigest())
     assert len(proxy.requests) == 2
+
+
+# Uploads that nobody finishes.
+
+
+@pytest.fixture(params=["seaweedfs", "moto"])
+def begun(request, s3_store, monkeypatch):
+    """Makes a store with an upload of two parts that a dead process left, on either server."""
+    if request.param == "moto":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{request.getfixturevalue('moto')}")
+
+    def make(*keys):
+        store = s3_store()
+        for key in keys:
+            where = {"Bucket": "tests", "Key": f"{store.prefix}/{key}"}
+            upload = raw().create_multipart_upload(**where)["UploadId"]
+            for number, size in ((1, 5 * MiB), (2, 1000)):
+                raw().upload_part(**where, UploadId=upload, PartNumber=number, Body=bytes(size))
+        return store
+
+    return make
+
+
+def test_unfinished_uploads_are_listed_and_aborted(begun):
+    store = begun("a/one", "a/two", "b")
+    begun_elsewhere = {"Bucket": "tests", "Key": f"{store.prefix}-other/a"}
+    elsewhere = raw().create_multipart_upload(**begun_elsewhere)["UploadId"]
+    events = store._requests.client().meta.events  # so that several pages come
+    events.register("provide-client-params.s3.ListMultipartUploads", lambda params, **_: params | {"MaxUploads": 2})
+    events.register("provide-client-params.s3.ListParts", lambda params, **_: params | {"MaxParts": 1})
+    found = {upload.key: upload for upload in store.unfinished_uploads()}
+    assert sorted(found) == ["a/one", "a/two", "b"]
+    assert all(upload.bytes == 5 * MiB + 1000 and 0 <= upload.age < 60 for upload in found.values())
+    for _ in range(2):  # the second time it is gone
+        store.abort(found["a/one"])
+    assert sorted(upload.key for upload in store.unfinished_uploads()) == ["a/two", "b"]
+    raw().abort_multipart_upload(**begun_elsewhere, UploadId=elsewhere)
+
+
+def test_gc_aborts_uploads_that_nobody_added_to(begun, physion):
+    store = begun("artifacts/tokenize/f/00001.safetensors")
+    store.write("artifacts/tokenize/f/parts/00000.json", b"{}")
+
+    def collect(*options):
+        ended = physion("store", "gc", "-s", store.uri, *options)
+        assert ended.code == 0, ended.err
+        return ended.out
+
+    def row(*options):
+        (found,) = (row for row in json.loads(collect("--json", *options)) if "upload" in row)
+        assert found["keys"] == ["artifacts/tokenize/f/00001.safetensors"]
+        assert found["bytes"] == 5 * MiB + 1000
+        return found["action"], found["reason"]
+
+    said = "an upload that is not finished, last added to 0.0 days ago"
+    assert row("--delete") == ("keep", said)  # somebody may be at it
+    assert row("--days", "0") == ("would remove", said)
+    line = f"would remove  5.24 MB  artifacts/tokenize/f/00001.safetensors: {said}"
+    assert line in collect("--days", "0").splitlines()
+    assert "--delete would free 5.24 MB" in collect("--days", "0")
+    assert len(uploads(store)) == 1
+    assert row("--days", "0", "--delete") == ("removed", said)
+    assert uploads(store) == []
+    assert store.list("artifacts") == []
+
+
+def test_who_uploads_while_gc_aborts_it_starts_over(begun, monkeypatch):
+    store, data = begun(), os.urandom(BIG)
+    warm(store)
+    at_once = type(store._requests).at_once
+
+    def aborted(requests, jobs):
+        yield from at_once(requests, jobs)
+        for upload in store.unfinished_uploads():
+            store.abort(upload)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store._requests), "at_once", aborted)
+        with pytest.raises(TransientError, match="run the same command again"):  # moto breaks down
+            store.upload("a", file_of(store, data))
+    assert store.upload("a", file_of(store, data))
+    assert store.fetch("a").read_bytes() == data
+
+
+def test_a_server_that_cannot_list_uploads(s3_store, moto, monkeypatch):
+    class Older(FaultProxy):
+        async def _answer(self, head, body, writer):
+            if b"GET" in head and b"?uploads" in head.split(b"\r\n", 1)[0]:
+                return writer.write(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n")
+            return await super()._answer(head, body, writer)
+
+    with Older(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        assert s3_store().unfinished_uploads() == []

@@ -1,16 +1,19 @@
 """Trainings under seeded kills, ended again and again at random instants until they are done.
 
     python tests/training/chaos.py --kills 100
+    python tests/training/chaos.py --kills 100 --s3
 
+With --s3 the store is a real server, and its outages are SIGKILLs of that.
 Every run must end with the weights of the undisturbed run on as many ranks, and no checkpoint may ever be unreadable.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
-import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranks import Ranks, physion
 
-from physion.store.artifacts import sha256_of
+from physion.store.cache import ShardCache
+from physion.store.server import Server
+from physion.store.store import open_store
 
 STAGES = ("train-dvae", "train-steve", "train-slotformer", "train-readout")
 EVENTS = ("SIGKILL of one rank", "SIGKILL of all", "SIGTERM to one rank", "SIGTERM to all", "store outage", "zombie")
@@ -29,8 +34,9 @@ SETTINGS = {"optim.steps": 60, "heldout-every": 15, "checkpoint-every": 5, "thre
 ENDS = {0, 75, 143, -signal.SIGTERM, -signal.SIGKILL}  # SIGTERM kills who has not yet begun to listen
 
 
-def run(outage, *arguments):
-    """`physion` on a rank, for which the store fails while the file `outage` is there."""
+def run(outage, environment, *arguments):
+    """`physion` on a rank, for which a store of plain files fails while the file `outage` is there."""
+    os.environ.update(environment)
     from physion.errors import TransientError
     from physion.store.local import LocalStore
 
@@ -48,14 +54,20 @@ def run(outage, *arguments):
 class Chaos:
     """One training stage in a store of its own, and what is done to it."""
 
-    def __init__(self, finished, preset, stage, folder, seed, count=2):
-        self.stage, self.folder, self.store, self.count = stage, Path(folder), Path(folder) / "store", count
+    def __init__(self, finished, preset, stage, folder, seed, count=2, server=None, events=EVENTS):
+        self.stage, self.folder, self.count, self.server, self.events = stage, Path(folder), count, server, events
+        self.environment = server.environment if server else {}
+        self.store = open_store(f"s3://{server.bucket}/{stage}" if server else str(self.folder / "store"), self.cache())
         self.outage = self.folder / "outage"
         self.draw = random.Random(f"{seed} {stage}")
-        shutil.copytree(finished, self.store, ignore=shutil.ignore_patterns(stage, "evaluate", "train-readout"))
+        for path in Path(finished).glob("artifacts/*/*/**/*"):
+            key = path.relative_to(finished).as_posix()
+            if path.is_file() and key.split("/")[1] not in (stage, "evaluate", "train-readout"):
+                self.store.write(key, path.read_bytes())
         which = ["--features", "rollout", "--seed", "0"] if stage == "train-readout" else []
         settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{stage}.{key}={value}")]
-        self.arguments = ["stage", stage, *which, "-p", preset, "-s", str(self.store), *settings]
+        cache = ["--cache", str(self.folder / "cache")]
+        self.arguments = [*cache, "stage", stage, *which, "-p", preset, "-s", self.store.uri, *settings]
         self.happened, self.started = Counter(), 0
         started = time.monotonic()
         ranks = self.start()
@@ -65,11 +77,16 @@ class Chaos:
 
     def start(self):
         self.started += 1
-        return Ranks(self.count, run, str(self.outage), *self.arguments, log=self.folder / f"log{self.started}")
+        log = self.folder / f"log{self.started}"
+        return Ranks(self.count, run, str(self.outage), self.environment, *self.arguments, log=log)
+
+    def cache(self):
+        return ShardCache(self.folder / "cache", 10**9) if self.server else None
 
     def train(self, kills):
         """Train once more from nothing, disturbed at most `kills` times."""
-        shutil.rmtree(self.store / "artifacts" / self.stage)
+        for key in self.store.list(f"artifacts/{self.stage}"):
+            self.store.delete(key)
         zombie = None
         for number in range(kills + 1):
             ranks = self.start()
@@ -85,7 +102,7 @@ class Chaos:
 
     def disturb(self, ranks):
         """Do something to the ranks at a random instant, unless they are done. Tells whether they are frozen."""
-        event, one = self.draw.choice(EVENTS), [self.draw.randrange(self.count)]
+        event, one = self.draw.choice(self.events), [self.draw.randrange(self.count)]
         if not ranks.wait_running(self.draw.uniform(0, 1.1) * self.took):
             return False
         self.happened[event] += 1
@@ -97,6 +114,15 @@ class Chaos:
             ranks.signal(signal.SIGTERM, one)
         elif event == "SIGTERM to all":
             ranks.signal(signal.SIGTERM)
+        elif event == "store outage" and self.server:
+            self.server.process.kill()
+            self.server.process.wait()
+            deadline = time.monotonic() + 30
+            while not any("trying again" in ranks.said(rank) for rank in range(self.count)) and time.monotonic() < deadline:
+                if not ranks.wait_running(0.05):
+                    break
+            ranks.wait_running(self.draw.uniform(0, 0.5) * self.took)
+            self.server.start()
         elif event == "store outage":
             self.outage.touch()
             ranks.wait_running(self.draw.uniform(0, 0.5) * self.took)
@@ -116,15 +142,16 @@ class Chaos:
         return codes
 
     def verify_checkpoints(self):
-        for path in self.store.glob(f"artifacts/{self.stage}/*/checkpoints/*"):
-            assert sha256_of(path)[:16] == path.stem.split("-")[2], path
+        for key in self.store.list(f"artifacts/{self.stage}"):
+            if "/checkpoints/" in key:
+                assert hashlib.sha256(self.store.read(key)).hexdigest()[:16] == Path(key).stem.split("-")[2], key
 
     def weights(self):
         """SHA-256 of the published weights, and of the best ones."""
-        (manifest,) = self.store.glob(f"artifacts/{self.stage}/*/manifest.json")
-        records = {record["name"]: record["sha256"] for record in json.loads(manifest.read_bytes())["files"]}
+        (manifest,) = (key for key in self.store.list(f"artifacts/{self.stage}") if key.endswith("/manifest.json"))
+        records = {record["name"]: record["sha256"] for record in json.loads(self.store.read(manifest))["files"]}
         for name, digest in records.items():
-            assert sha256_of(manifest.parent / name) == digest
+            assert hashlib.sha256(self.store.read(f"{Path(manifest).parent}/{name}")).hexdigest() == digest
         return records["weights.safetensors"], records.get("best.safetensors"), records["history.json"]
 
 
@@ -133,21 +160,37 @@ def main():
     parser.add_argument("--kills", type=int, default=100, help="of each stage's trainings together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--s3", action="store_true", help="store in SeaweedFS, which is killed and restarted")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         finished, preset = prepare(Path(folder))
-        for stage in options.stages:
-            chaos = Chaos(finished, preset, stage, Path(folder) / stage, options.seed, options.ranks)
-            trainings = 0
-            while (left := options.kills - sum(chaos.happened.values())) > 0:
-                chaos.train(left)
-                trainings += 1
-            events = ", ".join(f"{count} x {event}" for event, count in sorted(chaos.happened.items()))
-            print(
-                f"{stage}: {trainings} trainings, {sum(chaos.happened.values())} disturbances ({events}): all as undisturbed",
-                flush=True,
-            )
+        server = None
+        if options.s3:
+            server = Server(Path(folder) / "server", "chaos")
+            server.start()
+            os.environ.update(server.environment)
+        try:
+            deal(finished, preset, Path(folder), options, server)
+        finally:
+            if server:
+                server.stop()
+
+
+def deal(finished, preset, folder, options, server):
+    """Every stage's trainings in turn, until enough has been done to them."""
+    for stage in options.stages:
+        (folder / stage).mkdir()
+        chaos = Chaos(finished, preset, stage, folder / stage, options.seed, options.ranks, server)
+        trainings = 0
+        while (left := options.kills - sum(chaos.happened.values())) > 0:
+            chaos.train(left)
+            trainings += 1
+        events = ", ".join(f"{count} x {event}" for event, count in sorted(chaos.happened.items()))
+        print(
+            f"{stage}: {trainings} trainings, {sum(chaos.happened.values())} disturbances ({events}): all as undisturbed",
+            flush=True,
+        )
 
 
 def prepare(folder):
@@ -156,8 +199,8 @@ def prepare(folder):
 
     preset, store = folder / "mini.yaml", folder / "finished"
     preset.write_text(json.dumps(study(make_dataset(folder / "dataset").root)))
-    ranks = Ranks(1, physion, "run", "-p", str(preset), "-s", str(store), log=folder / "log")
-    assert ranks.wait(300) == [0], ranks.said()
+    command = [sys.executable, "-m", "physion.cli", "run", "-p", str(preset), "-s", str(store)]
+    subprocess.run(command, check=True)
     return store, str(preset)
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 PRELOADED = [
-    "physion.cli", "physion.pipeline.runner", "physion.stages.train_dvae", "physion.stages.train_steve",
+    "physion.cli", "physion.pipeline.runner", "physion.store.s3", "physion.stages.train_dvae", "physion.stages.train_steve",
     "physion.stages.train_slotformer", "physion.stages.train_readout", "torch._dynamo", "torch.utils.tensorboard",
 ]  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")

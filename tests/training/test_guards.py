@@ -1,5 +1,6 @@
 """What is stuck or does not fit ends the job, and says where."""
 
+import sys
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from ranks import Ranks
 from tiny_training import TinyTask, make_job, settings, train
 
 from physion.errors import ConfigError
-from physion.training.engine import fit
+from physion.training.engine import fit, require_compilers
 
 
 def stuck(folder, where):
@@ -63,6 +64,29 @@ def test_a_stuck_rank_is_named_and_ends_the_job(tmp_path, where, said):
     assert said in ranks.said(1)
     first = ranks.said(0)
     assert "rank 0 of train-dvae has been in step 3" in first or "rank 0 of 2 has lost the others" in first
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError) as raised:
+        train(tmp_path, compile=True)
+    assert str(raised.value) == (
+        "train-dvae: torch.compile needs a C++ compiler (no-such-compiler) for a cpu device, and neither the container image "
+        "nor every machine has that: leave out train-dvae.compile=true, or install it"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiling_for_a_gpu_needs_triton(tmp_path, monkeypatch):
+    job, gpu = make_job(tmp_path), torch.device("cuda")
+    monkeypatch.setenv("CC", sys.executable)  # any program that is there
+    require_compilers(job, gpu)
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"torch.compile needs Triton for a cuda device.*leave out train-dvae.compile=true"):
+        require_compilers(job, gpu)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs Triton and a C compiler \(no-such-compiler\) for a cuda device"):
+        require_compilers(job, gpu)
 
 
 class Large(TinyTask):

@@ -2,6 +2,7 @@
 
 import signal
 
+import boto3
 import pytest
 import tiny_training
 from ranks import Ranks
@@ -9,6 +10,7 @@ from tiny_training import STEPS, TinyTask, checkpoints, make_job, steps_of, trai
 
 from physion.errors import Interrupted, Preempted
 from physion.stages import Stop
+from physion.store.s3 import S3Store
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, undisturbed,
     said = capsys.readouterr().err
     assert f"{newest.name} is damaged; taking the one before" in said
     assert "goes on from step 8" in said
+
+
+@pytest.mark.parametrize("damage", ["under its checksum", "by another tool"])
+def test_a_damaged_checkpoint_in_a_bucket_gives_way_to_the_one_before(tmp_path, undisturbed, s3, capsys, damage):
+    """The object is wrong whatever its metadata say: they are those of what was stored, or there are none."""
+    store = S3Store("tests", damage.replace(" ", "-"), scratch=tmp_path / "scratch")
+    with pytest.raises(Preempted):
+        stop_after(store, 9)
+    client = boto3.client("s3")
+    newest = [key for key in store.list("artifacts") if "/checkpoints/" in key][-1]
+    where = {"Bucket": "tests", "Key": f"{store.prefix}/{newest}"}
+    stored = client.get_object(**where)
+    data = bytearray(stored["Body"].read())
+    data[len(data) // 2] ^= 1
+    client.put_object(**where, Body=bytes(data), Metadata=stored["Metadata"] if damage == "under its checksum" else {})
+    assert train(store) == undisturbed
+    said = capsys.readouterr().err
+    assert f"{newest.rpartition('/')[2]} is damaged; taking the one before" in said
+    assert "goes on from step 8" in said
+    assert newest not in store.list("artifacts")
 
 
 def test_with_every_checkpoint_damaged_it_starts_over(tmp_path, undisturbed):

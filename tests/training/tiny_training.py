@@ -62,14 +62,16 @@ def settings(**changes):
     return TrainingStage(**({"optim": optim, "heldout_every": 5, "heldout_batches": 1, "checkpoint_every": 4} | changes))
 
 
-def make_job(root, stop=None):
-    output = ArtifactWriter(LocalStore(Path(root)), "train-dvae", FINGERPRINT)
+def make_job(store, stop=None):
+    """A job with its output in a store, or in a folder."""
+    store = LocalStore(Path(store)) if isinstance(store, str | Path) else store
+    output = ArtifactWriter(store, "train-dvae", FINGERPRINT)
     return Job("train-dvae", None, {}, output, stop=stop or Stop())
 
 
-def train(root, *, task=None, stop=None, **changes):
-    """Train and publish in the store at `root`. Returns the rows and the bytes of the weights file."""
-    task, job = task or TinyTask(), make_job(root, stop)
+def train(store, *, task=None, stop=None, **changes):
+    """Train and publish in a store, or the one in a folder. Returns the rows and the bytes of the weights file."""
+    task, job = task or TinyTask(), make_job(store, stop)
     rows = fit(task, settings(**changes), job)
     publish_weights(task.model, "readout", {}, rows, job)
     return rows, job.output.store.read(f"{job.output.prefix}/weights.safetensors")
