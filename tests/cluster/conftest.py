@@ -1,7 +1,7 @@
 """A real cluster, whatever KUBECONFIG says, with Argo Workflows and the training operator in it and the image on its nodes.
 
-Everything happens in the namespace `physion`, as k8s/overlays/local makes it; `kubectl` and `argo` are needed here. Where parts of the
-cluster can be taken away, PHYSION_CLUSTER_PART names the command that does it (`kill NAME`, `start NAME`, `lose NODE`).
+Everything happens in the namespace `physion`, as k8s/overlays/local makes it; `kubectl` and `argo` are needed here. Where parts
+of the cluster can be taken away, PHYSION_CLUSTER_PART names the command that does it (`kill NAME`, `start NAME`, `lose NODE`).
 """
 
 import json
