@@ -20,6 +20,7 @@ INTERVAL = 1.0  # seconds between looks at the job; a list cannot expire, as a w
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone
 LOG_END = 30.0  # seconds to wait for the rest of a log when the job has ended
 SHOWN_LINES = 20
+LOSSES = 5  # of each worker, without progress in between, after which something must be wrong
 NO_START = ("StartError", "ContainerCannotRun")
 CREATED_BY = "physion/created-by"
 STAGE_CODES = (1, 2, 3, 75, 130, 143)  # with which a stage ends; a killed one ends with others
@@ -40,11 +41,14 @@ class Launcher:
         self._me = uuid.uuid4().hex  # tells a job of this launcher from another's, also when the answer to its creation is lost
         self._job = job | {"metadata": job["metadata"] | {"ownerReferences": [owner] if owner else []}}
         self._job["metadata"]["annotations"] = job["metadata"].get("annotations", {}) | {CREATED_BY: self._me}
+        self._replicas = job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]
         self._selector = f"training.kubeflow.org/job-name={self._name}"
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
         self._log: tuple[str, PodLog] | None = None
         self._progress: tuple[int, int] | None = None
+        self._farthest = 0
+        self._workers: set[str] = set()  # seen since the training last got further than ever
 
     def run(self) -> None:
         """Return when the artifact is published.
@@ -65,7 +69,9 @@ class Launcher:
         """The job, created or joined; None if the artifact has been published in the meantime."""
         while True:
             job = self._cluster.find("pytorchjobs", self._name)
-            if job is None and not (pods := self._pods()):
+            # Without an owner they were orphaned on purpose, and the operator gives them to the new job.
+            left = [pod for pod in self._pods() if pod["metadata"].get("ownerReferences")]
+            if job is None and not left:
                 try:
                     made = self._cluster.create("pytorchjobs", self._job)
                     say(f"created PyTorchJob {self._name} in namespace {self._cluster.namespace}")
@@ -74,7 +80,7 @@ class Launcher:
                     continue  # another launcher was faster
             if job is None or "deletionTimestamp" in job["metadata"]:
                 self._tell("", f"waiting for an earlier {self._name} to be gone")
-                self._release_lost(pods if job is None else self._pods())
+                self._release_lost(left)
             elif outcome(job):
                 if self._published():
                     return None
@@ -114,14 +120,9 @@ class Launcher:
             if result := outcome(found):
                 break
             self._explain(found, pods)
-            for pod in pods:
-                end = ending(pod, CONTAINER) or {}
-                if end.get("reason") in NO_START:  # with a code at which the operator would try for ever
-                    self._let_go()
-                    raise ConfigError(
-                        f"{name_of(pod)} cannot be started ({end.get('message', end['reason'])}): does the image "
-                        f"{pod['spec']['containers'][0]['image']} hold this version of physion?"
-                    )
+            if hopeless := self._hopeless(pods):
+                self._let_go()
+                raise hopeless
             self._cluster.pause(INTERVAL)
         if self._log:
             self._log[1].join(LOG_END)
@@ -150,6 +151,9 @@ class Launcher:
         if match := re.match(r"[\w-]+: (\d+)/(\d+) \w+ \(", line):
             self._progress = int(match[1]), int(match[2])
             tell_argo(*self._progress)
+            if self._progress[0] > self._farthest:
+                self._farthest = self._progress[0]
+                self._workers.clear()
 
     def _explain(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         """Say once what keeps the training from running."""
@@ -164,10 +168,27 @@ class Launcher:
                     self._tell(name_of(pod), f"{name_of(pod)} ended with {_ended(end)}")
             elif has_started(pod, CONTAINER):
                 self._told.pop(name_of(pod), None)
-        if len(pods) < self._job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]:
+        if len(pods) < self._replicas:
             about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
             for event in self._cluster.listed("events", fields=about):
-                self._tell("event", f"the training operator cannot create a pod: {_refusal(event['message'])}")
+                self._tell(event["message"], f"the training operator cannot create a pod: {_refusal(event['message'])}")
+
+    def _hopeless(self, pods: list[dict[str, Any]]) -> PhysionError | None:
+        """Why the operator should be stopped from making workers anew, which it does for ever with those that were killed."""
+        self._workers |= {pod["metadata"]["uid"] for pod in pods}
+        lost = len(self._workers) - self._replicas
+        if lost >= LOSSES * self._replicas:
+            return TransientError(
+                f"PyTorchJob {self._name}: {lost} workers in a row were lost without getting the training any further; "
+                "the lines above say how they ended"
+            )
+        for pod in pods:
+            end = ending(pod, CONTAINER)
+            if end and end.get("reason") in NO_START:
+                image = pod["spec"]["containers"][0]["image"]
+                why = end.get("message", end["reason"])
+                return ConfigError(f"{name_of(pod)} cannot be started ({why}): does {image} hold this version of physion?")
+        return None
 
     def _release_lost(self, pods: list[dict[str, Any]]) -> None:
         """Force the deletion of pods whose node cannot confirm it any more, so that others can have their names.
@@ -204,15 +225,15 @@ class Launcher:
         asked = False
         while True:
             job, pods = self._cluster.find("pytorchjobs", self._name), self._pods()
-            if job is None and not pods:
+            if job is None and not (asked and pods):
                 break
             if job is not None and "deletionTimestamp" not in job["metadata"]:
                 owners = job["metadata"].get("ownerReferences", [])
                 others = [each for each in owners if not self._owner or each["uid"] != self._owner["uid"]]
-                mine = len(others) < len(owners) or self._is_mine(job)
-                if not mine or any(self._is_alive(each) for each in others):
+                joined = len(others) < len(owners)
+                if not (joined or self._is_mine(job)) or any(self._is_alive(each) for each in others):
                     try:
-                        if len(others) < len(owners):
+                        if joined:
                             self._own(job, others)
                     except Conflict:
                         continue
@@ -220,7 +241,7 @@ class Launcher:
                     return
                 self._cluster.delete("pytorchjobs", job)
             if not asked:
-                say(f"deleting PyTorchJob {self._name}, waiting for its workers to save their state")
+                say(f"PyTorchJob {self._name} is being deleted: waiting for its workers to save their state")
             asked = True
             self._stream(pods)
             self._release_lost(pods)

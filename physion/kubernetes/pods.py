@@ -55,7 +55,10 @@ def _unscheduled(reason: str, message: str) -> str:
     elif "Insufficient" in message:
         advice = "ask for less (resources in jobs/*.yaml, or --patch), wait for what is busy, or add nodes"
     elif "taint" in message or "selector" in message or "affinity" in message:
-        advice = "no node is allowed: give tolerations or a nodeSelector that fit (--patch), or add nodes"
+        advice = (
+            "kubectl describe nodes shows their labels and taints (a full disk is one, too); "
+            "give tolerations or a nodeSelector that fit (--patch), or add nodes"
+        )
     else:
         advice = "kubectl describe pod says more"
     return f"no node can take it ({message.removesuffix('.')}): {advice}"

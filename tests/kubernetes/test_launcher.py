@@ -290,7 +290,15 @@ def test_an_image_without_the_program_ends_it(training, namespace):
     launcher = training.launch()
     assert launcher.ends() == 2, launcher.err
     assert "cannot be started" in launcher.err.splitlines()[-1]
-    assert "does the image alpine:3.10 hold this version of physion?" in launcher.err.splitlines()[-1]
+    assert "does alpine:3.10 hold this version of physion?" in launcher.err.splitlines()[-1]
+    assert training.job is None
+
+
+def test_workers_that_are_killed_again_and_again_end_it(training):
+    training.manifest(stand_in("exit 137"))
+    launcher = training.launch()
+    assert launcher.ends() == 75, launcher.err
+    assert "5 workers in a row were lost without getting the training any further" in launcher.err.splitlines()[-1]
     assert training.job is None
 
 
