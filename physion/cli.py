@@ -55,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+TERMINATION_LOG = Path("/dev/termination-log")  # there in a pod only
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(weights_app, name="weights")
@@ -377,6 +378,9 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
+            if TERMINATION_LOG.exists():
+                TERMINATION_LOG.write_text(f"{error}")
     sys.exit(error.exit_code)
 
 

@@ -285,12 +285,17 @@ def _show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
         print(json.dumps({"name": name, "phase": phase, "progress": progress, "steps": rows}, indent=1))
         return
     table = Table("step", "phase", "progress", "took", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["name"], _coloured(row["phase"]), row["progress"], _took(row["seconds"]))
+    reached = [row for row in rows if row["phase"] not in ("Omitted", "Skipped")]
+    for row in reached:
+        done = row["progress"] if row["phase"] == "Running" else ""
+        table.add_row(row["name"], _coloured(row["phase"]), done, _took(row["seconds"]))
     console = Console()
     console.print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
-    if rows:
+    if reached:
         console.print(table)
+    for kind, why in (("Skipped", "had nothing to do"), ("Omitted", "were not reached")):
+        if count := sum(row["phase"] == kind for row in rows):
+            print(f"{count} more {why}")
     if message := workflow.get("status", {}).get("message"):
         print(message)
     for row in rows:

@@ -174,10 +174,10 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
         mine = [there[each["id"]] for each in attempts_of(workflow, step) if each["id"] in there]
         messages = []
         if step["phase"] in ("Failed", "Error"):
-            messages = [str(step["message"])] if step.get("message") else []
-            messages += [
-                line for pod in mine[-1:] for line in last_lines(cluster, pod, MAIN, 50) if line.startswith("error: ")
-            ][-1:]
+            last = attempts_of(workflow, step)[-1:]  # of a step that was tried again, the step itself only says that it was
+            messages = [str(each["message"]) for each in last or [step] if each.get("message")]
+            said = [line for pod in mine[-1:] for line in last_lines(cluster, pod, MAIN, 50) if line.startswith("error: ")]
+            messages += [line for line in said[-1:] if line.removeprefix("error: ") not in "".join(messages)]
         elif step["phase"] in ("Pending", "Running"):
             messages += [text for pod in mine if (text := obstacle(pod))]
             messages += [f"{name_of(pod)}: {text}" for pod in _workers(cluster, mine) if (text := _trouble(pod))]
