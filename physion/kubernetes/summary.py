@@ -61,8 +61,8 @@ def print_study() -> None:
 def parsed(failures: str) -> list[dict[str, str]]:
     """Argo's list of failed nodes, which it hands over as JSON, quoted once more."""
     try:
-        found = json.loads(failures or "[]")
-        return list(json.loads(found) if isinstance(found, str) else found)
+        found = json.loads(failures or "null")
+        return list((json.loads(found) if isinstance(found, str) else found) or [])  # null: nothing failed
     except json.JSONDecodeError:
         return []
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from physion.config.load import load_config
+from physion.kubernetes.summary import parsed
 from physion.kubernetes.tasks import TASKS, task_of, work_lists
 from physion.pipeline.graph import build_graph, left_to_do
 from physion.stages import STAGES
@@ -132,3 +133,14 @@ def test_jobs_differ_in_nothing_but_their_stage_and_its_size():
         for stage, text in texts.items()
     }
     assert len(without_size) == 1
+
+
+@pytest.mark.parametrize("failures", ["null", "", "[]", '"[]"', "not JSON"])
+def test_a_summary_without_failures(failures):
+    assert parsed(failures) == []
+
+
+def test_a_summary_of_failures():
+    failures = [{"displayName": "plan(0)", "message": "main: Error (exit code 2)"}]
+    assert parsed(json.dumps(failures)) == failures
+    assert parsed(json.dumps(json.dumps(failures))) == failures
