@@ -83,8 +83,8 @@ class Training:
         for launcher in self._launchers:
             launcher.process.kill()
             launcher.process.wait()
-        if self.job:
-            self.namespace.kubectl("delete", "pytorchjob", self.job["metadata"]["name"], "--wait=false")
+        if job := self.job:
+            self.namespace.kubectl("delete", "pytorchjob", job["metadata"]["name"], "--ignore-not-found", "--wait=false")
 
 
 class Launcher:
