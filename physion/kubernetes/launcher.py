@@ -12,7 +12,7 @@ from typing import Any
 from physion.errors import ConfigError, Interrupted, PhysionError, Preempted, TransientError, of_exit_code
 from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle
+from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle, refusal
 from physion.progress import say, tell_argo
 from physion.stages import Stop
 
@@ -171,7 +171,7 @@ class Launcher:
         if len(pods) < self._replicas:
             about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
             for event in self._cluster.listed("events", fields=about):
-                self._tell(event["message"], f"the training operator cannot create a pod: {_refusal(event['message'])}")
+                self._tell(event["message"], f"the training operator cannot create a pod: {refusal(event['message'])}")
 
     def _hopeless(self, pods: list[dict[str, Any]]) -> PhysionError | None:
         """Why the operator should be stopped from making workers anew, which it does for ever with those that were killed."""
@@ -295,11 +295,3 @@ def _ended(end: dict[str, Any]) -> str:
     if end.get("reason") == "OOMKilled":
         return "out of memory: give it more (resources in jobs/*.yaml, or --patch), or make batches smaller"
     return f"exit code {end['exitCode']}"
-
-
-def _refusal(message: str) -> str:
-    if "exceeded quota" in message:
-        return f"{message}; ask for less, or have the quota of the namespace raised"
-    if "violates PodSecurity" in message:
-        return f"{message}; a --patch or an added container lacks the securityContext of jobs/*.yaml"
-    return message

@@ -47,6 +47,15 @@ def obstacle(pod: dict[str, Any]) -> str | None:
     return None
 
 
+def refusal(message: str) -> str:
+    """Why the API server did not let a pod be made, and what to do."""
+    if "exceeded quota" in message:
+        return f"{message}; ask for less, or have the quota of the namespace raised"
+    if "violates PodSecurity" in message:
+        return f"{message}; a --patch or an added container lacks the securityContext of jobs/*.yaml"
+    return message
+
+
 def _unscheduled(reason: str, message: str) -> str:
     if reason == "SchedulingGated":
         return "it waits to be admitted by its queue"

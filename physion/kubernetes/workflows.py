@@ -15,7 +15,7 @@ from physion.errors import ConfigError
 from physion.kubernetes.cluster import Cluster
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import ending, last_lines, name_of, obstacle
+from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal
 
 TEMPLATE = "physion-vqa"
 MAIN = "main"  # Argo's name for the container that works
@@ -180,7 +180,12 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
             messages += [line for line in said[-1:] if line.removeprefix("error: ") not in "".join(messages)]
         elif step["phase"] in ("Pending", "Running"):
             messages += [text for pod in mine if (text := obstacle(pod))]
-            messages += [f"{name_of(pod)}: {text}" for pod in _workers(cluster, mine) if (text := _trouble(pod))]
+            if not mine:  # the API server did not let Argo make the pod
+                messages += [refusal(each["message"]) for each in attempts_of(workflow, step)[-1:] if each.get("message")]
+            for job in _jobs(cluster, mine):
+                for pod in cluster.listed("pods", f"training.kubeflow.org/job-name={name_of(job)}"):
+                    messages += [f"{name_of(pod)}: {text}"] if (text := _trouble(pod)) else []
+                messages += _refusals(cluster, job)
         rows.append(
             {
                 "name": step["displayName"],
@@ -193,20 +198,27 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _workers(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pods of the PyTorchJobs that these pods made, or joined."""
+def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The PyTorchJobs that these pods made, or joined."""
     component = "app.kubernetes.io/component"
     identities = {
         pod["metadata"]["uid"] for pod in launchers if pod["metadata"]["labels"].get(component, "").endswith("-launcher")
     }
     if not identities:
         return []
-    jobs = [
-        name_of(job)
+    return [
+        job
         for job in cluster.listed("pytorchjobs")
         if identities & {owner["uid"] for owner in job["metadata"].get("ownerReferences", [])}
     ]
-    return [pod for job in jobs for pod in cluster.listed("pods", f"training.kubeflow.org/job-name={job}")]
+
+
+def _refusals(cluster: Cluster, job: dict[str, Any]) -> list[str]:
+    """Why the training operator cannot make the pods of a job that has none yet."""
+    if job.get("status", {}).get("replicaStatuses", {}).get("Worker", {}).get("active"):
+        return []
+    about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
+    return [refusal(event["message"]) for event in cluster.listed("events", fields=about)[-1:]]
 
 
 def _trouble(pod: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import NAMESPACE, ROOT, command, kubectl
+from live import NAMESPACE, ROOT, command, kubectl
 
 pytestmark = pytest.mark.cluster
 

@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from conftest import Study, argo, command, ended, kubectl, objects, phase, succeeded, until
+from live import Study, argo, command, ended, kubectl, objects, phase, succeeded, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 DISTURBED = ("train-slotformer", "rollout", "train-readout", "evaluate")

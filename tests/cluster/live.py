@@ -1,0 +1,123 @@
+"""Commands on the cluster of KUBECONFIG, and the study that runs in it."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "physion"
+PATIENCE = 900.0
+DONE = ("Succeeded", "Failed", "Error")
+
+
+def command(*words, check=True, given=None):
+    """Standard output of a command."""
+    ended = subprocess.run([*map(str, words)], input=given, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+    assert not check or ended.returncode == 0, f"{' '.join(map(str, words))}: {ended.stdout}{ended.stderr}"
+    return ended.stdout if check else ended
+
+
+def kubectl(*words, **options):
+    return command("kubectl", "-n", NAMESPACE, *words, **options)
+
+
+def argo(*words, **options):
+    return command("argo", "-n", NAMESPACE, *words, **options)
+
+
+def objects(kind, *selection):
+    return json.loads(kubectl("get", kind, *selection, "-o", "json"))["items"]
+
+
+def until(condition, seconds=PATIENCE, pause=0.5):
+    """What `condition` returns once it is true; the API server may be away meanwhile."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if answer := condition():
+                return answer
+        except (AssertionError, json.JSONDecodeError):
+            if time.monotonic() > deadline:
+                raise
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(pause)
+
+
+LIST = """
+import boto3, json, sys
+bucket, prefix = sys.argv[1:]
+s3 = boto3.client("s3")
+keys = [o["Key"] for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + "/artifacts/")
+        for o in page.get("Contents", [])]
+found = [json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read()) for key in keys if key.endswith("/manifest.json")]
+print(json.dumps(found))
+"""
+KEYS = """
+import boto3, sys
+for each in boto3.client("s3").list_objects_v2(Bucket=sys.argv[1], Prefix=sys.argv[2]).get("Contents", []):
+    print(each["Key"])
+"""
+DROP = """
+import boto3, sys
+bucket, prefix, *drop = sys.argv[1:]
+s3 = boto3.client("s3")
+for name in drop:
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/artifacts/{name}/"):
+        for each in page.get("Contents", []):
+            s3.delete_object(Bucket=bucket, Key=each["Key"])
+"""
+
+
+class Study:
+    """A study in the cluster: its parameters and its store."""
+
+    def __init__(self, toolbox, prefix, **parameters):
+        self.toolbox, self.prefix = toolbox, prefix
+        self.parameters = {"preset": "smoke", "store": f"s3://physion/{prefix}", **parameters}
+
+    def submit(self, *words):
+        """The new workflow's name."""
+        given = [word for key, value in self.parameters.items() for word in ("-p", f"{key}={value}")]
+        return argo("submit", "workflows/physion_vqa.yaml", "-o", "name", *given, *words).strip()
+
+    def manifests(self):
+        """By instance, every published manifest."""
+        found = json.loads(self.toolbox("python", "-c", LIST, "physion", self.prefix))
+        return {manifest["instance"]: manifest for manifest in found}
+
+    def checkpoints(self, stage):
+        keys = self.toolbox("python", "-c", KEYS, "physion", f"{self.prefix}/artifacts/{stage}/").split()
+        return [key for key in keys if "/checkpoints/" in key]
+
+    def drop(self, *stages):
+        """Forget what these stages made, and begun."""
+        self.toolbox("python", "-c", DROP, "physion", self.prefix, *stages)
+
+
+def workflow(name):
+    return json.loads(kubectl("get", "workflow", name, "-o", "json"))
+
+
+def phase(name):
+    return workflow(name).get("status", {}).get("phase")
+
+
+def nodes(name):
+    return list(workflow(name).get("status", {}).get("nodes", {}).values())
+
+
+def ended(name):
+    """The workflow, once it has ended."""
+    until(lambda: phase(name) in DONE)
+    return workflow(name)
+
+
+def succeeded(name):
+    end = ended(name)
+    assert end["status"]["phase"] == "Succeeded", [
+        (node["displayName"], node["phase"], node.get("message"))
+        for node in nodes(name)
+        if node["phase"] not in ("Succeeded", "Skipped")
+    ]
+    return end
