@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from live import ROOT, Study, argo, ended, kubectl, nodes, succeeded
 
 pytestmark = pytest.mark.cluster
@@ -89,6 +90,20 @@ def test_submit_from_the_template(study, first):
     given = [word for key, value in study.parameters.items() for word in ("-p", f"{key}={value}")]
     name = argo("submit", "--from", "workflowtemplate/physion-vqa", "-o", "name", *given).strip()
     succeeded(name)
+
+
+def test_a_job_by_hand(first, study):
+    """jobs/*.yaml needs no workflow and no launcher: kubectl makes it, and it takes what the store has."""
+    study.drop("train-dvae")
+    job = yaml.safe_load((ROOT / "jobs" / "train-dvae.yaml").read_text())
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    container["env"] = [{"name": f"PHYSION_{key.upper()}", "value": study.parameters[key]} for key in ("preset", "store")]
+    kubectl("create", "-f", "-", given=json.dumps(job))
+    try:
+        kubectl("wait", "--for=condition=Succeeded", "pytorchjob/train-dvae", "--timeout=300s")
+        assert study.manifests()["train-dvae"]["host"]["ranks"] == 1
+    finally:
+        kubectl("delete", "pytorchjob", "train-dvae")
 
 
 @pytest.mark.parametrize(
