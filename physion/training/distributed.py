@@ -95,4 +95,8 @@ def synchronised(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = F
     """A module whose backward pass leaves the mean of all ranks' gradients on each; all start with rank 0's parameters."""
     if ranks.count == 1:
         return module
-    return DistributedDataParallel(module, find_unused_parameters=unused_parameters)
+    # After its first step DDP sorts gradients into its buckets anew, which decides in what order those of more than two ranks
+    # are added: a resumed run would take one step as if it were its first, and differ from then on. On CPU, where a resumed run
+    # is to be the same to the bit, a search for unused parameters keeps the order as it is.
+    search = unused_parameters or dist.get_backend() == "gloo"
+    return DistributedDataParallel(module, find_unused_parameters=search)

@@ -130,6 +130,15 @@ def test_a_rank_that_dies_takes_the_others_along_and_they_go_on(trained):
     assert list(broken.losses) == list(range(1, STEPS + 1))  # without gaps or doubles
 
 
+@pytest.mark.parametrize("stage", ["train-steve", "train-slotformer"])
+def test_a_stop_leaves_no_trace_on_four_ranks(trained, stage):
+    """To the bit: of more than two numbers, the sum depends on their order."""
+    whole, broken = trained(stage).train(4), trained(stage)
+    assert broken.ranks(4, end=(2, 7, signal.SIGTERM)).wait() == [143] * 4
+    broken.train(4)
+    assert broken.file("weights.safetensors").read_bytes() == whole.file("weights.safetensors").read_bytes()
+
+
 def test_what_is_cached_is_cached_on_every_rank(finished, preset, tmp_path):
     arguments = ["stage", "train-dvae", "-p", preset, "-s", str(finished)]
     ranks = Ranks(2, physion, *arguments, log=tmp_path / "log")
