@@ -10,10 +10,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 DISTURBED = ("train-slotformer", "rollout", "train-readout", "evaluate")
 OVERRIDES = (
     "train-readout.features=[rollout]",
-    "train-readout.optim.steps=400",
-    "train-slotformer.optim.steps=500",
-    "train-slotformer.checkpoint-every=25",
-    "train-slotformer.heldout-every=250",
+    "train-readout.optim.steps=100",
+    "train-slotformer.optim.steps=200",
+    "train-slotformer.checkpoint-every=20",
+    "train-slotformer.heldout-every=100",
 )
 
 
