@@ -67,8 +67,6 @@ def main() -> NoReturn:
     # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
     # read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if "LOCAL_RANK" in os.environ:  # DDP warns on every rank of what is on purpose (training/distributed.py)
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     argo_file = os.environ.get("ARGO_PROGRESS_FILE")
     Output.argo_file = Path(argo_file) if argo_file else None
     try:

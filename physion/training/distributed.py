@@ -95,8 +95,22 @@ def synchronised(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = F
     """A module whose backward pass leaves the mean of all ranks' gradients on each; all start with rank 0's parameters."""
     if ranks.count == 1:
         return module
-    # After its first step DDP sorts gradients into its buckets anew, which decides in what order those of more than two ranks
-    # are added: a resumed run would take one step as if it were its first, and differ from then on. On CPU, where a resumed run
-    # is to be the same to the bit, a search for unused parameters keeps the order as it is.
-    search = unused_parameters or dist.get_backend() == "gloo"
-    return DistributedDataParallel(module, find_unused_parameters=search)
+    together = DistributedDataParallel(module, find_unused_parameters=unused_parameters)
+    if dist.get_backend() == "gloo":
+        together.register_comm_hook(None, lambda _, bucket: _mean_by_rank(bucket))
+    return together
+
+
+def _mean_by_rank(bucket: Any) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket's gradients over all ranks, each added in the order of the ranks.
+
+    gloo's own sum depends on where in a bucket a gradient lies, and DDP lays its buckets out anew after the first step: on more
+    than two ranks a resumed run would take one step as if it were its first, and differ from then on in the last bits. On CPU
+    a resumed run is to be the undisturbed one to the bit.
+    """
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    mean: torch.futures.Future[Tensor] = torch.futures.Future()
+    mean.set_result(torch.stack(parts).mean(0, dtype=torch.float64).to(mine.dtype))
+    return mean
