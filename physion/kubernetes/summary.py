@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
-from physion.commands import chosen_store
-from physion.config.load import load_config
+from physion.commands import study
 from physion.errors import PhysionError
-from physion.pipeline.given import given_weights
-from physion.pipeline.graph import build_graph
 from physion.progress import duration
 from physion.store.artifacts import read_manifest
 
@@ -37,19 +35,24 @@ def main() -> int:
         print(f"error: {error}")
     failures = parsed(os.environ.get("FAILURES", ""))
     for failure in failures:
-        code = failure.get("message", "").rpartition("exit code ")[2].rstrip(")")
-        advice = ADVICE.get(code, "physion status and physion logs say more")
-        print(f"\nfailed: {failure.get('displayName')}: {failure.get('message')}\n  {advice}")
+        print(f"\nfailed: {failure.get('displayName')}: {failure.get('message')}\n  {advice(failure.get('message', ''))}")
     if failures:
         print(f"\nlogs: argo logs {name}, or physion logs {name}")
     return 0
 
 
+def advice(message: str) -> str:
+    """What to do about a failed node, by the exit code in Argo's message."""
+    code = re.search(r"exit code (\d+)", message)
+    return ADVICE.get(code[1] if code else "", "physion status and physion logs say more")
+
+
 def print_study() -> None:
     """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
-    config = load_config(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split())
-    store = chosen_store(os.environ["PHYSION_STORE"])
-    for node in build_graph(config, given_weights(config, store)).values():
+    _, graph, store = study(
+        os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split(), os.environ["PHYSION_STORE"]
+    )
+    for node in graph.values():
         manifest = read_manifest(store, node.stage, node.fingerprint)
         took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
         print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")

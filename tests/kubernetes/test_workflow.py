@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from physion.config.load import load_config
-from physion.kubernetes.summary import parsed
+from physion.kubernetes.summary import ADVICE, advice, parsed
 from physion.kubernetes.tasks import TASKS, task_of, work_lists
 from physion.pipeline.graph import build_graph, left_to_do
 from physion.stages import STAGES
@@ -144,3 +144,9 @@ def test_a_summary_of_failures():
     failures = [{"displayName": "plan(0)", "message": "main: Error (exit code 2)"}]
     assert parsed(json.dumps(failures)) == failures
     assert parsed(json.dumps(json.dumps(failures))) == failures
+
+
+@pytest.mark.parametrize("message", ["main: Error (exit code 2)", "main: Error (exit code 2): unknown preset 'tinny'"])
+def test_a_summary_advises_by_exit_code(message):
+    assert advice(message) == ADVICE["2"]
+    assert advice("pod deleted") not in ADVICE.values()
