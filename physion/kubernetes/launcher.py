@@ -12,7 +12,7 @@ from typing import Any
 from physion.errors import ConfigError, Interrupted, PhysionError, Preempted, TransientError, of_exit_code
 from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle, refusal
+from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle, refusals
 from physion.progress import say, tell_argo
 from physion.stages import Stop
 
@@ -169,9 +169,8 @@ class Launcher:
             elif has_started(pod, CONTAINER):
                 self._told.pop(name_of(pod), None)
         if len(pods) < self._replicas:
-            about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
-            for event in self._cluster.listed("events", fields=about):
-                self._tell(event["message"], f"the training operator cannot create a pod: {refusal(event['message'])}")
+            for text in refusals(self._cluster, job):
+                self._tell(text, f"the training operator cannot create a pod: {text}")
 
     def _hopeless(self, pods: list[dict[str, Any]]) -> PhysionError | None:
         """Why the operator should be stopped from making workers anew, which it does for ever with those that were killed."""

@@ -56,6 +56,12 @@ def refusal(message: str) -> str:
     return message
 
 
+def refusals(cluster: Cluster, job: dict[str, Any]) -> list[str]:
+    """Why the training operator could not make pods of a job, as its events say."""
+    about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
+    return [refusal(event["message"]) for event in cluster.listed("events", fields=about)]
+
+
 def _unscheduled(reason: str, message: str) -> str:
     if reason == "SchedulingGated":
         return "it waits to be admitted by its queue"

@@ -15,7 +15,7 @@ from physion.errors import ConfigError
 from physion.kubernetes.cluster import Cluster
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal
+from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal, refusals
 
 TEMPLATE = "physion-vqa"
 MAIN = "main"  # Argo's name for the container that works
@@ -185,7 +185,8 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
             for job in _jobs(cluster, mine):
                 for pod in cluster.listed("pods", f"training.kubeflow.org/job-name={name_of(job)}"):
                     messages += [f"{name_of(pod)}: {text}"] if (text := _trouble(pod)) else []
-                messages += _refusals(cluster, job)
+                if not job.get("status", {}).get("replicaStatuses", {}).get("Worker", {}).get("active"):
+                    messages += refusals(cluster, job)[-1:]
         rows.append(
             {
                 "name": step["displayName"],
@@ -211,14 +212,6 @@ def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, A
         for job in cluster.listed("pytorchjobs")
         if identities & {owner["uid"] for owner in job["metadata"].get("ownerReferences", [])}
     ]
-
-
-def _refusals(cluster: Cluster, job: dict[str, Any]) -> list[str]:
-    """Why the training operator cannot make the pods of a job that has none yet."""
-    if job.get("status", {}).get("replicaStatuses", {}).get("Worker", {}).get("active"):
-        return []
-    about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
-    return [refusal(event["message"]) for event in cluster.listed("events", fields=about)[-1:]]
 
 
 def _trouble(pod: dict[str, Any]) -> str | None:
