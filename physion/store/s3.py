@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import shutil
+import threading
 import uuid
 import weakref
 import zlib
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 MiB = 1 << 20
 PART = 16 * MiB  # of a large object: one request
 MOST_PARTS = 10_000  # S3's limit
-PIECE = 1 * MiB  # read from a connection at once
+PIECE = 256 * 1024  # read from a connection at once: small enough to be written while it is in the processor's cache
 PROBE = ".physion/conditional-write"
 CRC32_PROBE = ".physion/crc32"
 IF_ABSENT = {"IfNoneMatch": "*"}
@@ -364,6 +365,7 @@ class S3Store:
     def _download(self, key: str, size: int, sha256: str | None, path: Path) -> bool:
         """Fetch an object of a known size into a file, in many requests at once; tells whether it was checked while it came."""
         corrupt = f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)"
+        writing = threading.Lock()  # a file takes one writer at a time; in the kernel the others would spin
 
         def fetch_part(start: int) -> None:
             end = min(size, start + self._part)
@@ -378,7 +380,8 @@ class S3Store:
                 with path.open("r+b") as file:
                     file.seek(start)
                     while piece := answer["Body"].read(PIECE):
-                        file.write(piece)
+                        with writing:
+                            file.write(piece)
 
             self._requests.attempt(f"fetch {key}", get)
 
