@@ -36,9 +36,10 @@ from physion.commands import (
     tell_result,
     with_precision,
 )
-from physion.commands.cluster import launch, logs, status, submit
+from physion.commands.launch import launch
 from physion.commands.store import store_app
 from physion.commands.weights import weights_app
+from physion.commands.workflows import logs, status, submit
 from physion.config.load import load_config, preset_text
 from physion.config.schema import Config, TrainingStage
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
@@ -216,20 +217,20 @@ def plan(
     from physion.pipeline.estimate import SUSTAINED, estimate
 
     config, graph, target = study(preset, overrides, store)
+    cached = {node.name: read_manifest(target, node.stage, node.fingerprint) is not None for node in graph.values()}
     if tasks is not None:
-        left = left_to_do(graph, lambda node: read_manifest(target, node.stage, node.fingerprint) is not None)
+        left = left_to_do(graph, lambda node: cached[node.name])
         write_work_lists(tasks, work_lists(left, parse_shards(shards)))
     costs = estimate(config, graph)
     rows: list[dict[str, Any]] = []
     for node in graph.values():
-        manifest = read_manifest(target, node.stage, node.fingerprint)
         rows.append(
             {
                 "name": node.name,
                 "stage": node.stage,
                 "fingerprint": node.fingerprint,
                 "inputs": node.inputs,
-                "cached": manifest is not None,
+                "cached": cached[node.name],
                 "weights": node.weights.prefix if node.weights else None,
                 "bytes": costs[node.name].bytes,
                 "flops": costs[node.name].flops,

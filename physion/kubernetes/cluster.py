@@ -23,6 +23,7 @@ GROUPS = {
     "pods": "/api/v1",
     "configmaps": "/api/v1",
     "events": "/api/v1",
+    "secrets": "/api/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
     "workflows": "/apis/argoproj.io/v1alpha1",
     "workflowtemplates": "/apis/argoproj.io/v1alpha1",

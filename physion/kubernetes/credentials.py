@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import secrets
 import sys
-from pathlib import Path
 
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+from physion.errors import PhysionError
+from physion.kubernetes.cluster import Cluster, Conflict
 
 
 def main() -> int:
     """Create the Secret named on the command line, in the namespace of this pod, unless it is there."""
-    from kubernetes import client, config
-
-    config.load_incluster_config()
-    name, namespace = sys.argv[1], (ACCOUNT / "namespace").read_text()
+    name = sys.argv[1]
     # Letters and digits only: what some clients and shells take apart cannot occur.
     keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
-    secret = client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=keys)
     try:
-        client.CoreV1Api().create_namespaced_secret(namespace, secret)
-    except client.ApiException as error:
-        if error.status != 409:
-            print(f"error: Secret {name}: {error.status} {error.reason}", file=sys.stderr)
-            return 75
+        Cluster().create("secrets", {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": keys})
+    except Conflict:
         print(f"Secret {name} is there already")
-        return 0
-    print(f"made Secret {name}")
+    except PhysionError as error:
+        print(f"error: Secret {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    else:
+        print(f"made Secret {name}")
     return 0
 
 

@@ -30,6 +30,7 @@ def main() -> int:
         return ConfigError.exit_code
     # A store that agents share with all attempts of the ranks keeps the addresses of dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    run.logger.addFilter(lambda record: "OMP_NUM_THREADS" not in record.msg)  # one thread a rank: a note in every worker's log
     at = arguments.index("stage")
     while True:
         try:

@@ -1,130 +1,28 @@
-"""The study on a Kubernetes cluster: `physion launch` a training; `submit`, `status` and `logs` of workflows."""
+"""Workflows on a Kubernetes cluster: `physion submit`, `status` and `logs`."""
 
 from __future__ import annotations
 
 import json
-import re
-import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import (
-    AsJSON,
-    Overrides,
-    Precision,
-    Preset,
-    StoreURI,
-    is_training,
-    stopping,
-    study,
-    tell_result,
-    with_precision,
-)
-from physion.config.load import load_config, nearest
-from physion.config.schema import Config
+from physion.commands import AsJSON, Overrides, stopping
+from physion.commands.launch import Namespace, for_pods
+from physion.config.load import load_config
 from physion.errors import ConfigError, Interrupted, Preempted, of_exit_code
-from physion.pipeline.graph import build_graph, select
+from physion.pipeline.graph import build_graph
 from physion.progress import duration, say
-from physion.store.artifacts import read_manifest
 
 if TYPE_CHECKING:
     from physion.kubernetes.cluster import Cluster
 
-TRAININGS = [str(field.alias) for field in Config.model_fields.values() if is_training(field.annotation)]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Default: the kubeconfig's, else physion.", show_default=False)
-]
 Workflow = Annotated[str, typer.Argument(help="Its name, or @latest.")]
 FOLLOW_INTERVAL = 2.0  # seconds
 COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red"}
-
-
-def launch(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="train-dvae, train-steve or train-slotformer.")],
-    preset: Preset,
-    store: StoreURI,
-    overrides: Overrides = [],  # noqa: B006
-    precision: Precision = None,
-    image: Annotated[str | None, typer.Option(help="Instead of the manifest's.")] = None,
-    nodes: Annotated[int, typer.Option(help="Pods that train together.", min=1)] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs of each.", min=0)] = 0,
-    ranks: Annotated[int | None, typer.Option(help="Processes of each. Default: one a GPU.", min=1, show_default=False)] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that admits the job.")] = None,
-    namespace: Namespace = None,
-    jobs: Annotated[
-        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Where STAGE.yaml, the PyTorchJob, lies.")
-    ] = Path("jobs"),
-    patch: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML to merge into the pods' spec: tolerations, nodeSelector, ...")
-    ] = None,
-    pod_name: Annotated[str | None, typer.Option(envvar="POD_NAME", hidden=True)] = None,
-    pod_uid: Annotated[str | None, typer.Option(envvar="POD_UID", hidden=True)] = None,
-    pod_namespace: Annotated[str | None, typer.Option(envvar="POD_NAMESPACE", hidden=True)] = None,
-    as_json: AsJSON = False,
-) -> None:
-    """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
-    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in TRAININGS)
-    if name not in known:
-        there = f"; there are {', '.join(known)}" if known else ": run it where jobs/ lies, or name that folder with --jobs"
-        raise ConfigError(f"no training has a manifest {jobs / name}.yaml{nearest(name, known)}{there}")
-    overrides = with_precision(overrides, precision)
-    for_pods(preset, overrides)
-    config, graph, target = study(preset, overrides, store)
-    node = select(graph, name, {})
-    from physion.pipeline.runner import Done, published_input, run_node
-
-    if node.weights is not None:  # given ones are copied, not trained
-        with stopping() as stop:
-            tell_result(run_node(node, graph, target, config, stop), target, as_json)
-        return
-
-    if manifest := read_manifest(target, node.stage, node.fingerprint):
-        tell_result(Done(node, manifest, cached=True), target, as_json)
-        return
-    for source in node.inputs.values():
-        published_input(graph[source], target).close()
-
-    from physion.kubernetes.cluster import PATIENCE, Cluster
-    from physion.kubernetes.launcher import Launcher
-    from physion.kubernetes.manifest import Shape, job_name, read_mapping, training_job
-
-    owner = None
-    if pod_name and pod_uid:
-        if namespace not in (None, pod_namespace):
-            raise ConfigError(f"--namespace {namespace}: a job is owned by this pod, so it must be in {pod_namespace}, too")
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid}
-    job = training_job(
-        jobs,
-        node.stage,
-        job_name(node.stage, node.fingerprint, target.uri),
-        Shape(nodes, gpus, ranks, image, queue, read_mapping(patch, "--patch") if patch else None),
-        {"PHYSION_PRESET": preset, "PHYSION_STORE": target.uri, "PHYSION_SET": " ".join(overrides)},
-        {"physion/fingerprint": node.fingerprint, "physion/store": target.uri, "physion/instance": node.name},
-    )
-    started = time.monotonic()
-    with stopping() as stop:
-        cluster = Cluster(namespace or pod_namespace, PATIENCE, stop)
-        Launcher(cluster, job, owner, lambda: read_manifest(target, node.stage, node.fingerprint) is not None).run()
-    manifest = read_manifest(target, node.stage, node.fingerprint)
-    assert manifest is not None  # what Launcher.run promises
-    tell_result(Done(node, manifest, cached=False, seconds=time.monotonic() - started), target, as_json)
-
-
-def for_pods(preset: str, overrides: list[str]) -> None:
-    """Raise ConfigError for what cannot be handed on to pods."""
-    if preset.endswith((".yaml", ".yml")) and not Path(preset).is_absolute():
-        raise ConfigError(
-            f"preset {preset}: a file of this machine, which pods do not see; name a preset of the image and say the rest with "
-            "--set, or mount the file in them and give its absolute path"
-        )
-    for override in overrides:
-        if re.search(r"\s", override):
-            raise ConfigError(f"--set '{override}': overrides for a cluster hold no spaces (in lists write [1,2])")
 
 
 def submit(
@@ -166,7 +64,7 @@ def submit(
         build_graph(load_config(default, chosen.get("overrides", "").split()))
     name = workflows.submit(cluster, chosen)
     if as_json and not wait:
-        print(json.dumps({"workflow": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))
+        print(json.dumps({"name": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))
     elif not as_json:
         where = f" -n {cluster.namespace}" if namespace else ""
         print(f"submitted {name} to namespace {cluster.namespace}")
