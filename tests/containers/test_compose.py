@@ -15,8 +15,11 @@ DAEMON_UP = ROOT.parent / "shared" / "docker" / "up"
 def kill_daemon():
     """As an init system does when it kills the service: dockerd and its containerd; the containers' own processes stay."""
     state = Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).parent
-    for pid in (state / "pid", state / "exec" / "containerd" / "containerd.pid"):
-        os.kill(int(pid.read_text()), signal.SIGKILL)
+    for file in (state / "pid", state / "exec" / "containerd" / "containerd.pid"):
+        pid = int(file.read_text())
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists():  # a new dockerd would take a containerd that nobody has reaped yet for a living one
+            time.sleep(0.1)
 
 
 def wait_for(log, text, process):
