@@ -1,57 +1,71 @@
-"""Where a workflow's time went that its stages did not use: python benchmarks/workflow.py -n physion NAME SUMMARY
+"""What Argo and Kubernetes add to the stages of a workflow: python benchmarks/workflow.py NAMESPACE WORKFLOW
 
-SUMMARY is a file with the workflow's summary (argo logs NAME), from which the stages' own times are read. For each task on the
-way from submit to report: the gap until its pods were made (Argo's), and what its pods took beyond the stage's own time
-(scheduling, starting containers and Python, the store, ending).
+For each task on the way from submit to report: the gap between the end of what it waited for and the making of its first pod
+(Argo's controller); how long its pods took to start their main container (scheduler, kubelet, Argo's init container); for a
+training, from there to the start of its workers (the launcher, the operator, their pods); and how long it ran from then on.
+Kubernetes tells times in whole seconds, and its events stay for an hour: look soon after the workflow has ended.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import statistics
 import subprocess
 import sys
 from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 
-def own_seconds(summary: str) -> dict[str, float]:
-    """By instance, seconds, as the summary tells them."""
-    units = {"h": 3600, "min": 60, "s": 1}
-    found = re.findall(
-        r"^.*?([\w-]+)\s+[0-9a-f]{12}\s+((?:\d+ (?:h|min|s) ?)+)$", re.sub(r"\x1b\[\d*m", "", summary), re.MULTILINE
-    )
-    return {name: sum(int(n) * units[u] for n, u in re.findall(r"(\d+) (h|min|s)", text)) for name, text in found}
+def ask(namespace: str, *what: str) -> Any:
+    """What kubectl gets."""
+    words = ["kubectl", "-n", namespace, "get", *what, "-o", "json"]
+    return json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+
+
+def seconds(time: str) -> float:
+    """Since 1970."""
+    return datetime.fromisoformat(time).timestamp()
 
 
 def main() -> None:
-    """Print one line a task and the sums."""
-    namespace, name, summary = sys.argv[2:5]
-    words = ["kubectl", "-n", namespace, "get", "workflow", name, "-o", "json"]
-    workflow = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
-    own = own_seconds(Path(summary).read_text())
-    pods = [node for node in workflow["status"]["nodes"].values() if node["type"] == "Pod"]
-    when = {node["id"]: [datetime.fromisoformat(node[key]).timestamp() for key in ("startedAt", "finishedAt")] for node in pods}
-    first = datetime.fromisoformat(workflow["metadata"]["creationTimestamp"]).timestamp()
-    last = datetime.fromisoformat(workflow["status"]["finishedAt"]).timestamp()
-    tasks: dict[str, list[str]] = {}
-    for node in pods:
-        tasks.setdefault(node["displayName"].partition("(")[0], []).append(node["id"])
-    print(f"{'task':<28}{'gap':>6}{'pods':>6}{'own':>6}{'beyond':>8}")
-    total = [0.0, 0.0]
-    for task, ids in sorted(tasks.items(), key=lambda item: min(when[i][0] for i in item[1])):
-        start, end = min(when[i][0] for i in ids), max(when[i][1] for i in ids)
-        before = max([each[1] for each in when.values() if each[1] <= start] or [first])
-        works = [seconds for instance, seconds in own.items() if instance == task] or [0.0]
-        gap, beyond = start - before, end - start - sum(works)
-        total = [total[0] + gap, total[1] + beyond]
-        print(f"{task:<28}{gap:>6.0f}{end - start:>6.0f}{sum(works):>6.0f}{beyond:>8.0f}")
-    events = sorted([(each[0], 1) for each in when.values()] + [(each[1], -1) for each in when.values()])
-    running = peak = 0
-    for _, change in events:
-        running += change
-        peak = max(peak, running)
-    print(f"\nsubmit to end {last - first:.0f} s, {len(pods)} pods, {peak} at most at once")
+    """Print one line a task, and what that means for a stage."""
+    namespace, name = sys.argv[1:3]
+    workflow = ask(namespace, "workflow", name)
+    started: dict[str, dict[str, float]] = {}  # by pod, when its containers started
+    for event in ask(namespace, "events", "--field-selector", "reason=Started,involvedObject.kind=Pod")["items"]:
+        pod = event["involvedObject"]
+        container = pod.get("fieldPath", "").partition("{")[2].rstrip("}")
+        started.setdefault(pod["name"], {})[container] = seconds(event["firstTimestamp"])
+    tasks: dict[str, list[tuple[float, float, float]]] = {}  # of each pod: made, began, ended
+    for node in workflow["status"]["nodes"].values():
+        if node["type"] == "Pod":
+            made, ended = seconds(node["startedAt"]), seconds(node["finishedAt"])
+            # A pod's name ends with what its node's ends with.
+            ends = f"-{node['id'].rpartition('-')[2]}"
+            begins = [each["main"] for pod, each in started.items() if pod.startswith(name) and pod.endswith(ends)]
+            tasks.setdefault(node["displayName"].partition("(")[0], []).append((made, *(begins or [made]), ended))
+    every = [pod for pods in tasks.values() for pod in pods]
+    print(f"{'task':<28}{'pods':>6}{'gap':>6}{'start':>7}{'launch':>8}{'ran':>6}  s")
+    added = []
+    submitted, done = seconds(workflow["metadata"]["creationTimestamp"]), seconds(workflow["status"]["finishedAt"])
+    for task, pods in sorted(tasks.items(), key=lambda item: min(item[1])):
+        first, last = min(made for made, _, _ in pods), max(ended for _, _, ended in pods)
+        gap = first - max([ended for _, _, ended in every if ended <= first] or [submitted])
+        start = statistics.mean(began - made for made, began, _ in pods)
+        begins = min(began for _, began, _ in pods)
+        workers = [
+            moment
+            for pod, each in started.items()
+            for moment in each.values()
+            if pod.startswith(f"{task}-") and "-worker-" in pod and begins <= moment <= last
+        ]
+        launch = min(workers) - begins if workers else 0.0
+        added.append((gap, start, launch))
+        print(f"{task:<28}{len(pods):>6}{gap:>6.0f}{start:>7.1f}{launch:>8.0f}{last - begins - launch:>6.0f}")
+    gap, start, launch = (statistics.mean(column) for column in zip(*added, strict=True))
+    print(f"\nadded to a stage: {gap:.1f} s gap + {start:.1f} s start + {launch:.1f} s launch = {gap + start + launch:.1f} s")
+    peak = max(sum(made <= moment < ended for made, _, ended in every) for moment, _, _ in every)
+    print(f"submit to end {done - submitted:.0f} s, {len(every)} pods, {peak} at most at once (and the workers of trainings)")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import secrets
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import yaml
-from live import ROOT, Study, argo, ended, kubectl, nodes, succeeded
+from live import NAMESPACE, ROOT, Study, argo, command, ended, kubectl, nodes, succeeded
 
 pytestmark = pytest.mark.cluster
 TRAININGS = ("train-dvae", "train-steve", "train-slotformer")
@@ -105,6 +106,17 @@ def test_a_job_by_hand(first, study):
         kubectl("delete", "pytorchjob", "train-dvae")
 
 
+def assert_fails(name, step, message):
+    """The workflow fails, at once and for good, and Argo's node and `physion status` both say why."""
+    assert ended(name)["status"]["phase"] == "Failed"
+    tries = [node for node in nodes(name) if node["type"] == "Pod" and node["displayName"].startswith(f"{step}(")]
+    assert len(tries) == 1
+    assert "exit code 2" in tries[0]["message"]
+    assert message in tries[0]["message"]
+    assert message in command(sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
+    kubectl("delete", "workflow", name)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -114,14 +126,29 @@ def test_a_job_by_hand(first, study):
     ],
 )
 def test_bad_input_fails_at_the_plan_with_one_clear_line(study, parameters, message):
-    name = Study(study.toolbox, study.prefix, **parameters).submit()
-    end = ended(name)
-    assert end["status"]["phase"] == "Failed"
-    (plan,) = [
-        node
-        for node in nodes(name)
-        if node["displayName"].startswith("plan(") or (node["displayName"] == "plan" and node["type"] == "Pod")
-    ]
-    assert "exit code 2" in plan["message"]
-    assert message in plan["message"], "Argo shows the error itself"
-    kubectl("delete", "workflow", name)
+    assert_fails(Study(study.toolbox, study.prefix, **parameters).submit(), "plan", message)
+
+
+@contextmanager
+def missing(kind, name):
+    """Take an object away for a while."""
+    taken = json.loads(kubectl("get", kind, name, "-o", "json"))
+    kubectl("delete", kind, name)
+    try:
+        yield
+    finally:
+        for key in ("uid", "resourceVersion", "creationTimestamp", "managedFields"):
+            taken["metadata"].pop(key, None)
+        kubectl("create", "-f", "-", given=json.dumps(taken))
+
+
+def test_a_missing_secret(study):
+    with missing("secret", "physion-s3"):
+        assert_fails(study.submit(), "plan", "there are no credentials")
+
+
+def test_a_launcher_without_its_role(first, study):
+    changed = study.parameters | {"overrides": "train-slotformer.optim.steps=3"}
+    with missing("rolebinding", "launcher"):
+        name = Study(study.toolbox, study.prefix, **changed).submit()
+        assert_fails(name, "train-slotformer", "system:serviceaccount:physion:launcher may not")

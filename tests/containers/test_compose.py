@@ -1,5 +1,6 @@
 """docker compose: the chain to its report, and again after the pipeline, the S3 server and the daemon were killed."""
 
+import contextlib
 import os
 import re
 import signal
@@ -17,8 +18,11 @@ def kill_daemon():
     state = Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).parent
     for file in (state / "pid", state / "exec" / "containerd" / "containerd.pid"):
         pid = int(file.read_text())
-        os.kill(pid, signal.SIGKILL)
-        while Path(f"/proc/{pid}").exists():  # a new dockerd would take a containerd that nobody has reaped yet for a living one
+        with contextlib.suppress(ProcessLookupError):  # containerd goes with dockerd, on its own
+            os.kill(pid, signal.SIGKILL)
+        while Path(
+            f"/proc/{pid}"
+        ).exists():  # a new dockerd would take a containerd that nobody has reaped yet for a living one
             time.sleep(0.1)
 
 
