@@ -30,7 +30,7 @@ def objects(kind, *selection):
     return json.loads(kubectl("get", kind, *selection, "-o", "json"))["items"]
 
 
-def until(condition, seconds=PATIENCE, pause=0.5):
+def until(condition, seconds=PATIENCE, pause=1.0):
     """What `condition` returns once it is true; the API server may be away meanwhile."""
     deadline = time.monotonic() + seconds
     while True:

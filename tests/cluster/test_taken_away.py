@@ -37,7 +37,7 @@ def training(undisturbed):
     study, _ = undisturbed
     study.drop(*DISTURBED)
     name = study.submit()
-    until(lambda: len(study.checkpoints("train-slotformer")) > 0)
+    until(lambda: study.checkpoints("train-slotformer"), pause=3.0)  # each look starts Python in a pod
     yield name
     kubectl("delete", "workflow", name, "--ignore-not-found")
 
