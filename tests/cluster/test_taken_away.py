@@ -168,7 +168,8 @@ def test_a_deleted_workflow_leaves_nothing(undisturbed, training):
 
     def nothing_left():
         left = [pod["metadata"]["name"] for pod in objects("pods") if pod["metadata"]["name"] not in ("s3-0", "toolbox")]
-        return not left and not objects("pytorchjobs") and not objects("workflows")
+        there = [workflow["metadata"]["name"] for workflow in objects("workflows")]
+        return not left and not objects("pytorchjobs") and training not in there
 
     until(nothing_left, 60)
     assert len(objects("pvc")) == len(claims)
