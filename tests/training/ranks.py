@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from physion.errors import PhysionError
+
 PRELOADED = [
     "physion.cli", "physion.pipeline.runner", "physion.store.s3", "physion.stages.train_dvae", "physion.stages.train_steve",
     "physion.stages.train_slotformer", "physion.stages.train_readout", "torch._dynamo", "torch.utils.tensorboard",
@@ -87,4 +89,8 @@ def _rank(environment, log, function, arguments):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    function(*arguments)
+    try:
+        function(*arguments)
+    except PhysionError as error:  # ends as the command line does
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
