@@ -1,9 +1,10 @@
 """What Argo and Kubernetes add to the stages of a workflow: python benchmarks/workflow.py NAMESPACE WORKFLOW
 
 For each task on the way from submit to report: the gap between the last end of any pod and the making of its first one (Argo's
-controller; too short where another branch's pod ended meanwhile); how long its pods took to start their main container (scheduler, kubelet, Argo's init container); for a
-training, from there to the start of its workers (the launcher, the operator, their pods); and how long it ran from then on.
-Kubernetes tells times in whole seconds, and its events stay for an hour: look soon after the workflow has ended.
+controller; too short where another branch's pod ended meanwhile); how long its pods took to start their main container
+(scheduler, kubelet, Argo's init container); for a training, from there to the start of its workers (the launcher, the operator,
+their pods); and how long it ran from then on. Kubernetes tells times in whole seconds, and its events stay for an hour: look
+soon after the workflow has ended.
 """
 
 from __future__ import annotations

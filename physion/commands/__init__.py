@@ -109,13 +109,15 @@ Precision = Annotated[
 
 def with_precision(overrides: list[str], precision: str | None) -> list[str]:
     """Overrides that also give every training this precision."""
-    stages = [field.alias for field in Config.model_fields.values() if is_training(field.annotation)]
-    return [*overrides, *(f"{stage}.precision={precision}" for stage in stages if precision)]
+    return [*overrides, *(f"{stage}.precision={precision}" for stage in TRAININGS if precision)]
 
 
 def is_training(section: Any) -> bool:
     """Whether a field of the configuration is a section of a trained stage."""
     return isinstance(section, type) and issubclass(section, TrainingStage)
+
+
+TRAININGS = [str(field.alias) for field in Config.model_fields.values() if is_training(field.annotation)]
 
 
 def study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:

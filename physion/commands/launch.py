@@ -10,24 +10,22 @@ from typing import Annotated
 import typer
 
 from physion.commands import (
+    TRAININGS,
     AsJSON,
     Overrides,
     Precision,
     Preset,
     StoreURI,
-    is_training,
     stopping,
     study,
     tell_result,
     with_precision,
 )
 from physion.config.load import nearest
-from physion.config.schema import Config
 from physion.errors import ConfigError
 from physion.pipeline.graph import select
 from physion.store.artifacts import read_manifest
 
-TRAININGS = [str(field.alias) for field in Config.model_fields.values() if is_training(field.annotation)]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Default: the kubeconfig's, else physion.", show_default=False)
 ]
