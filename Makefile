@@ -11,16 +11,16 @@ demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
 
 test: $(VENV)/ready
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Needs a Docker daemon: builds the image, runs it hardened, and docker compose to its report. About 8 minutes.
 test-containers: $(VENV)/ready
 	$(VENV)/bin/pytest -m containers tests/containers
 
 # Needs a Kubernetes cluster (KUBECONFIG) with Argo Workflows, the training operator and the image on its nodes, kubectl and argo:
-# docs/kubernetes.md. About 10 minutes; test-chaos, where things are taken away while a training runs, most of an hour.
+# docs/kubernetes.md. About 12 minutes; test-chaos, where things are taken away while a training runs, most of an hour.
 test-cluster: $(VENV)/ready
-	$(VENV)/bin/pytest -m "cluster and not chaos" tests/kubernetes tests/cluster
+	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "cluster and not chaos" tests/kubernetes tests/cluster
 test-chaos: $(VENV)/ready
 	$(VENV)/bin/pytest -m chaos tests/cluster
 

@@ -1,26 +1,26 @@
-"""What Argo and Kubernetes add to the stages of a workflow: python benchmarks/workflow.py NAMESPACE WORKFLOW
+"""What Argo and Kubernetes add to the stages of a study: python benchmarks/workflow.py NAMESPACE -p preset=smoke [-p ...]
 
-For each task on the way from submit to report: the gap between the last end of any pod and the making of its first one (Argo's
-controller; too short where another branch's pod ended meanwhile); how long its pods took to start their main container
-(scheduler, kubelet, Argo's init container); for a training, from there to the start of its workers (the launcher, the operator,
-their pods); and how long it ran from then on. Kubernetes tells times in whole seconds, and its events stay for an hour: look
-soon after the workflow has ended.
+Submits the workflow, watches its pods and tells, for each task, the seconds from the end of the last process that it waited for
+to the making of its first pod (Argo's sidecar, the kubelet, Argo's controller); what the pod, and a training's workers, waited
+for room on a node; from there to the start of its process (kubelet, Argo's init container); for a training, what its launcher
+adds before the start and after the end of its workers; and how long its own processes ran. Kubernetes tells times in whole
+seconds, so a single number is off by up to one; their mean is not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
+import threading
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-
-def ask(namespace: str, *what: str) -> Any:
-    """What kubectl gets."""
-    words = ["kubectl", "-n", namespace, "get", *what, "-o", "json"]
-    return json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+WORKFLOW = Path(__file__).parents[1] / "workflows" / "physion_vqa.yaml"
+Pod = dict[str, Any]
 
 
 def seconds(time: str) -> float:
@@ -28,45 +28,101 @@ def seconds(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
+class Watch(threading.Thread):
+    """The last known state of every pod of a namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(daemon=True)
+        words = ["kubectl", "-n", namespace, "get", "pods", "--watch", "--output", "json"]
+        self.kubectl = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        self.pods: dict[str, Pod] = {}
+        self.start()
+
+    def run(self) -> None:
+        """Read one document after the other."""
+        document = ""
+        for line in self.kubectl.stdout or ():
+            document += line
+            if line == "}\n":
+                pod = json.loads(document)
+                self.pods[pod["metadata"]["uid"]] = pod
+                document = ""
+
+
+def made(pod: Pod) -> float:
+    """When it was made."""
+    return seconds(pod["metadata"]["creationTimestamp"])
+
+
+def ran(pod: Pod) -> tuple[float, float]:
+    """When the process of its main container began and ended."""
+    (main,) = (each for each in pod["status"]["containerStatuses"] if each["name"] in ("main", "pytorch"))
+    return seconds(main["state"]["terminated"]["startedAt"]), seconds(main["state"]["terminated"]["finishedAt"])
+
+
+def waited(pod: Pod) -> float:
+    """For a node with room for it."""
+    (scheduled,) = (each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled")
+    return seconds(scheduled["lastTransitionTime"]) - made(pod)
+
+
 def main() -> None:
     """Print one line a task, and what that means for a stage."""
-    namespace, name = sys.argv[1:3]
-    workflow = ask(namespace, "workflow", name)
-    started: dict[str, dict[str, float]] = {}  # by pod, when its containers started
-    for event in ask(namespace, "events", "--field-selector", "reason=Started,involvedObject.kind=Pod")["items"]:
-        pod = event["involvedObject"]
-        container = pod.get("fieldPath", "").partition("{")[2].rstrip("}")
-        started.setdefault(pod["name"], {})[container] = seconds(event["firstTimestamp"])
-    tasks: dict[str, list[tuple[float, float, float]]] = {}  # of each pod: made, began, ended
-    for node in workflow["status"]["nodes"].values():
-        if node["type"] == "Pod":
-            made, ended = seconds(node["startedAt"]), seconds(node["finishedAt"])
-            # A pod's name ends with what its node's ends with.
-            ends = f"-{node['id'].rpartition('-')[2]}"
-            begins = [each["main"] for pod, each in started.items() if pod.startswith(name) and pod.endswith(ends)]
-            tasks.setdefault(node["displayName"].partition("(")[0], []).append((made, *(begins or [made]), ended))
-    every = [pod for pods in tasks.values() for pod in pods]
-    print(f"{'task':<28}{'pods':>6}{'gap':>6}{'start':>7}{'launch':>8}{'ran':>6}  s")
-    added = []
-    submitted, done = seconds(workflow["metadata"]["creationTimestamp"]), seconds(workflow["status"]["finishedAt"])
-    for task, pods in sorted(tasks.items(), key=lambda item: min(item[1])):
-        first, last = min(made for made, _, _ in pods), max(ended for _, _, ended in pods)
-        gap = first - max([ended for _, _, ended in every if ended <= first] or [submitted])
-        start = statistics.mean(began - made for made, began, _ in pods)
-        begins = min(began for _, began, _ in pods)
-        workers = [
-            moment
-            for pod, each in started.items()
-            for moment in each.values()
-            if pod.startswith(f"{task}-") and "-worker-" in pod and begins <= moment <= last
-        ]
-        launch = min(workers) - begins if workers else 0.0
-        added.append((gap, start, launch))
-        print(f"{task:<28}{len(pods):>6}{gap:>6.0f}{start:>7.1f}{launch:>8.0f}{last - begins - launch:>6.0f}")
-    gap, start, launch = (statistics.mean(column) for column in zip(*added, strict=True))
+    namespace, *parameters = sys.argv[1:]
+    watch = Watch(namespace)
+    words = ["argo", "-n", namespace, "submit", "--output", "name", str(WORKFLOW), *parameters]
+    name = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["argo", "-n", namespace, "wait", name], check=True, stdout=sys.stderr)
+    words = ["kubectl", "-n", namespace, "get", "workflow", name, "--output", "json"]
+    workflow = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    watch.kubectl.terminate()
+    watch.join()
+
+    (dag,) = (each["dag"] for each in workflow["status"]["storedWorkflowTemplateSpec"]["templates"] if "dag" in each)
+    sources = {task["name"]: re.findall(r"[\w-]+", task.get("depends", "")) for task in dag["tasks"]}
+    sources["onExit"] = ["evaluate"]
+    tasks: dict[str, list[Pod]] = {}
+    workers: list[Pod] = []
+    for pod in watch.pods.values():
+        if pod["metadata"]["labels"].get("workflows.argoproj.io/workflow") == name:
+            node = pod["metadata"]["annotations"]["workflows.argoproj.io/node-name"]
+            tasks.setdefault(re.split(r"[(]", node.removeprefix(name).lstrip("."))[0], []).append(pod)
+        elif "training.kubeflow.org/job-name" in pod["metadata"]["labels"]:
+            workers.append(pod)
+    submitted = seconds(workflow["metadata"]["creationTimestamp"])
+
+    def ended(task: str) -> float:
+        """The end of its last process; a task that had nothing to do ends as what it waited for."""
+        return max(ran(pod)[1] for pod in tasks[task]) if task in tasks else ready(task)
+
+    def ready(task: str) -> float:
+        return max([ended(source) for source in sources[task]], default=submitted)
+
+    print(f"{'task':<28}{'pods':>6}{'gap':>6}{'room':>6}{'start':>7}{'launch':>8}{'ran':>6}  s")
+    added: dict[str, tuple[float, float, float]] = {}
+    for task, pods in sorted(tasks.items(), key=lambda item: min(map(made, item[1]))):
+        first = min(pods, key=made)
+        (began, _), end, room = ran(first), ended(task), waited(first)
+        start, launch, own = began - made(first) - room, 0.0, end - began
+        names = [each for each in workers if each["metadata"]["labels"]["training.kubeflow.org/job-name"].startswith(task)]
+        if inside := [each for each in names if began <= made(each) <= end]:
+            own = max(ran(each)[1] for each in inside) - min(ran(each)[0] for each in inside)
+            late = max(map(waited, inside))
+            launch, room = end - began - own - late, room + late
+        added[task] = made(first) - ready(task), start, launch
+        print(f"{task:<28}{len(pods):>6}{added[task][0]:>6.0f}{room:>6.0f}{start:>7.0f}{launch:>8.0f}{own:>6.0f}")
+    gap, start, launch = (statistics.mean(column) for column in zip(*added.values(), strict=True))
     print(f"\nadded to a stage: {gap:.1f} s gap + {start:.1f} s start + {launch:.1f} s launch = {gap + start + launch:.1f} s")
-    peak = max(sum(made <= moment < ended for made, _, ended in every) for moment, _, _ in every)
-    print(f"submit to end {done - submitted:.0f} s, {len(every)} pods, {peak} at most at once (and the workers of trainings)")
+
+    path = ["evaluate"]  # back from the report, each time to what was waited for longest
+    while found := [source for source in sources[path[0]]]:
+        path.insert(0, max(found, key=ended))
+    path = [task for task in path if task in tasks]
+    total, beyond = ended("evaluate") - submitted, sum(sum(added[task]) for task in path)
+    print(f"submit to report {total:.0f} s, {beyond:.0f} s of them beyond what the {len(path)} tasks on its longest way took")
+    every = [pod for pods in (*tasks.values(), workers) for pod in pods]
+    peak = max(sum(made(each) <= made(pod) < ran(each)[1] for each in every) for pod in every)
+    print(f"{len(every) - len(workers)} pods and {len(workers)} workers of trainings, {peak} at most at once")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last
 from physion.progress import say, tell_argo
 from physion.stages import Stop
 
-INTERVAL = 1.0  # seconds between looks at the job; a list cannot expire, as a watch can
+INTERVAL = 0.5  # seconds between looks at the job; a list cannot expire, as a watch can
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone
 LOG_END = 30.0  # seconds to wait for the rest of a log when the job has ended
 SHOWN_LINES = 20
@@ -117,7 +117,8 @@ class Launcher:
             pods = self._pods()
             self._stream(pods)
             self._release_lost(pods)
-            if result := outcome(found):
+            # Once its containers have ended, the operator needs a second or two to hear of it: the store knows.
+            if (result := outcome(found)) or (self._ended_well(pods) and self._published()):
                 break
             self._explain(found, pods)
             if hopeless := self._hopeless(pods):
@@ -171,6 +172,10 @@ class Launcher:
         if len(pods) < self._replicas:
             for text in refusals(self._cluster, job):
                 self._tell(text, f"the training operator cannot create a pod: {text}")
+
+    def _ended_well(self, pods: list[dict[str, Any]]) -> bool:
+        ends = [end for pod in pods if (end := ending(pod, CONTAINER))]
+        return len(ends) == self._replicas and not any(end["exitCode"] for end in ends)
 
     def _hopeless(self, pods: list[dict[str, Any]]) -> PhysionError | None:
         """Why the operator should be stopped from making workers anew, which it does for ever with those that were killed."""

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -51,21 +50,15 @@ def test_the_summary_says_how_it_went(first, study):
     assert f"workflow {first['metadata']['name']}: Succeeded" in log
 
 
-def test_the_same_artifacts_as_on_one_machine(first, study, tmp_path):
+def test_the_same_artifacts_as_on_one_machine(first, study, physion, tmp_path):
     """4 ranks there are 4 ranks here, byte for byte: gloo adds gradients in the order of ranks, wherever they run."""
     store = tmp_path / "store"
-
-    def run(*words):
-        words = [sys.executable, "-m", *words, "-p", "smoke", "-s", store]
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    for row in json.loads(run("physion.cli", "plan", "--json")):
+    where = ["-p", "smoke", "-s", store]
+    for row in json.loads(physion("plan", "--json", *where).out):
         if row["name"] in TRAININGS:
-            run("physion.training.launch", "--nproc-per-node=4", "stage", row["name"])
+            command(sys.executable, "-m", "physion.training.launch", "--nproc-per-node=4", "stage", row["name"], *where)
         else:
-            run("physion.cli", "stage", row["name"])
+            assert physion("stage", row["name"], *where).code == 0
     here = {m["instance"]: m for path in store.glob("artifacts/*/*/manifest.json") for m in [json.loads(path.read_text())]}
     there = study.manifests()
     assert here.keys() == there.keys()

@@ -50,18 +50,11 @@ def image(daemon):
 
 
 @pytest.fixture(scope="session")
-def s3_image(daemon, tmp_path_factory):
+def s3_image(daemon):
     """SeaweedFS's image where it can be pulled or lies there; else a stand-in of the same name and program, from its wheel."""
     if docker("image", "inspect", S3_IMAGE, check=False).returncode and docker("pull", S3_IMAGE, check=False).returncode:
-        context = tmp_path_factory.mktemp("seaweedfs")
-        shutil.copy(Path(sys.executable).parent / "weed", context / "weed")
-        (context / "Dockerfile").write_text(
-            "FROM debian:bookworm-slim\n"
-            "RUN apt-get update && apt-get install -y --no-install-recommends wget\n"
-            "COPY weed /usr/bin/weed\n"
-            'ENTRYPOINT ["/usr/bin/weed"]\n'
-        )
-        docker("build", "-t", S3_IMAGE, context)
+        stand_in = Path(__file__).with_name("seaweedfs.Dockerfile")
+        docker("build", "-f", stand_in, "-t", S3_IMAGE, Path(sys.executable).parent)
     return S3_IMAGE
 
 
