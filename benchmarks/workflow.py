@@ -1,10 +1,10 @@
 """What Argo and Kubernetes add to the stages of a study: python benchmarks/workflow.py NAMESPACE -p preset=smoke [-p ...]
 
 Submits the workflow, watches its pods and tells, for each task, the seconds from the end of the last process that it waited for
-to the making of its first pod (Argo's sidecar, the kubelet, Argo's controller); what the pod, and a training's workers, waited
-for room on a node; from there to the start of its process (kubelet, Argo's init container); for a training, what its launcher
-adds before the start and after the end of its workers; and how long its own processes ran. Kubernetes tells times in whole
-seconds, so a single number is off by up to one; their mean is not.
+to the making of its first pod (Argo's sidecar, the kubelet, Argo's controller, a place among its pods); what the pod,
+and a training's workers, waited for room on a node; from there to the start of its process (kubelet, Argo's init container);
+for a training, what its launcher adds before the start and after the end of its workers; and how long its own processes ran.
+Kubernetes tells times in whole seconds, so a single number is off by up to one; their mean is not.
 """
 
 from __future__ import annotations
@@ -82,11 +82,16 @@ def main() -> None:
     sources = {task["name"]: re.findall(r"[\w-]+", task.get("depends", "")) for task in dag["tasks"]}
     sources["onExit"] = ["evaluate"]
     tasks: dict[str, list[Pod]] = {}
+    stages: set[str] = set()
     workers: list[Pod] = []
     for pod in watch.pods.values():
         if pod["metadata"]["labels"].get("workflows.argoproj.io/workflow") == name:
-            node = pod["metadata"]["annotations"]["workflows.argoproj.io/node-name"]
-            tasks.setdefault(re.split(r"[(]", node.removeprefix(name).lstrip("."))[0], []).append(pod)
+            node = pod["metadata"]["annotations"]["workflows.argoproj.io/node-name"].removeprefix(name).lstrip(".")
+            task, *item = re.findall(
+                r"^[\w-]+|(?<=:)[^)]+", node
+            )  # simulate(0:0/2)(0), readouts-of-slots(1:train-readout-full-0)(0)
+            tasks.setdefault(task, []).append(pod)
+            stages |= {item[0] if item and "/" not in item[0] else task} - {"plan", "onExit"}
         elif "training.kubeflow.org/job-name" in pod["metadata"]["labels"]:
             workers.append(pod)
     submitted = seconds(workflow["metadata"]["creationTimestamp"])
@@ -112,14 +117,15 @@ def main() -> None:
         added[task] = made(first) - ready(task), start, launch
         print(f"{task:<28}{len(pods):>6}{added[task][0]:>6.0f}{room:>6.0f}{start:>7.0f}{launch:>8.0f}{own:>6.0f}")
     gap, start, launch = (statistics.mean(column) for column in zip(*added.values(), strict=True))
-    print(f"\nadded to a stage: {gap:.1f} s gap + {start:.1f} s start + {launch:.1f} s launch = {gap + start + launch:.1f} s")
+    print(f"\nadded to a task: {gap:.1f} s gap + {start:.1f} s start + {launch:.1f} s launch = {gap + start + launch:.1f} s")
 
     path = ["evaluate"]  # back from the report, each time to what was waited for longest
-    while found := [source for source in sources[path[0]]]:
-        path.insert(0, max(found, key=ended))
+    while sources[path[0]]:
+        path.insert(0, max(sources[path[0]], key=ended))
     path = [task for task in path if task in tasks]
     total, beyond = ended("evaluate") - submitted, sum(sum(added[task]) for task in path)
-    print(f"submit to report {total:.0f} s, {beyond:.0f} s of them beyond what the {len(path)} tasks on its longest way took")
+    print(f"submit to report {total:.0f} s, {beyond:.0f} s of them beyond what the {len(path)} tasks on its longest way took:")
+    print(f"{beyond / len(stages):.1f} s for each of the {len(stages)} stages")
     every = [pod for pods in (*tasks.values(), workers) for pod in pods]
     peak = max(sum(made(each) <= made(pod) < ran(each)[1] for each in every) for pod in every)
     print(f"{len(every) - len(workers)} pods and {len(workers)} workers of trainings, {peak} at most at once")

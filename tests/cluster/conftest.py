@@ -6,17 +6,9 @@ of the cluster can be taken away, PHYSION_CLUSTER_PART names the command that do
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 from live import command, kubectl, objects, until
-
-
-def pytest_collection_modifyitems(items):
-    """One after another: all of these are about one namespace."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture(scope="session", autouse=True)

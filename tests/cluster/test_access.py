@@ -7,7 +7,7 @@ import pytest
 import yaml
 from live import NAMESPACE, ROOT, command, kubectl
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("physion")]  # one after another: one namespace
 
 NEEDED = {
     "stage": set(),
