@@ -6,6 +6,7 @@ of the cluster can be taken away, PHYSION_CLUSTER_PART names the command that do
 
 import json
 import os
+import secrets
 
 import pytest
 from live import command, kubectl, objects, until
@@ -26,10 +27,11 @@ def deployed():
 @pytest.fixture(scope="session")
 def toolbox(deployed):
     """Runs Python in a pod that sees the store as a stage does."""
+    name = f"toolbox-{secrets.token_hex(4)}"
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "toolbox", "labels": {"app.kubernetes.io/name": "physion"}},
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "physion"}},
         "spec": {
             "serviceAccountName": "stage",
             "automountServiceAccountToken": False,
@@ -54,8 +56,7 @@ def toolbox(deployed):
             "volumes": [{"name": "scratch", "emptyDir": {}}],
         },
     }
-    kubectl("delete", "pod", "toolbox", "--ignore-not-found")
     kubectl("create", "-f", "-", given=json.dumps(pod))
-    kubectl("wait", "--for=condition=Ready", "pod/toolbox", "--timeout=120s")
-    yield lambda *words: kubectl("exec", "toolbox", "--", *words)
-    kubectl("delete", "pod", "toolbox", "--ignore-not-found")
+    kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
+    yield lambda *words, **options: kubectl("exec", name, "--", *words, **options)
+    kubectl("delete", "pod", name)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from live import NAMESPACE, ROOT, Study, argo, command, ended, kubectl, nodes, succeeded
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("physion")]  # one after another: one namespace
+pytestmark = pytest.mark.cluster
 TRAININGS = ("train-dvae", "train-steve", "train-slotformer")
 PARAMETERS = {"cpu-ranks": "2", "simulate-shards": "2", "frames-shards": "1", "extract-slots-shards": "1"}
 PARAMETERS |= {f"{stage}-nodes": "2" for stage in TRAININGS}
