@@ -48,10 +48,11 @@ class Server:
             raise ConfigError(f"port {self._port} is taken: does the server of {self.root} run already?")
         options = [f"-{name}={self._port + offset}" for name, offset in PORTS.items()]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+        options += ["-s3.autoCreateBucket=false"]
         keys = {name: self.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         with (self.root / LOG).open("ab") as log:
             self.process = subprocess.Popen(
-                [weed, "mini", f"-dir={self.root}", f"-ip={HOST}", f"-ip.bind={HOST}", "-s3.autoCreateBucket=false", *options],
+                [weed, "-logtostderr", "mini", f"-dir={self.root}", f"-ip={HOST}", f"-ip.bind={HOST}", *options],
                 cwd=self.root,
                 env={"HOME": str(self.root), "PATH": os.defpath, **keys},
                 stdin=subprocess.DEVNULL,

@@ -20,9 +20,8 @@ def kill_daemon():
         pid = int(file.read_text())
         with contextlib.suppress(ProcessLookupError):  # containerd goes with dockerd, on its own
             os.kill(pid, signal.SIGKILL)
-        while Path(
-            f"/proc/{pid}"
-        ).exists():  # a new dockerd would take a containerd that nobody has reaped yet for a living one
+        # A new dockerd would take a containerd that nobody has reaped yet for a living one.
+        while Path(f"/proc/{pid}").exists():
             time.sleep(0.1)
 
 
