@@ -26,11 +26,19 @@ def name_of(thing: dict[str, Any]) -> str:
 
 
 def obstacle(pod: dict[str, Any]) -> str | None:
-    """Why a pod does not start, and what to do; None when nothing is known to be in its way."""
+    """Why a pod does not start or go on, and what to do; None when nothing is known to be in its way."""
     status = pod.get("status", {})
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _unscheduled(condition.get("reason", ""), condition.get("message", ""))
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    holds = {name: condition["status"] == "True" for name, condition in conditions.items()}
+    if not holds.get("PodScheduled", True):
+        return _unscheduled(conditions["PodScheduled"].get("reason", ""), conditions["PodScheduled"].get("message", ""))
+    if not holds.get("Ready", True) and holds.get("ContainersReady") and not has_ended(pod):
+        # The kubelet sets both alike; only for a node that is not heard of any more does another set the first.
+        node = pod["spec"]["nodeName"]
+        return (
+            f"its node {node} does not answer: it goes on when the node is back; if that is gone for good, "
+            f"kubectl delete node {node} (clouds do it by themselves), and it goes on elsewhere"
+        )
     for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
         waiting = container.get("state", {}).get("waiting", {})
         reason, message = waiting.get("reason", ""), waiting.get("message", "")

@@ -76,10 +76,10 @@ class Study:
         self.toolbox, self.prefix = toolbox, prefix
         self.parameters = {"preset": "smoke", "store": f"s3://physion/{prefix}", **parameters}
 
-    def submit(self, *words):
+    def submit(self, workflow="workflows/physion_vqa.yaml"):
         """The new workflow's name."""
         given = [word for key, value in self.parameters.items() for word in ("-p", f"{key}={value}")]
-        return argo("submit", "workflows/physion_vqa.yaml", "-o", "name", *given, *words).strip()
+        return argo("submit", workflow, "-o", "name", *given).strip()
 
     def manifests(self):
         """By instance, every published manifest."""

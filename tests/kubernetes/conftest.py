@@ -69,9 +69,22 @@ class Training:
         self._launchers.append(launcher)
         return launcher
 
+    def running(self, *options, workers=1, **environment):
+        """A launcher whose workers run, and the name of its job."""
+        launcher = self.launch(*options, **environment)
+        name = self.job_name()
+        self.namespace.running(name, workers)
+        return launcher, name
+
+    def done(self, launcher, name):
+        """The training ends well, and so does its launcher."""
+        self.publish()
+        self.namespace.end(f"{name}-worker-0", 0)
+        assert launcher.ends() == 0, launcher.err
+
     @property
     def job(self):
-        """The name of the job that there is."""
+        """The job that there is, or None."""
         mine = f"file://{self.store}"
         found = self.namespace.objects("pytorchjobs")
         return next((job for job in found if job["metadata"]["annotations"]["physion/store"] == mine), None)

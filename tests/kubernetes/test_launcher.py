@@ -27,9 +27,7 @@ def test_a_job_is_made_followed_and_reported(training, namespace, tmp_path):
     workers = namespace.running(name, 2)
     launcher.says("3/10")
     until(lambda: argo.exists() and argo.read_text() == "3/10", "the progress")
-    training.publish()
-    namespace.end(f"{name}-worker-0", 0)
-    assert launcher.ends() == 0, launcher.err
+    training.done(launcher, name)
     assert argo.read_text() == "10/10"
     assert f"preset={training.preset} store=file://{training.store} set=frames.workers=1 ranks=3 nodes=2:2" in launcher.err
     assert f"last words of {name}-worker-0" in launcher.err
@@ -60,9 +58,7 @@ def test_a_missing_input_and_a_wrong_preset_make_no_job(training):
 
 @pytest.mark.parametrize("code", [2, 3, 75])
 def test_a_failed_training_ends_the_launcher_with_its_exit_code(training, namespace, code):
-    launcher = training.launch("--nodes", 2)
-    name = training.job_name()
-    namespace.running(name, 2)
+    launcher, name = training.running("--nodes", 2, workers=2)
     namespace.end(f"{name}-worker-1", code)
     assert launcher.ends() == code, launcher.err
     assert f"{name}-worker-1 | last words of {name}-worker-1" in launcher.err
@@ -70,18 +66,14 @@ def test_a_failed_training_ends_the_launcher_with_its_exit_code(training, namesp
 
 
 def test_success_without_an_artifact_is_an_error(training, namespace):
-    launcher = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+    launcher, name = training.running()
     namespace.end(f"{name}-worker-0", 0)
     assert launcher.ends() == 2
     assert "its artifact is not in the store" in launcher.err
 
 
 def test_a_job_that_has_failed_is_replaced(training, namespace):
-    first = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+    first, name = training.running()
     namespace.end(f"{name}-worker-0", 75)
     assert first.ends() == 75
     failed = training.job["metadata"]["uid"]
@@ -89,15 +81,11 @@ def test_a_job_that_has_failed_is_replaced(training, namespace):
     second.says("starting anew")
     until(lambda: training.job and training.job["metadata"]["uid"] != failed, "a new job")
     namespace.running(name)
-    training.publish()
-    namespace.end(f"{name}-worker-0", 0)
-    assert second.ends() == 0, second.err
+    training.done(second, name)
 
 
 def test_a_second_launcher_follows_the_job_of_the_first(training, namespace):
-    first = training.launch(**owned("first", namespace.owner("first"), namespace))
-    name = training.job_name()
-    namespace.running(name)
+    first, name = training.running(**owned("first", namespace.owner("first"), namespace))
     second = training.launch(**owned("second", namespace.owner("second"), namespace))
     second.says("runs already: following it")
     assert [each["name"] for each in training.job["metadata"]["ownerReferences"]] == ["first", "second"]
@@ -110,9 +98,7 @@ def test_a_second_launcher_follows_the_job_of_the_first(training, namespace):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_launcher_takes_its_job_with_it_once_the_state_is_saved(training, namespace, number, code):
-    launcher = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+    launcher, name = training.running()
     launcher.says("line 3")
     launcher.signal(number)
     assert launcher.ends() == code, launcher.err
@@ -122,9 +108,7 @@ def test_a_stopped_launcher_takes_its_job_with_it_once_the_state_is_saved(traini
 
 
 def test_a_stopped_launcher_leaves_the_job_to_another(training, namespace):
-    first = training.launch(**owned("leaver", namespace.owner("leaver"), namespace))
-    name = training.job_name()
-    namespace.running(name)
+    first, name = training.running(**owned("leaver", namespace.owner("leaver"), namespace))
     second = training.launch(**owned("stayer", namespace.owner("stayer"), namespace))
     second.says("runs already")
     first.signal()
@@ -148,9 +132,8 @@ def test_of_two_launchers_stopped_at_once_one_takes_the_job_away(training, names
     assert training.job is None
 
 
-def test_a_launcher_on_a_desk_does_not_take_away_what_it_only_joined(training, namespace):
-    first = training.launch()
-    namespace.running(training.job_name())
+def test_a_launcher_on_a_desk_does_not_take_away_what_it_only_joined(training):
+    first, _ = training.running()
     second = training.launch()
     second.says("runs already")
     second.signal(signal.SIGINT)
@@ -162,9 +145,7 @@ def test_a_launcher_on_a_desk_does_not_take_away_what_it_only_joined(training, n
 
 
 def test_nothing_outlives_a_launcher_that_was_killed_with_its_pod(training, namespace):
-    launcher = training.launch(**owned("killed", namespace.owner("killed"), namespace))
-    name = training.job_name()
-    namespace.running(name)
+    launcher, name = training.running(**owned("killed", namespace.owner("killed"), namespace))
     launcher.signal(signal.SIGKILL)
     launcher.ends()
     namespace.kubectl("delete", "pod", "killed")
@@ -172,9 +153,7 @@ def test_nothing_outlives_a_launcher_that_was_killed_with_its_pod(training, name
 
 
 def test_a_job_that_is_being_deleted_is_waited_for(training, namespace):
-    first = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+    first, name = training.running()
     first.signal(signal.SIGKILL)
     first.ends()
     hold = {"metadata": {"finalizers": ["physion.test/hold"]}}
@@ -185,15 +164,11 @@ def test_a_job_that_is_being_deleted_is_waited_for(training, namespace):
     namespace.kubectl("patch", "pytorchjob", name, "--type=json", "-p", '[{"op": "remove", "path": "/metadata/finalizers"}]')
     namespace.running(name)
     second.says("line 1")
-    training.publish()
-    namespace.end(f"{name}-worker-0", 0)
-    assert second.ends() == 0, second.err
+    training.done(second, name)
 
 
 def test_a_job_that_someone_deletes_is_a_reason_to_try_again(training, namespace):
-    launcher = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+    launcher, name = training.running()
     namespace.kubectl("delete", "pytorchjob", name)
     assert launcher.ends() == 75
     assert "was deleted by someone else" in launcher.err
@@ -208,9 +183,7 @@ def test_the_log_goes_on_with_the_pod_that_takes_a_lost_ones_place(training, nam
     namespace.replaced(name, lost)
     namespace.running(name)
     until(lambda: launcher.counted().count(1) == 2, "the log of the new pod")
-    training.publish()
-    namespace.end(f"{name}-worker-0", 0)
-    assert launcher.ends() == 0, launcher.err
+    training.done(launcher, name)
     again = launcher.counted().index(1, 1)
     no_gap_and_no_double(launcher.counted()[:again])
     no_gap_and_no_double(launcher.counted()[again:])
@@ -239,10 +212,8 @@ def test_a_worker_on_a_node_that_does_not_answer_is_deleted_by_force(training, n
 
 
 @pytest.mark.skipif("PHYSION_CLUSTER_PART" not in os.environ, reason="needs the command that takes parts of the cluster away")
-def test_the_api_server_may_go_away_for_a_while(training, namespace):
-    launcher = training.launch()
-    name = training.job_name()
-    namespace.running(name)
+def test_the_api_server_may_go_away_for_a_while(training):
+    launcher, name = training.running()
     launcher.says("line 5")
     part = os.environ["PHYSION_CLUSTER_PART"]
     subprocess.run([part, "kill", "apiserver"], check=True)
@@ -253,9 +224,7 @@ def test_the_api_server_may_go_away_for_a_while(training, namespace):
     launcher.says("answers again")
     before = max(launcher.counted())
     until(lambda: max(launcher.counted()) > before, "more of the log")
-    training.publish()
-    namespace.end(f"{name}-worker-0", 0)
-    assert launcher.ends() == 0, launcher.err
+    training.done(launcher, name)
     no_gap_and_no_double(launcher.counted())
     assert launcher.err.count("does not answer as it should") == 1
 
@@ -285,7 +254,7 @@ def test_a_launcher_says_what_keeps_workers_from_running(training, options, job,
     assert training.job is None
 
 
-def test_an_image_without_the_program_ends_it(training, namespace):
+def test_an_image_without_the_program_ends_it(training):
     training.manifest(changed(command=["physion"]))
     launcher = training.launch()
     assert launcher.ends() == 2, launcher.err

@@ -135,7 +135,11 @@ def test_a_job_ends_as_the_worker_that_failed_first(ends, code):
 
 
 def pod(**status):
-    return {"metadata": {"name": "p", "namespace": "ns"}, "status": status}
+    return {"metadata": {"name": "p", "namespace": "ns"}, "spec": {"nodeName": "node2"}, "status": status}
+
+
+def ready(**conditions):
+    return pod(phase="Running", conditions=[{"type": name, "status": str(holds)} for name, holds in conditions.items()])
 
 
 def waiting(reason, message):
@@ -161,6 +165,7 @@ def unscheduled(message, reason="Unschedulable"):
             ("secret physion-s3 is missing", "namespace ns"),
         ),
         (waiting("CreateContainerError", "no such executable"), ("no such executable",)),
+        (ready(PodScheduled=True, Ready=False, ContainersReady=True), ("node2 does not answer", "kubectl delete node node2")),
     ],
 )
 def test_why_a_pod_waits_and_what_to_do(stuck, words):
@@ -171,3 +176,5 @@ def test_why_a_pod_waits_and_what_to_do(stuck, words):
 def test_a_pod_that_merely_starts_has_no_obstacle():
     assert obstacle(waiting("ContainerCreating", "")) is None
     assert obstacle(pod(conditions=[{"type": "PodScheduled", "status": "True"}], containerStatuses=[])) is None
+    assert obstacle(ready(PodScheduled=True, Ready=False, ContainersReady=False)) is None
+    assert obstacle(ready(PodScheduled=True, Ready=True, ContainersReady=True)) is None
