@@ -12,6 +12,11 @@ import pytest
 from live import command, kubectl, objects, until
 
 
+def pytest_collection_modifyitems(items):
+    """The study first: it takes the longest, and the other files are done beside it."""
+    items.sort(key=lambda item: item.path.name != "test_study.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def deployed():
     """All set-up besides Argo and the operator is one command."""

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,3 +122,14 @@ def succeeded(name):
         if node["phase"] not in ("Succeeded", "Skipped")
     ]
     return end
+
+
+def failed(name, step, message):
+    """The workflow fails at this step, at once and for good, and Argo's node and `physion status` both say why."""
+    assert ended(name)["status"]["phase"] == "Failed"
+    tries = [node for node in nodes(name) if node["type"] == "Pod" and node["displayName"].startswith(f"{step}(")]
+    assert len(tries) == 1
+    assert "exit code 2" in tries[0]["message"]
+    assert message in tries[0]["message"]
+    assert message in command(sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
+    kubectl("delete", "workflow", name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from live import NAMESPACE, ROOT, Study, argo, command, ended, kubectl, nodes, succeeded
+from live import ROOT, Study, argo, command, failed, kubectl, nodes, succeeded
 
 pytestmark = pytest.mark.cluster
 TRAININGS = ("train-dvae", "train-steve", "train-slotformer")
@@ -99,29 +99,6 @@ def test_a_job_by_hand(first, study):
         kubectl("delete", "pytorchjob", "train-dvae")
 
 
-def assert_fails(name, step, message):
-    """The workflow fails, at once and for good, and Argo's node and `physion status` both say why."""
-    assert ended(name)["status"]["phase"] == "Failed"
-    tries = [node for node in nodes(name) if node["type"] == "Pod" and node["displayName"].startswith(f"{step}(")]
-    assert len(tries) == 1
-    assert "exit code 2" in tries[0]["message"]
-    assert message in tries[0]["message"]
-    assert message in command(sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
-    kubectl("delete", "workflow", name)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"preset": "tinny"}, "unknown preset 'tinny'"),
-        ({"overrides": "train-steve.optim.lrr=1"}, "lrr"),
-        ({"store": "s3://no-such-bucket/study"}, "no-such-bucket"),
-    ],
-)
-def test_bad_input_fails_at_the_plan_with_one_clear_line(study, parameters, message):
-    assert_fails(Study(study.toolbox, study.prefix, **parameters).submit(), "plan", message)
-
-
 @contextmanager
 def missing(kind, name):
     """Take an object away for a while."""
@@ -137,11 +114,11 @@ def missing(kind, name):
 
 def test_a_missing_secret(study):
     with missing("secret", "physion-s3"):
-        assert_fails(study.submit(), "plan", "there are no credentials")
+        failed(study.submit(), "plan", "there are no credentials")
 
 
 def test_a_launcher_without_its_role(first, study):
     changed = study.parameters | {"overrides": "train-slotformer.optim.steps=3"}
     with missing("rolebinding", "launcher"):
         name = Study(study.toolbox, study.prefix, **changed).submit()
-        assert_fails(name, "train-slotformer", "system:serviceaccount:physion:launcher may not")
+        failed(name, "train-slotformer", "system:serviceaccount:physion:launcher may not")

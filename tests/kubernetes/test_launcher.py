@@ -79,7 +79,7 @@ def test_a_job_that_has_failed_is_replaced(training, namespace):
     failed = training.job["metadata"]["uid"]
     second = training.launch()
     second.says("starting anew")
-    until(lambda: training.job and training.job["metadata"]["uid"] != failed, "a new job")
+    until(lambda: (job := training.job) and job["metadata"]["uid"] != failed, "a new job")
     namespace.running(name)
     training.done(second, name)
 
