@@ -189,7 +189,7 @@ def test_a_deleted_workflow_leaves_nothing(undisturbed, training):
     kubectl("delete", "workflow", training)
 
     def nothing_left():
-        left = [name for pod in objects("pods") if not (name := pod["metadata"]["name"]).startswith(("s3-", "toolbox-"))]
+        left = [name for pod in objects("pods") if not (name := pod["metadata"]["name"]).startswith(("s3-0", "toolbox-"))]
         there = [workflow["metadata"]["name"] for workflow in objects("workflows")]
         return not left and not objects("pytorchjobs") and training not in there
 
