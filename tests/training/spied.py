@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from ranks import physion
 
 
@@ -25,7 +27,26 @@ class LoggedClips:
         return self.clips[chosen]
 
 
-def run(folder, arguments, end=None, synchronised=True):
+@contextmanager
+def in_float64(model):
+    """Inside, a model trains in float64, where rounding is too small to turn a ReLU on: all that differs is a mistake."""
+    from physion.training import engine
+
+    single, move = torch.Tensor.float, engine._to
+
+    def doubled(batch, where):
+        return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in move(batch, where).items()}
+
+    torch.Tensor.float, engine._to = torch.Tensor.double, doubled
+    torch.set_default_dtype(torch.float64)
+    model.double()
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.Tensor.float, engine._to = single, move
+    model.float()
+
+
+def run(folder, arguments, end=None, synchronised=True, float64=False):
     """Run a stage; `end` is (rank, batch, signal). Leaves clips.<rank> and parameters.<rank> in the folder."""
     from physion.training import engine
 
@@ -39,8 +60,9 @@ def run(folder, arguments, end=None, synchronised=True):
         self.task.train = LoggedClips(
             self.task.train, Path(folder) / f"clips.{rank}", end[1:] if end and end[0] == rank else None
         )
-        rows = train(self)
-        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())).hexdigest()
+        with in_float64(self.model) if float64 else nullcontext():
+            rows = train(self)
+            digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())).hexdigest()
         (Path(folder) / f"parameters.{rank}").write_text(digest)
         return rows
 
