@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from physion.config.load import load_config
+from physion.job import Job
 from physion.models.dvae import DVAE
+from physion.models.flops import decode_flops, encode_flops, predict_flops, slots_flops, tokens_flops
 from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
-from physion.pipeline.estimate import decode_flops, encode_flops, predict_flops, slots_flops, tokens_flops
-from physion.stages import Job
 from physion.stages.train_dvae import DVAETask
 from physion.stages.train_readout import ReadoutTask
 from physion.stages.train_slotformer import SlotFormerTask

@@ -1,5 +1,12 @@
 """What can go wrong, as the person at the keyboard sees it: one clear line and an exit code a scheduler can act on."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+SHOWN_PARTS = 20  # that an error names
+
 
 class PhysionError(Exception):
     """An expected failure: its text says what was wrong, with which value, where, and what to do."""
@@ -26,6 +33,18 @@ class TransientError(PhysionError):
     exit_code = 75
 
 
+class PartsMissing(TransientError):
+    """The parts that this process had to do are done, but others are not; `missing` has their numbers, of `total`."""
+
+    def __init__(self, instance: str, missing: Sequence[int], total: int) -> None:
+        self.missing, self.total = list(missing), total
+        shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
+        super().__init__(
+            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
+            f"`--shard {self.missing[0]}/{total}` for that one and so on, or the same command without --shard for all of them"
+        )
+
+
 class Interrupted(PhysionError):
     """Ctrl-C: the work done so far is saved; the same command goes on."""
 
@@ -42,3 +61,9 @@ def of_exit_code(code: int, text: str) -> PhysionError:
     """The error that ends a command with this exit code."""
     kinds = (ConfigError, DataError, TransientError, Interrupted, Preempted)
     return next((kind for kind in kinds if kind.exit_code == code), PhysionError)(text)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`, did you mean '...'?` with the most similar known name; empty when none is similar."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f", did you mean '{match[0]}'?" if match else ""

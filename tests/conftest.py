@@ -113,7 +113,7 @@ def study(root):
             **TRAINING,
         },
         "rollout": {"observed": 4, "videos-per-shard": 3},
-        "train-readout": {"model": {"observed": 4, "rollout": 6, "full": 12}, "seeds": [0, 1], **TRAINING},
+        "train-readout": {"frames": {"rollout": 6, "full": 12}, "seeds": [0, 1], **TRAINING},
         "evaluate": {"videos": 1, "shown-frames": 3, "resamples": 200},
     }
 

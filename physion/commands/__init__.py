@@ -10,19 +10,22 @@ import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from physion.config.load import load_config, preset_names
-from physion.config.schema import Config, TrainingStage
+from physion.config.schema import Study, TrainingStage
 from physion.errors import ConfigError
-from physion.pipeline.given import given_weights
+from physion.job import Stop
 from physion.pipeline.graph import Node, build_graph
 from physion.progress import duration
-from physion.stages import Stop
+from physion.stages import STAGES
+from physion.store.artifacts import prefix_of
 from physion.store.cache import ShardCache, default_limit
+from physion.store.pretrained import find_weights
 from physion.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -109,21 +112,20 @@ Precision = Annotated[
 
 def with_precision(overrides: list[str], precision: str | None) -> list[str]:
     """Overrides that also give every training this precision."""
-    return [*overrides, *(f"{stage}.precision={precision}" for stage in TRAININGS if precision)]
+    trainings = [stage.name for stage, section in STAGES.sections() if issubclass(section, TrainingStage)]
+    return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings if precision)]
 
 
-def is_training(section: Any) -> bool:
-    """Whether a field of the configuration is a section of a trained stage."""
-    return isinstance(section, type) and issubclass(section, TrainingStage)
-
-
-TRAININGS = [str(field.alias) for field in Config.model_fields.values() if is_training(field.annotation)]
-
-
-def study(preset: str, overrides: list[str], store: str) -> tuple[Config, dict[str, Node], Store]:
+def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:
     """What a preset and overrides mean in a store: configuration, stage instances with their fingerprints, the store."""
     config, target = load_config(preset, overrides), chosen_store(store)
-    return config, build_graph(config, given_weights(config, target)), target
+    return config, build_graph(config, partial(find_weights, target)), target
+
+
+def study(preset: str, overrides: list[str], store: str) -> tuple[dict[str, Node], Store]:
+    """The stage instances of a preset with overrides, and the store."""
+    _, graph, target = load_study(preset, overrides, store)
+    return graph, target
 
 
 @contextlib.contextmanager
@@ -144,15 +146,24 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def tell_result(result: Done, target: Store, as_json: bool) -> None:
+def artifact_uri(store: Store, node: Node) -> str:
+    """Where the artifact of an instance lies."""
+    return f"{store.uri}/{prefix_of(node.stage.name, node.fingerprint)}"
+
+
+def result_facts(result: Done, store: Store) -> dict[str, Any]:
+    """What one stage came to, for `--json`."""
+    metrics = result.manifest.metrics
+    return {"artifact": artifact_uri(store, result.node), "published": True, "cached": result.cached, "metrics": metrics}
+
+
+def tell_result(result: Done, store: Store, as_json: bool) -> None:
     """Print what one stage came to, and where its artifact lies."""
-    where = f"{target.uri}/artifacts/{result.node.stage}/{result.node.fingerprint}"
     if as_json:
-        facts = {"artifact": where, "published": True, "cached": result.cached, "metrics": result.manifest.metrics}
-        print(json.dumps(facts, indent=1))
-    else:
-        took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-        print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{where}")
+        print(json.dumps(result_facts(result, store), indent=1))
+        return
+    took = "cached" if result.cached else f"done in {duration(result.seconds)}"
+    print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{artifact_uri(store, result.node)}")
 
 
 def headline(metrics: dict[str, Any]) -> str:

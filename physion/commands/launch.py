@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from physion.commands import (
-    TRAININGS,
     AsJSON,
     Overrides,
     Precision,
@@ -21,10 +20,9 @@ from physion.commands import (
     tell_result,
     with_precision,
 )
-from physion.config.load import nearest
-from physion.errors import ConfigError
-from physion.pipeline.graph import select
-from physion.store.artifacts import read_manifest
+from physion.errors import ConfigError, nearest
+from physion.pipeline.graph import select_one
+from physion.stages import STAGES, Kind
 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Default: the kubeconfig's, else physion.", show_default=False)
@@ -55,26 +53,21 @@ def launch(
     as_json: AsJSON = False,
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
-    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in TRAININGS)
+    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in STAGES.of_kind(Kind.TRAINING))
     if name not in known:
         there = f"; there are {', '.join(known)}" if known else ": run it where jobs/ lies, or name that folder with --jobs"
         raise ConfigError(f"no training has a manifest {jobs / name}.yaml{nearest(name, known)}{there}")
     overrides = with_precision(overrides, precision)
     for_pods(preset, overrides)
-    config, graph, target = study(preset, overrides, store)
-    node = select(graph, name, {})
-    from physion.pipeline.runner import Done, published_input, run_node
+    graph, target = study(preset, overrides, store)
+    node = select_one(graph, name, {})
+    from physion.pipeline.runner import Done, published_input, standing
 
-    if node.weights is not None:  # given ones are copied, not trained
-        with stopping() as stop:
-            tell_result(run_node(node, graph, target, config, stop), target, as_json)
-        return
-
-    if manifest := read_manifest(target, node.stage, node.fingerprint):
+    if manifest := standing(node, graph, target):
         tell_result(Done(node, manifest, cached=True), target, as_json)
         return
     for source in node.inputs.values():
-        published_input(graph[source], target).close()
+        published_input(graph[source], graph, target).close()
 
     from physion.kubernetes.cluster import PATIENCE, Cluster
     from physion.kubernetes.launcher import Launcher
@@ -87,8 +80,8 @@ def launch(
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid}
     job = training_job(
         jobs,
-        node.stage,
-        job_name(node.stage, node.fingerprint, target.uri),
+        node.stage.name,
+        job_name(node.stage.name, node.fingerprint, target.uri),
         Shape(nodes, gpus, ranks, image, queue, read_mapping(patch, "--patch") if patch else None),
         {"PHYSION_PRESET": preset, "PHYSION_STORE": target.uri, "PHYSION_SET": " ".join(overrides)},
         {"physion/fingerprint": node.fingerprint, "physion/store": target.uri, "physion/instance": node.name},
@@ -96,8 +89,8 @@ def launch(
     started = time.monotonic()
     with stopping() as stop:
         cluster = Cluster(namespace or pod_namespace, PATIENCE, stop)
-        Launcher(cluster, job, owner, lambda: read_manifest(target, node.stage, node.fingerprint) is not None).run()
-    manifest = read_manifest(target, node.stage, node.fingerprint)
+        Launcher(cluster, job, owner, lambda: standing(node, graph, target) is not None).run()
+    manifest = standing(node, graph, target)
     assert manifest is not None  # what Launcher.run promises
     tell_result(Done(node, manifest, cached=False, seconds=time.monotonic() - started), target, as_json)
 

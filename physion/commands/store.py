@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from physion.pipeline.graph import build_graph
 from physion.progress import byte_count, progress
 from physion.store.artifacts import Artifact, FileRecord, read_manifest
 from physion.store.local import LocalStore
+from physion.store.pretrained import find_weights
 from physion.store.store import Store, Upload, open_store
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
 
@@ -163,7 +165,7 @@ def gc(
 ) -> None:
     """Show, or with --delete remove, what no run needs: leftovers, forgotten work, dead uploads, artifacts of no preset."""
     target = chosen_store(store)
-    graphs = [build_graph(load_config(preset, overrides or [])) for preset in keep or ()]
+    graphs = [build_graph(load_config(preset, overrides or []), partial(find_weights, target)) for preset in keep or ()]
     needed = {node.fingerprint for graph in graphs for node in graph.values()}
     verdicts = judge(target, survey(target), needed if keep else None, days)
     if delete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store
-from physion.config.load import load_config, nearest
-from physion.config.schema import Config
-from physion.errors import ConfigError
-from physion.pipeline.given import given_weights
-from physion.pipeline.graph import Node, build_graph, select
+from physion.config.load import load_config
+from physion.config.schema import Study
+from physion.errors import ConfigError, nearest
+from physion.models.kinds import MODELS
+from physion.pipeline.graph import Node, build_graph, select_one
+from physion.stages import trained
 from physion.store.artifacts import Artifact, Manifest, read_manifest
 from physion.store.checksums import sha256_of
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
 from physion.store.store import Store
-
-KINDS = ("dvae", "steve", "slotformer", "readout")
 
 weights_app = typer.Typer(help="Bring in published checkpoints, share and fetch named weights.", no_args_is_help=True)
 Source = Annotated[str, typer.Argument(help="pretrained/<name>, or a trained stage such as train-steve.")]
@@ -37,18 +37,18 @@ Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or the name a
 )
 def import_command(
     file: Annotated[Path, typer.Argument(help="Published .pth file: a state dict, bare or under `state_dict`.")],
-    kind: Annotated[str, typer.Option("--as", help=f"Which model it holds: {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Option("--as", help=f"Which model it holds: {', '.join(MODELS)}.")],
     store: StoreURI,
     name: Annotated[str | None, typer.Option(help="Name to give it; default: the model and the file's name.")] = None,
     preset: Preset = "paper",
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Check a published checkpoint against the configured model and make it named weights of the store."""
-    if kind not in KINDS:
-        raise ConfigError(f"unknown model '{kind}'{nearest(kind, KINDS)}; models: {', '.join(KINDS)}")
+    if kind not in MODELS:
+        raise ConfigError(f"unknown model '{kind}'{nearest(kind, list(MODELS))}; models: {', '.join(MODELS)}")
     from physion.models.published import read_published, take_apart
 
-    target, sizes = chosen_store(store), load_config(preset, overrides).model_sizes()
+    target, sizes = chosen_store(store), _sizes(load_config(preset, overrides))
     model, frozen = take_apart(read_published(file), kind, sizes, str(file))
     origin = {"file": file.name, "sha256": sha256_of(file)}
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
@@ -113,9 +113,9 @@ def push(
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
     config = _config_for(source, preset, overrides)
     model, frozen, node = _trained(source, origin, config, preset, features, seed)
-    kind = node.stage.removeprefix("train-")
+    kind = _kind_of(source, config)
     facts = {"stage": node.name, "fingerprint": node.fingerprint}
-    _say(target, _publish(target, name, kind, config.model_sizes()[kind], model, frozen, facts))
+    _say(target, _publish(target, name, kind, _sizes(config)[kind], model, frozen, facts))
 
 
 @weights_app.command(epilog="Example: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper")
@@ -164,35 +164,48 @@ def _named(source: str, store: Store) -> tuple[Any, dict[str, Any]]:
     return load_model(path), load_copies(frozen) if frozen else {}
 
 
-def _config_for(source: str, preset: str, overrides: list[str]) -> Config:
+def _config_for(source: str, preset: str, overrides: list[str]) -> Study:
     """The configuration that a stage was trained with. Raises ConfigError when `source` is no such stage."""
-    stages = [f"train-{kind}" for kind in KINDS]
+    stages = list(dict.fromkeys(kind.stage for kind in MODELS.values()))
     if source not in stages:
         raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(stages)})")
     return load_config(preset, overrides)
 
 
 def _trained(
-    source: str, store: Store, config: Config, preset: str, features: str | None, seed: int | None
+    source: str, store: Store, config: Study, preset: str, features: str | None, seed: int | None
 ) -> tuple[Any, dict[str, Any], Node]:
     """Model, frozen copies and node of a stage that was trained here."""
     from physion.models.published import copies_for
     from physion.models.weights import load_model
     from physion.training.engine import WEIGHTS
 
-    graph = build_graph(config, given_weights(config, store))
-    node = select(graph, source, {"features": features, "seed": seed})
+    graph = build_graph(config, partial(find_weights, store))
+    node = select_one(graph, source, {"features": features, "seed": seed})
+    kind = MODELS[_kind_of(source, config)]
 
-    def load(name: str) -> Any:
-        manifest = read_manifest(store, graph[name].stage, graph[name].fingerprint)
+    def load(stage: str) -> Any:
+        made = graph[stage]
+        manifest = read_manifest(store, made.stage.name, made.fingerprint)
         if manifest is None:
-            raise ConfigError(f"{name} of preset {preset} is not in {store.uri}: give the preset and overrides of its training")
+            raise ConfigError(
+                f"{stage} of preset {preset} is not in {store.uri}: give the preset and overrides of its training"
+            )
         return load_model(Artifact(store, manifest).path(WEIGHTS))
 
-    kind = source.removeprefix("train-")
-    dvae = load("train-dvae") if kind in ("steve", "slotformer") else None
-    steve = load("train-steve") if kind == "slotformer" else None
-    return load(node.name), copies_for(kind, dvae, steve), node
+    copied = {other: load(trained(config, other).name) for other in dict.fromkeys(kind.frozen.values())}
+    return load(node.name), copies_for(kind.name, copied), node
+
+
+def _kind_of(stage: str, config: Study) -> str:
+    """The kind of model that a stage trains; one stage trains readouts of any kind."""
+    kinds = [kind.name for kind in MODELS.values() if kind.stage == stage]
+    return kinds[0] if len(kinds) == 1 else str(config.section(stage).model)
+
+
+def _sizes(config: Study) -> dict[str, dict[str, Any]]:
+    """What every kind of model is built from in this study."""
+    return {kind.name: kind.sizes(config) for kind in MODELS.values()}
 
 
 def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen: dict[str, Any], origin: Any) -> Manifest:
@@ -211,7 +224,7 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "digests": digests(kind, model.state_dict(), frozen),
         }
-        return publish_weights(store, name, f"train-{kind}", files, sizes, metrics, origin)
+        return publish_weights(store, name, MODELS[kind].stage, files, sizes, metrics, origin)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -219,6 +232,6 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
 def _say(store: Store, manifest: Manifest) -> None:
     reference = f"{PREFIX}/{manifest.instance}"
     option = f"{manifest.stage}.weights={reference}"
-    if manifest.stage == "train-readout":
+    if manifest.stage == MODELS["readout"].stage:
         option = f"{manifest.stage}.weights.rollout={reference}"
     print(f"{store.uri}/{reference}\nuse it with: --set {option}")

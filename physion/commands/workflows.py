@@ -14,7 +14,6 @@ from physion.commands import AsJSON, Overrides, stopping
 from physion.commands.launch import Namespace, for_pods
 from physion.config.load import load_config
 from physion.errors import ConfigError, Interrupted, Preempted, of_exit_code
-from physion.pipeline.graph import build_graph
 from physion.progress import duration, say
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def submit(
         )
     for_pods(chosen.get("preset", ""), overrides)
     if "preset" in chosen:
-        build_graph(load_config(chosen["preset"], chosen.get("overrides", "").split()))
+        load_config(chosen["preset"], chosen.get("overrides", "").split())
 
     from physion.kubernetes import workflows
     from physion.kubernetes.cluster import PATIENCE, Cluster
@@ -61,7 +60,7 @@ def submit(
     known = workflows.template_parameters(cluster)
     workflows.check_parameters(chosen, known)
     if "preset" not in chosen and (default := known.get("preset")):
-        build_graph(load_config(default, chosen.get("overrides", "").split()))
+        load_config(default, chosen.get("overrides", "").split())
     name = workflows.submit(cluster, chosen)
     if as_json and not wait:
         print(json.dumps({"name": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))

@@ -1,9 +1,10 @@
-"""Presets and overrides: YAML and `--set stage.key=value` in, a checked `Config` out."""
+"""Presets and overrides: YAML and `--set stage.key=value` in, a checked configuration out."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
+import functools
+import importlib
 import types
 import typing
 from importlib import resources
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model, model_validator
 
-from physion.config.schema import Config
-from physion.errors import ConfigError
+from physion.config.schema import Study
+from physion.errors import ConfigError, nearest
+from physion.models.kinds import kind_of_model
+from physion.stages import STAGES, Stage
 
 
 def preset_names() -> list[str]:
@@ -38,7 +41,36 @@ def preset_text(preset: str) -> str:
     return text
 
 
-def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Config:
+def study_class() -> type[Study]:
+    """The configuration's class: `Study` with a section for each stage, and their checks."""
+    return _study_class(tuple(STAGES.values()))
+
+
+@functools.cache
+def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
+    fields: dict[str, typing.Any] = {}
+    for stage in stages:
+        if stage.section is not None:
+            required = any(field.is_required() for field in stage.section.model_fields.values())
+            fields[stage.key] = (stage.section, ... if required else stage.section())
+
+    def check(study: Study) -> Study:
+        known = STAGES.that_make("dataset")
+        if study.dataset not in known:
+            raise ValueError(
+                f"'dataset': {study.dataset!r} is none{nearest(study.dataset, known)}; there are {', '.join(known)}"
+            )
+        kind_of_model(study.slot_model, "slots")
+        for stage in stages:
+            stage.check(study)
+        return study
+
+    validators: dict[str, typing.Any] = {"check": model_validator(mode="after")(check)}
+    made: type[Study] = create_model("Config", __base__=Study, __validators__=validators, **fields)
+    return made
+
+
+def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
     """Read a preset, apply `key.path=value` overrides (values are YAML) and check everything.
 
     Raises ConfigError listing every problem, one a line; an unknown key comes with the nearest known one.
@@ -52,11 +84,21 @@ def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Config:
     tree["preset"] = Path(preset).stem
     for override in overrides:
         _apply(tree, override)
+    _import_plugins(preset, tree.get("plugins") or ())
     try:
-        return Config.model_validate(tree)
+        return study_class().model_validate(tree)
     except ValidationError as error:
         problems = [_explain(e) for e in error.errors()]
         raise ConfigError(f"preset {preset}: " + "\n".join(problems)) from error
+
+
+def _import_plugins(preset: str, names: typing.Any) -> None:
+    """Import modules that register stages and kinds of models. Raises ConfigError naming one that cannot be."""
+    for name in names if isinstance(names, list | tuple) else [names]:
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            raise ConfigError(f"preset {preset}: plugin '{name}' cannot be imported ({error}); is it on PYTHONPATH?") from error
 
 
 def fingerprinted(section: BaseModel) -> dict[str, Any]:
@@ -70,12 +112,6 @@ def fingerprinted(section: BaseModel) -> dict[str, Any]:
         elif isinstance(value, BaseModel):
             plain[key] = fingerprinted(value)
     return plain
-
-
-def nearest(name: str, known: typing.Sequence[str]) -> str:
-    """`, did you mean '...'?` with the most similar known name; empty when none is similar."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f", did you mean '{match[0]}'?" if match else ""
 
 
 def _presets() -> Any:
@@ -116,7 +152,7 @@ def _explain(error: Any) -> str:
 
 
 def _keys_at(location: typing.Sequence[int | str]) -> list[str]:
-    model: Any = Config
+    model: Any = study_class()
     for part in location:
         fields = {f.alias or n: f for n, f in model.model_fields.items()}
         model = _model_of(fields[str(part)].annotation)

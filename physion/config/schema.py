@@ -1,4 +1,4 @@
-"""The typed configuration of the whole study: one section a stage, pydantic only, so that reading it never loads torch.
+"""The sections of the configuration, one a stage: pydantic only, so that reading it never loads torch.
 
 A field marked `Knob` does not change results (workers, intervals) and stays out of fingerprints.
 """
@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 KNOB: JsonDict = {"knob": True}
@@ -93,14 +103,6 @@ class SlotFormerModel(Section):
         return self
 
 
-class ReadoutModel(Section):
-    """How many frames of a video the readout sees in each feature mode."""
-
-    observed: PositiveInt = Field(45, description="mode `observed`: the first 1.5 s, nothing predicted")
-    rollout: PositiveInt = Field(75, description="mode `rollout`: observed frames, then predicted ones")
-    full: PositiveInt = Field(150, description="mode `full`: true slots of the whole video, an upper bound")
-
-
 # ---------------------------------------------------------------------------------------------------- stages
 Features = Literal["observed", "rollout", "full"]
 Subset = Literal["training", "readout", "test"]
@@ -128,29 +130,38 @@ class Simulate(Section):
     workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")
 
 
+_PUBLISHED = "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com"
+
+
 class Fetch(Section):
     """The official Physion videos, from a directory in the documented layout or from the published archives."""
 
     root: str | None = Field(None, description="directory that holds PhysionTrainMP4s/ and PhysionTestMP4s/")
-    archives: tuple[str, ...] = Field(
-        (
-            "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/Physion.zip",
-            "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/PhysionTrainMP4s.tar.gz",
-        ),
-        description="URLs or paths of .zip and .tar.gz archives, read when `root` is not set",
-    )
-    files: dict[str, str] = Field(
+    archives: dict[Subset, tuple[str, ...]] = Field(
         {
-            "PhysionTrainMP4s/readout_labels.csv": (
-                "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
-            ),
-            "PhysionTestMP4s/glitchy_stimuli.txt": (
-                "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com/"
-                "manual_stim_evaluation_glitchy_test_stims.txt"
-            ),
+            "training": (f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz",),
+            "readout": (f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz",),
+            "test": (f"{_PUBLISHED}/Physion.zip",),
         },
-        description="single files to fetch beside the archives: place in the layout -> URL or path",
+        description="by subset: URLs or paths of .zip and .tar.gz archives, read when `root` is not set",
     )
+    files: dict[Subset, dict[str, str]] = Field(
+        {
+            "readout": {
+                "PhysionTrainMP4s/readout_labels.csv": (
+                    "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
+                )
+            },
+            "test": {"PhysionTestMP4s/glitchy_stimuli.txt": f"{_PUBLISHED}/manual_stim_evaluation_glitchy_test_stims.txt"},
+        },
+        description="by subset: single files to fetch beside the archives, place in the layout -> URL or path",
+    )
+
+    @field_validator("archives", mode="before")
+    @classmethod
+    def _for_every_subset(cls, value: Any) -> Any:
+        """A plain list of archives is for all subsets."""
+        return dict.fromkeys(SUBSETS, value) if isinstance(value, list | tuple) else value
 
 
 class Frames(Section):
@@ -264,10 +275,18 @@ class Rollout(Section):
     batch_size: PositiveInt = Field(32, json_schema_extra=KNOB, description="videos a forward pass")
 
 
-class TrainReadout(TrainingStage):
-    """The linear readout: will red touch yellow?"""
+class ReadoutFrames(Section):
+    """How many frames of a video a readout sees; with features `observed` it is rollout.observed."""
 
-    model: ReadoutModel = ReadoutModel()
+    rollout: PositiveInt = Field(75, description="mode `rollout`: observed frames, then predicted ones")
+    full: PositiveInt = Field(150, description="mode `full`: true slots of the whole video, an upper bound")
+
+
+class TrainReadout(TrainingStage):
+    """The readout: will red touch yellow?"""
+
+    model: str = Field("readout", description="which kind of readout")
+    frames: ReadoutFrames = ReadoutFrames()
     features: Distinct[Features] = Field(
         ("observed", "rollout", "full"), json_schema_extra=KNOB, description="one readout for each"
     )
@@ -288,55 +307,14 @@ class Evaluate(Section):
     shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
 
 
-class Config(Section):
-    """The whole study."""
+class Study(Section):
+    """The whole study; loading a preset adds a section for each stage to this class (`physion.config.load`)."""
 
     preset: str = Field("custom", description="name of the preset it came from; set by loading")
-    dataset: Literal["simulate", "fetch"] = Field("simulate", description="where the videos come from")
-    simulate: Simulate
-    fetch: Fetch = Fetch()
-    frames: Frames = Frames()
-    train_dvae: TrainDVAE
-    tokenize: Tokenize = Tokenize()
-    train_steve: TrainSTEVE
-    extract_slots: ExtractSlots = ExtractSlots()
-    train_slotformer: TrainSlotFormer
-    rollout: Rollout = Rollout()
-    train_readout: TrainReadout
-    evaluate: Evaluate = Evaluate()
+    plugins: tuple[str, ...] = Field((), description="Python modules to import first, which add stages and kinds of models")
+    dataset: str = Field("simulate", description="where the videos come from: simulate or fetch")
+    slot_model: str = Field("steve", description="which model finds the slots")
 
-    def model_sizes(self) -> dict[str, dict[str, Any]]:
-        """By model (dvae, steve, slotformer, readout), what it is built from: see `physion.models.weights.build_model`."""
-        steve = self.train_steve.model
-        slots = {"slots": steve.slots, "slot_size": steve.slot_size}
-        return {
-            "dvae": {"model": self.train_dvae.model.model_dump()},
-            "steve": {
-                "model": steve.model_dump(),
-                "image_size": self.frames.image_size,
-                "codes": self.train_dvae.model.codes,
-            },
-            "slotformer": {"model": self.train_slotformer.model.model_dump(), **slots},
-            "readout": slots,
-        }
-
-    @model_validator(mode="after")
-    def _frames_suffice(self) -> Self:
-        """A stage can only use frames that the stages before it keep."""
-        rollouter, readout = self.train_slotformer.model, self.train_readout.model
-        clip = rollouter.burn_in + self.train_slotformer.rollout_frames
-        kept = f"frames.frames={self.frames.frames}"
-        for what, needed in {
-            "rollout.observed": self.rollout.observed,
-            "train-steve.clip-frames": self.train_steve.clip_frames,
-            "a clip of train-slotformer (burn-in, rollout-frames, stride)": (clip - 1) * rollouter.stride + 1,
-            **{f"train-readout.model.{mode}": getattr(readout, mode) for mode in self.train_readout.features},
-        }.items():
-            if needed > self.frames.frames:
-                raise ValueError(f"{what} takes {needed} frames, more than {kept}")
-        if self.rollout.observed < rollouter.burn_in * rollouter.stride:
-            raise ValueError(
-                f"rollout.observed={self.rollout.observed} is less than train-slotformer.model burn-in {rollouter.burn_in} "
-                f"times stride {rollouter.stride}"
-            )
-        return self
+    def section(self, stage: str) -> Any:
+        """The section of a stage."""
+        return getattr(self, stage.replace("-", "_"))

@@ -48,6 +48,15 @@ def video_path(subset: Subset, scenario: str, stimulus: str, number: int) -> str
     return f"PhysionTrainMP4s/{scenario}_{subset}_MP4s/{stimulus}_{number:04d}_img.mp4"
 
 
+def subset_of(path: str) -> Subset | None:
+    """The subset that a file of the layout belongs to; None for any other file."""
+    if match := _TRAIN.fullmatch(path):
+        return "training" if match["subset"] == "training" else "readout"
+    if path == LABELS["readout"]:
+        return "readout"
+    return "test" if path in (LABELS["test"], GLITCHY) or _TEST.fullmatch(path) else None
+
+
 def label_key(subset: Subset, name: str) -> str:
     """The name by which the label file of a subset knows a video."""
     return name.removesuffix("_img") if subset == "readout" else name.replace("-redyellow", "")

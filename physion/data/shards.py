@@ -38,9 +38,9 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 ENTRY_BYTES = 160  # of a header, at most, beside the name: two offsets and a shape of four
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"{number:05d}.safetensors"
+def shard_name(part: str) -> str:
+    """File name of the shard that a part makes."""
+    return f"{part}.safetensors"
 
 
 def write_shard(path: Path, names: Iterable[str], arrays: Iterable[tuple[str, np.ndarray]]) -> None:

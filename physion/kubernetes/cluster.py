@@ -16,8 +16,8 @@ import urllib3
 from kubernetes import client, config
 
 from physion.errors import ConfigError, PhysionError, TransientError
+from physion.job import Stop
 from physion.progress import say
-from physion.stages import Stop
 
 GROUPS = {
     "pods": "/api/v1",

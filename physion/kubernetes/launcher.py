@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from physion.errors import ConfigError, Interrupted, PhysionError, Preempted, TransientError, of_exit_code
+from physion.job import Stop
 from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.manifest import CONTAINER
 from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle, refusals
 from physion.progress import say, tell_argo
-from physion.stages import Stop
 
 INTERVAL = 0.5  # seconds between looks at the job; a list cannot expire, as a watch can
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone

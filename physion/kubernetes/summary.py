@@ -49,14 +49,12 @@ def advice(message: str) -> str:
 
 def print_study() -> None:
     """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
-    _, graph, store = study(
-        os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split(), os.environ["PHYSION_STORE"]
-    )
+    graph, store = study(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split(), os.environ["PHYSION_STORE"])
     for node in graph.values():
-        manifest = read_manifest(store, node.stage, node.fingerprint)
+        manifest = read_manifest(store, node.stage.name, node.fingerprint)
         took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
         print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")
-        if node.stage == "evaluate" and manifest:
+        if node.stage.name == "evaluate" and manifest:
             report = f"{store.uri}/artifacts/evaluate/{node.fingerprint}/report.html"
             print(f"\n{manifest.metrics.get('headline', '')}\nreport: {report}")
 

@@ -1,49 +1,60 @@
-"""What the tasks of workflows/templates/study.yaml have to do, as lists that they fan out over."""
+"""The study as tasks of a workflow, and the lists of what each has to do, over which it fans out; derived from the stages."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from physion.config.schema import Study
 from physion.errors import ConfigError
-from physion.pipeline.graph import Node
-from physion.stages import STAGES
+from physion.models.kinds import MODELS
+from physion.pipeline.graph import Node, build_graph
+from physion.stages import STAGES, Kind, Stage, last_stage
 
-READOUTS = {"observed": "readouts-of-slots", "full": "readouts-of-slots", "rollout": "readouts-of-rollouts"}
-"""By feature mode, the task that trains the readouts: those of true slots do not wait for the rollouter."""
-TASKS = (
-    "simulate",
-    "fetch",
-    *(f"frames-{subset}" for subset in ("training", "readout", "test")),
-    "train-dvae",
-    "tokenize",
-    "train-steve",
-    *(f"extract-slots-{subset}" for subset in ("training", "readout", "test")),
-    "train-slotformer",
-    *(f"rollout-{subset}" for subset in ("readout", "test")),
-    *dict.fromkeys(READOUTS.values()),
-)
-"""Every task of the study but the plan before and the test after them."""
+
+@dataclass(frozen=True)
+class Task:
+    """Some instances of one stage, made by pods that may start when the tasks `after` have ended or had nothing to do."""
+
+    name: str
+    stage: Stage
+    after: tuple[str, ...]
 
 
 def task_of(node: Node) -> str:
-    """The task that makes the artifact of this instance."""
-    return READOUTS[str(node.params["features"])] if node.stage == "train-readout" else node.name
+    """The task that makes the artifact of this instance: one for all values of the parameter that its stage fans out over."""
+    return "-".join([node.stage.name, *(str(value) for key, value in node.params.items() if key != node.stage.fans_out)])
 
 
-def work_lists(left: Iterable[Node], shards: Mapping[str, int]) -> dict[str, list[str]]:
+def study_tasks(config: Study) -> dict[str, Task]:
+    """Every task that a study may need, whatever its dataset, its feature modes and the weights that it is given."""
+    stages: dict[str, Stage] = {}
+    after: dict[str, set[str]] = {}
+    for variant in _variants(config):
+        graph = build_graph(variant)
+        for node in graph.values():
+            name = task_of(node)
+            stages[name] = node.stage
+            after.setdefault(name, set()).update(task_of(graph[source]) for source in node.inputs.values())
+    order = _in_order(after)
+    return {name: Task(name, stages[name], tuple(sorted(after[name], key=order.index))) for name in order}
+
+
+def work_lists(config: Study, left: Iterable[Node], shards: Mapping[str, int]) -> dict[str, list[str]]:
     """By task, one entry for each pod of it; none where nothing is left to do.
 
-    An entry is the pod's share (`0/4`) where the stage is worked on part by part, else the instance. Weights that take the
-    place of a training are copied by one process.
+    An entry is the pod's share (`0/4`) where the stage is worked on part by part, else the instance.
     """
-    lists: dict[str, list[str]] = {task: [] for task in TASKS}
+    lists: dict[str, list[str]] = {name: [] for name in study_tasks(config) if name != last_stage().name}
     for node in left:
-        if node.stage == "evaluate":
+        if node.name == last_stage().name:
             continue
-        count = shards.get(node.stage, 1)
-        lists[task_of(node)] += [f"{i}/{count}" for i in range(count)] if STAGES[node.stage].parts else [node.name]
+        count = shards.get(node.stage.name, 1)
+        split = node.stage.kind is Kind.PARTS
+        lists[task_of(node)] += [f"{i}/{count}" for i in range(count)] if split else [node.name]
     return lists
 
 
@@ -65,7 +76,7 @@ def parse_shards(options: Iterable[str]) -> dict[str, int]:
 
     Raises ConfigError.
     """
-    split = [stage.name for stage in STAGES.values() if stage.parts]
+    split = STAGES.of_kind(Kind.PARTS)
     shards = {}
     for option in options:
         stage, _, count = option.partition("=")
@@ -73,3 +84,45 @@ def parse_shards(options: Iterable[str]) -> dict[str, int]:
             raise ConfigError(f"--shards {option}: not of the form STAGE=N with N of 1 or more and STAGE of {', '.join(split)}")
         shards[stage] = int(count)
     return shards
+
+
+def _variants(config: Study) -> Iterator[Study]:
+    """The study with every dataset, and with every choice of models whose weights are given."""
+    used = [node.stage.name for node in build_graph(_with_weights(config, ())).values()]
+    replaceable = list(filter(_has_weights, dict.fromkeys(used)))
+    for dataset in STAGES.that_make("dataset"):
+        for count in range(len(replaceable) + 1):
+            for given in itertools.combinations(replaceable, count):
+                yield _with_weights(config, given).model_copy(update={"dataset": dataset})
+
+
+def _has_weights(stage: str) -> bool:
+    section = STAGES[stage].section
+    return section is not None and "weights" in section.model_fields
+
+
+def _with_weights(config: Study, given: Iterable[str]) -> Study:
+    """The study with weights given for these stages and for no other, and with all feature modes."""
+    update = {}
+    for stage in filter(_has_weights, {kind.stage for kind in MODELS.values()}):
+        section = config.section(stage)
+        fields = type(section).model_fields
+        if "features" in fields:  # a readout's weights are given by feature mode
+            modes = fields["features"].default
+            changed = {"features": modes, "weights": dict.fromkeys(modes, "any-{seed}") if stage in given else {}}
+        else:
+            changed = {"weights": "any" if stage in given else None}
+        update[STAGES[stage].key] = section.model_copy(update=changed)
+    return config.model_copy(update=update)
+
+
+def _in_order(after: Mapping[str, set[str]]) -> list[str]:
+    """Task names, each after those that it waits for; what needs the fewest others comes first."""
+    levels: dict[str, int] = {}
+
+    def level(name: str) -> int:
+        if name not in levels:
+            levels[name] = 1 + max(map(level, after[name]), default=0)
+        return levels[name]
+
+    return sorted(after, key=level)

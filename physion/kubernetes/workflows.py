@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from physion.config.load import nearest
-from physion.errors import ConfigError
+from physion.errors import ConfigError, nearest
 from physion.kubernetes.cluster import Cluster
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import CONTAINER

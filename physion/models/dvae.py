@@ -10,7 +10,7 @@ plain matrix products, and the training step holds as few of them as it can.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,11 @@ class DVAE(nn.Module):
             Block(v, c), Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2),
             Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2), plain_conv(c, 3),
         )  # fmt: skip
+
+    @classmethod
+    def from_sizes(cls, sizes: dict[str, Any]) -> DVAE:
+        """Build one from `model`, as a dumped section."""
+        return cls(DVAEModel(**sizes["model"]))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, V, h, w]."""

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from physion.errors import DataError
-from physion.models.dvae import DVAE
+from physion.models.kinds import MODELS
 from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
@@ -33,19 +33,15 @@ from physion.models.weights import FACTS, build_model, misfit
 
 State = dict[str, Tensor]
 
-# What a published state dict of each model holds besides that model: frozen copies by the prefix of their keys, and constants
-# by the ending of theirs.
-FROZEN: dict[str, tuple[str, ...]] = {"dvae": (), "steve": ("dvae.",), "slotformer": ("dvae.", "decoder."), "readout": ()}
-CONSTANTS = ("encoder_pos_embedding.grid", ".self_attn_mask", "enc_t_pe", "comb_idx")
+CONSTANTS = ("encoder_pos_embedding.grid", ".self_attn_mask", "enc_t_pe", "comb_idx")  # stored beside the parameters
 ROLLOUTER = "rollouter."
-TITLES = {"dvae": "a dVAE", "steve": "STEVE", "slotformer": "SlotFormer", "readout": "a readout"}
 
 
 # --------------------------------------------------------------------------------------------------- state dicts
 def from_published(name: str, published: Mapping[str, Tensor]) -> State:
     """Pick from a published state dict of model `name` (dvae, steve, slotformer, readout) what our model loads."""
     ours = {key: value for key, value in published.items()
-            if not key.startswith(FROZEN[name]) and not key.endswith(CONSTANTS)}  # fmt: skip
+            if not key.startswith(_frozen(name)) and not key.endswith(CONSTANTS)}  # fmt: skip
     if name == "slotformer":
         ours = {key.removeprefix(ROLLOUTER): value for key, value in ours.items()}
     return ours
@@ -53,7 +49,7 @@ def from_published(name: str, published: Mapping[str, Tensor]) -> State:
 
 def frozen_copies(name: str, published: Mapping[str, Tensor]) -> State:
     """Take the frozen copies of other models out of a published state dict of model `name`, keys as they are."""
-    return {key: value for key, value in published.items() if key.startswith(FROZEN[name]) and not key.endswith(CONSTANTS)}
+    return {key: value for key, value in published.items() if key.startswith(_frozen(name)) and not key.endswith(CONSTANTS)}
 
 
 def to_published(model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> State:
@@ -81,13 +77,12 @@ def to_published(model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -
     return ours
 
 
-def copies_for(name: str, dvae: DVAE | None, steve: STEVE | None) -> State:
-    """The frozen copies that a published state dict of model `name` holds, from the models that it was trained with."""
+def copies_for(name: str, models: Mapping[str, nn.Module]) -> State:
+    """The frozen copies that a published state dict of a model holds, from the models, by kind, that it was trained with."""
     state: State = {}
-    if "dvae." in FROZEN[name] and dvae is not None:
-        state |= dvae.state_dict(prefix="dvae.")
-    if "decoder." in FROZEN[name] and steve is not None:
-        state |= steve.trans_decoder.state_dict(prefix="decoder.")
+    for prefix, other in MODELS[name].frozen.items():
+        part = cast(STEVE, models[other]).trans_decoder if prefix == "decoder." else models[other]
+        state |= part.state_dict(prefix=prefix)
     return state
 
 
@@ -118,6 +113,11 @@ def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
         if keys:
             found[part] = digest.hexdigest()
     return found
+
+
+def _frozen(name: str) -> tuple[str, ...]:
+    """Prefixes of the frozen copies in a published state dict."""
+    return tuple(MODELS[name].frozen)
 
 
 def _with_mask(key: str, value: Tensor, tokens: int) -> State:
@@ -160,8 +160,8 @@ def read_published(path: Path) -> State:
 
 def kind_of(published: Mapping[str, Tensor]) -> str | None:
     """Which model a published state dict is of, by keys that only that one has; None when it is none of them."""
-    marks = {"slotformer": ROLLOUTER, "steve": "slot_attention.", "readout": "linear1.", "dvae": "encoder.0.m."}
-    return next((name for name, mark in marks.items() if any(key.startswith(mark) for key in published)), None)
+    marked = (kind for kind in MODELS.values() if kind.mark and any(key.startswith(kind.mark) for key in published))
+    return next((kind.name for kind in marked), None)
 
 
 def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]], file: str) -> tuple[nn.Module, State]:
@@ -177,10 +177,10 @@ def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]],
     if found != name:
         if found is None:
             raise DataError(f"{file} is of no known model: no key of it is a dVAE's, STEVE's, SlotFormer's or a readout's")
-        raise DataError(f"{file} holds {TITLES[found]}, not {TITLES[name]}: import it --as {found}")
+        raise DataError(f"{file} holds {MODELS[found].title}, not {MODELS[name].title}: import it --as {found}")
     model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)
-    present = tuple(prefix for prefix in FROZEN[name] if any(key.startswith(prefix) for key in frozen))
-    copies = copies_for(name, cast(DVAE, build_model("dvae", sizes["dvae"])), cast(STEVE, build_model("steve", sizes["steve"])))
+    present = tuple(prefix for prefix in _frozen(name) if any(key.startswith(prefix) for key in frozen))
+    copies = copies_for(name, {other: build_model(other, sizes[other]) for other in set(MODELS[name].frozen.values())})
     expected = to_published(model, {key: value for key, value in copies.items() if key.startswith(present)})
     if problem := misfit(expected, published):
         raise DataError(f"{file} does not fit the configured {name} model: {problem}. Sizes come from --preset and --set")

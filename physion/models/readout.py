@@ -5,6 +5,8 @@ Shapes: B videos, T frames, S slots, D slot size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,11 @@ class Readout(nn.Module):
         self.slots, self.slot_size = slots, slot_size
         self.linear1 = linear(2 * slot_size, slot_size)
         self.linear2 = linear(slot_size, 1)
+
+    @classmethod
+    def from_sizes(cls, sizes: dict[str, Any]) -> Readout:
+        """Build one from `slots` and `slot_size`."""
+        return cls(int(sizes["slots"]), int(sizes["slot_size"]))
 
     def forward(self, slots_BTSD: Tensor) -> Tensor:
         """Slots [B, T, S, D] -> logits [B] of "they touch".

@@ -5,6 +5,8 @@ Shapes: B batch, T frames, S slots, D slot size, W the model's width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ class SlotFormer(nn.Module):
         self.transformer_encoder = Encoder(model.layers, model.d_model, model.heads, model.ffn, model.dropout)
         self.out_proj = nn.Linear(model.d_model, slot_size)
         self.register_buffer("positions", sine_positions(model.burn_in, model.d_model), persistent=False)
+
+    @classmethod
+    def from_sizes(cls, sizes: dict[str, Any]) -> SlotFormer:
+        """Build one from `model` (as a dumped section), `slots` and `slot_size`."""
+        return cls(SlotFormerModel(**sizes["model"]), int(sizes["slots"]), int(sizes["slot_size"]))
 
     def forward(self, window_BTSD: Tensor) -> Tensor:
         """Slots of `burn_in` successive frames (`stride` video frames apart) -> slots of the next one, [B, S, D]."""

@@ -7,7 +7,9 @@ the masks have h = H / 2 and w = W / 2, P = h * w positions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 from physion.config.schema import STEVEModel
 from physion.models.attention import Encoder
 from physion.models.decoder import TokenDecoder
+from physion.models.dvae import DVAE
 from physion.models.slot_attention import SlotAttention, linear
+from physion.models.slots import SlotOutput
+from physion.models.weights import load_model
 
 
 class VideoState(NamedTuple):
@@ -25,14 +30,6 @@ class VideoState(NamedTuple):
     slots: Tensor  # [B, S, D] of the last frame
     hidden: Tensor  # [B * S, E], as `cell` the predictor's LSTM state: zero before a video's second frame
     cell: Tensor
-
-
-class SlotOutput(NamedTuple):
-    """What `STEVE.encode` returns; `state` continues the video with its next chunk."""
-
-    slots: Tensor  # [B, T, S, D]
-    masks: Tensor | None  # [B, T, S, h, w], summing to 1 over the slots
-    state: VideoState
 
 
 class GridPositions(nn.Module):
@@ -113,6 +110,11 @@ class STEVE(nn.Module):
         )
         self.predictor = Predictor(model)
 
+    @classmethod
+    def from_sizes(cls, sizes: dict[str, Any]) -> STEVE:
+        """Build one from `model` (as a dumped section), `image_size` and `codes`."""
+        return cls(STEVEModel(**sizes["model"]), int(sizes["image_size"]), int(sizes["codes"]))
+
     def encode(self, images_BT3HW: Tensor, state: VideoState | None = None, with_masks: bool = False) -> SlotOutput:
         """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
 
@@ -162,7 +164,31 @@ class STEVE(nn.Module):
         return VideoState(slots_BSD, zeros_XE, zeros_XE)
 
 
-def resize_masks(masks_BTShw: Tensor, size: int) -> Tensor:
-    """Resize masks bilinearly to pixels, [B, T, S, size, size], for viewing."""
-    masks_XShw = F.interpolate(masks_BTShw.flatten(0, 1), (size, size), mode="bilinear", align_corners=False)
-    return masks_XShw.view(*masks_BTShw.shape[:3], size, size)
+class STEVEWithDVAE(nn.Module):
+    """STEVE with the dVAE whose tokens it predicts: a `physion.models.slots.SlotModel` that can draw what it sees."""
+
+    def __init__(self, steve: STEVE, dvae: DVAE | None) -> None:
+        super().__init__()
+        self.steve, self.dvae = steve, dvae
+
+    def encode(self, images_BT3HW: Tensor, state: VideoState | None = None, with_masks: bool = False) -> SlotOutput:
+        """As `STEVE.encode`."""
+        return self.steve.encode(images_BT3HW, state, with_masks)
+
+    def decode(self, slots_NSD: Tensor) -> Tensor | None:
+        """Slots -> their most likely tokens, one after another -> images [N, 3, H, W]."""
+        if self.dvae is None:
+            return None
+        tokens_NL = self.steve.generate(slots_NSD)
+        side = int(tokens_NL.shape[1] ** 0.5)
+        return self.dvae.decode_tokens(tokens_NL.view(-1, side, side))
+
+    def reconstruct(self, images_N3HW: Tensor) -> Tensor | None:
+        """Images -> their tokens -> images."""
+        return None if self.dvae is None else self.dvae.decode_tokens(self.dvae.tokenize(images_N3HW))
+
+
+def load(weights: Path, others: Mapping[str, Path]) -> STEVEWithDVAE:
+    """STEVE from its weights file, and the dVAE from its own where it is given."""
+    dvae = load_model(others["dvae"], "dvae") if "dvae" in others else None
+    return STEVEWithDVAE(load_model(weights, "steve"), dvae).eval()

@@ -5,39 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
 from physion.errors import DataError
-from physion.models.dvae import DVAE
-from physion.models.readout import Readout
-from physion.models.slotformer import SlotFormer
-from physion.models.steve import STEVE
+from physion.models.kinds import MODELS
 
 FACTS = "physion"
 SHOWN_KEYS = 3  # keys that an error names before it counts the others
 
 
-def build_model(name: str, config: dict[str, Any]) -> nn.Module:
-    """Construct a model with fresh weights from its name and its constructor's arguments, JSON values.
+def build_model(name: str, sizes: dict[str, Any]) -> nn.Module:
+    """Construct a model of a kind with fresh weights from its sizes, JSON values (`ModelKind.sizes`).
 
-    dvae: model; steve: model, image_size, codes; slotformer: model, slots, slot_size; readout: slots, slot_size, where
-    `model` is the dumped section of the configuration. Raises KeyError, TypeError or ValueError if they do not fit.
+    Raises KeyError, TypeError or ValueError if they do not fit, or if there is no such kind.
     """
-    if name == "dvae":
-        return DVAE(DVAEModel(**config["model"]))
-    if name == "steve":
-        return STEVE(STEVEModel(**config["model"]), int(config["image_size"]), int(config["codes"]))
-    if name == "slotformer":
-        return SlotFormer(SlotFormerModel(**config["model"]), int(config["slots"]), int(config["slot_size"]))
-    if name == "readout":
-        return Readout(int(config["slots"]), int(config["slot_size"]))
-    raise ValueError(f"unknown model {name!r}")
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}")
+    return MODELS[name].build(sizes)
 
 
 def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]) -> None:
@@ -47,21 +36,32 @@ def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]
     save_file(state, path, metadata={FACTS: json.dumps({"model": name, "config": config}, sort_keys=True)})
 
 
-@overload
-def load_model(path: Path, name: Literal["dvae"]) -> DVAE: ...
-@overload
-def load_model(path: Path, name: Literal["steve"]) -> STEVE: ...
-@overload
-def load_model(path: Path, name: Literal["slotformer"]) -> SlotFormer: ...
-@overload
-def load_model(path: Path, name: Literal["readout"]) -> Readout: ...
-@overload
-def load_model(path: Path, name: str | None = None) -> nn.Module: ...
-def load_model(path: Path, name: str | None = None) -> nn.Module:
+def load_model(path: Path, name: str | None = None) -> Any:
     """Rebuild the model of a weights file, on the CPU and in eval mode; with `name`, only if it is of that kind.
 
     Raises DataError if the file is missing, truncated or corrupt, or if its weights do not fit its own description.
     """
+    kind, config, state = _read(path)
+    if name is not None and kind != name:
+        raise DataError(f"weights file {path} holds a {kind} model, not {name}")
+    try:
+        model = build_model(kind, config)
+    except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
+    problem = misfit(model.state_dict(), state)
+    if problem:
+        raise DataError(f"weights in {path} do not fit its {kind} model: {problem}")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def kind_of_weights(path: Path) -> str:
+    """Which kind of model a weights file is of. Raises DataError as `load_model` does."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -75,18 +75,7 @@ def load_model(path: Path, name: str | None = None) -> nn.Module:
         kind, config = facts["model"], facts["config"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a weights file of physion: its metadata names no model") from error
-    if name is not None and kind != name:
-        raise DataError(f"weights file {path} holds a {kind} model, not {name}")
-    try:
-        model = build_model(kind, config)
-    except (KeyError, TypeError, ValueError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
-    problem = misfit(model.state_dict(), state)
-    if problem:
-        raise DataError(f"weights in {path} do not fit its {kind} model: {problem}")
-    model.load_state_dict(state)
-    return model.eval()
+    return kind, config, state
 
 
 def misfit(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:

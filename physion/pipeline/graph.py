@@ -5,143 +5,140 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from physion.config.load import fingerprinted, nearest
-from physion.config.schema import SUBSETS, Config
-from physion.errors import ConfigError
-from physion.stages import STAGES
-from physion.store.artifacts import Artifact
+from physion.config.load import fingerprinted
+from physion.config.schema import Study
+from physion.errors import ConfigError, nearest
+from physion.stages import STAGES, Instance, Named, Params, Stage, last_stage
+from physion.stages.weights_fit import require_fit
+from physion.store.artifacts import Artifact, content_digest
+
+Find = Callable[[str], Artifact | None]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One stage instance. `inputs` maps the name the stage knows an input by to the instance that makes it.
+    """One stage instance.
 
-    With `weights` the stage takes these instead of training.
+    inputs: the role the stage knows an input by -> the instance that makes it; weights: likewise for named weights.
+    identity: everything that decides what comes out; fingerprint: its hash.
     """
 
     name: str
-    stage: str
-    params: dict[str, str | int]
+    stage: Stage
+    params: Params
     inputs: dict[str, str]
     section: Any
+    settings: dict[str, Any]
+    identity: dict[str, Any]
     fingerprint: str
-    weights: Artifact | None = None
+    weights: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def options(self) -> str:
+        """How `physion stage` is told which instance is meant."""
+        return "".join([self.stage.name, *(f" --{key} {value}" for key, value in self.params.items())])
 
 
-def build_graph(config: Config, given: Mapping[str, Artifact] | None = None) -> dict[str, Node]:
+def build_graph(config: Study, find: Find = lambda reference: None) -> dict[str, Node]:
     """The stage instances that the study's report takes, by name, inputs before what reads them.
 
-    `given` maps an instance to the weights that take the place of its training (`given_weights`); stages that only served
-    that training drop out.
+    find: gives named weights of the store. By default none are looked for: the graph is right all the same, but not the
+    fingerprints of what stands on given weights.
+
+    Raises ConfigError when weights do not fit the configured models, or each other.
     """
     graph: dict[str, Node] = {}
-    given = given or {}
 
-    def add(stage: str, inputs: dict[str, str] | None = None, **params: str | int) -> str:
-        name = "-".join([stage, *map(str, params.values())])
-        section = getattr(config, stage.replace("-", "_"))
-        inputs = inputs or {}
-        weights = given.get(name)
-        settled: dict[str, Any] = {"config": fingerprinted(section)}
-        if weights is not None:
-            settled = {"weights": [record.sha256 for record in weights.manifest.files if record.name.startswith("weights-")]}
+    def add(instance: Instance) -> str:
+        if instance.name in graph:
+            return instance.name
+        stage, params = STAGES[instance.stage], instance.params
+        inputs: dict[str, str] = {}
+        weights: dict[str, Artifact] = {}
+        for role, source in stage.reads(config, params).items():
+            if isinstance(source, Named):
+                if (artifact := find(source.reference)) is not None:
+                    weights[role] = artifact
+            else:
+                inputs[role] = add(source)
+        section = config.section(stage.name) if stage.section else None
+        settings = dict(stage.settings(config, params))
+        read = {key: value for key, value in (fingerprinted(section) if section else {}).items() if key not in stage.replaced}
         identity = {
-            "stage": stage,
-            "version": STAGES[stage].version,
-            **settled,
-            "params": params,
-            "inputs": {role: graph[source].fingerprint for role, source in inputs.items()},
-            **engine_facts(stage),
+            "stage": stage.name,
+            "version": stage.version,
+            "config": read | settings,
+            "params": dict(params),
+            "inputs": {role: graph[name].fingerprint for role, name in inputs.items()}
+            | {role: content_digest(artifact.manifest.files) for role, artifact in weights.items()},
+            **stage.facts(),
         }
-        graph[name] = Node(name, stage, params, inputs, section, fingerprint_of(identity), weights)
-        return name
+        fingerprint = fingerprint_of(identity)
+        graph[instance.name] = Node(instance.name, stage, params, inputs, section, settings, identity, fingerprint, weights)
+        return instance.name
 
-    def train(stage: str, training: dict[str, str], models: dict[str, str] | None = None) -> str:
-        """A training reads data; weights in its place are compared with the models they are used with."""
-        return add(stage, (models or {}) if stage in given else training)
-
-    dataset = add(config.dataset)
-    frames = {subset: add("frames", {"dataset": dataset}, subset=subset) for subset in SUBSETS}
-    dvae = train("train-dvae", {"frames": frames["training"]})
-    tokens = add("tokenize", {"dvae": dvae, "frames": frames["training"]})
-    steve = train("train-steve", {"dvae": dvae, "frames": frames["training"], "tokens": tokens}, {"dvae": dvae})
-    slots = {subset: add("extract-slots", {"steve": steve, "frames": frames[subset]}, subset=subset) for subset in SUBSETS}
-    slotformer = train("train-slotformer", {"slots": slots["training"]}, {"dvae": dvae, "steve": steve})
-    rollouts = {
-        subset: add("rollout", {"slotformer": slotformer, "slots": slots[subset]}, subset=subset)
-        for subset in ("readout", "test")
-    }
-    # Features of the true slots (observed, full) do not wait for the rollouter.
-    features = {mode: rollouts if mode == "rollout" else slots for mode in config.train_readout.features}
-    readouts = {
-        f"readout-{mode}-{seed}": add("train-readout", {"slots": source["readout"]}, features=mode, seed=seed)
-        for mode, source in features.items()
-        for seed in config.train_readout.seeds
-    }
-    last = add(
-        "evaluate",
-        {
-            "frames": frames["test"],
-            "slots": slots["test"],
-            "rollouts": rollouts["test"],
-            "dvae": dvae,
-            "steve": steve,
-            "slotformer": slotformer,
-            **readouts,
-        },
-    )
-    needed = {last}
-    for name in reversed(graph):
-        if name in needed:
-            needed.update(graph[name].inputs.values())
-    return {name: node for name, node in graph.items() if name in needed}
+    add(last_stage())
+    taken = {name: (str(node.params["model"]), artifact) for name, node in graph.items() for artifact in node.weights.values()}
+    require_fit(config, taken)
+    # What needs the fewest others comes first: bad videos of any subset show before anything is trained.
+    level: dict[str, int] = {}
+    for name, node in graph.items():
+        level[name] = 1 + max((level[source] for source in node.inputs.values()), default=0)
+    return dict(sorted(graph.items(), key=lambda item: level[item[0]]))
 
 
-def select(graph: dict[str, Node], stage: str, given: Mapping[str, Any]) -> Node:
-    """The instance of a stage with the given parameters (None: not given); `stage` may be the name of an instance itself.
+def select(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> list[Node]:
+    """The instances of a stage with the given parameters (None: not given); `name` may be that of an instance itself.
 
-    Raises ConfigError unless there is exactly one.
+    Raises ConfigError when there are none.
     """
-    if stage in graph and stage not in STAGES and not any(value is not None for value in given.values()):
-        return graph[stage]
-    if stage not in STAGES:
-        raise ConfigError(f"unknown stage '{stage}'{nearest(stage, list(STAGES))}; stages: {', '.join(STAGES)}")
-    nodes = [node for node in graph.values() if node.stage == stage]
+    if name in graph and name not in STAGES and not any(value is not None for value in given.values()):
+        return [graph[name]]
+    if name not in STAGES:
+        known = [*STAGES, *graph]
+        raise ConfigError(f"unknown stage '{name}'{nearest(name, known)}; stages: {', '.join(STAGES)}")
+    nodes = [node for node in graph.values() if node.stage.name == name]
     if not nodes:
-        hint = f": set dataset={stage}" if stage in ("simulate", "fetch") else ": the weights given take its place"
-        raise ConfigError(f"stage {stage} is not part of this study{hint}")
+        makes = STAGES[name].makes
+        hint = f"set {makes}={name}" if makes else "something else takes its place"
+        raise ConfigError(f"stage {name} is not part of this study: {hint}")
     wanted = {key: value for key, value in given.items() if value is not None}
     for key, value in wanted.items():
         known = sorted({str(node.params[key]) for node in nodes if key in node.params})
         if str(value) not in known:
-            raise ConfigError(f"stage {stage} has no {key} '{value}'" + (f"; it has {', '.join(known)}" if known else ""))
-    matching = [node for node in nodes if wanted.items() <= node.params.items()]
-    if len(matching) > 1:
+            raise ConfigError(f"stage {name} has no {key} '{value}'" + (f"; it has {', '.join(known)}" if known else ""))
+    return [node for node in nodes if wanted.items() <= node.params.items()]
+
+
+def select_one(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> Node:
+    """The one instance that is meant. Raises ConfigError when there are none or several."""
+    nodes = select(graph, name, given)
+    if len(nodes) > 1:
         options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
-        raise ConfigError(f"stage {stage} has {len(nodes)} instances; say which: {options}")
-    return matching[0]
+        raise ConfigError(f"stage {name} has {len(nodes)} instances; say which: {options}")
+    return nodes[0]
 
 
-def left_to_do(graph: dict[str, Node], cached: Callable[[Node], bool]) -> list[Node]:
-    """The instances that must run for the study's report: not what is cached, and not what only served that."""
-    needed, left = {next(reversed(graph))}, []
+def downstream(graph: Mapping[str, Node], name: str) -> list[Node]:
+    """The instances that stand on one, directly or not, in order."""
+    reached = {name}
+    for node in graph.values():
+        if reached & set(node.inputs.values()):
+            reached.add(node.name)
+    return [node for node in graph.values() if node.name in reached and node.name != name]
+
+
+def left_to_do(graph: dict[str, Node], done: Callable[[Node], bool]) -> list[Node]:
+    """The instances that must run for the study's report: not what is done, and not what only served that."""
+    needed, left = {last_stage().name}, []
     for name in reversed(graph):
-        if name in needed and not cached(graph[name]):
+        if name in needed and not done(graph[name]):
             left.append(graph[name])
             needed.update(graph[name].inputs.values())
     return left[::-1]
-
-
-def engine_facts(stage: str) -> dict[str, str]:
-    """What else decides a stage's results: the physics engine, for `simulate`."""
-    if stage != "simulate":
-        return {}
-    from physion.simulation import ENGINE
-
-    return {"engine": ENGINE}
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from physion import __version__
-from physion.config.load import fingerprinted
-from physion.config.schema import Config
-from physion.errors import ConfigError, DataError
+from physion.errors import ConfigError, DataError, PartsMissing
+from physion.job import Job, Ranks, Stop
 from physion.pipeline.graph import Node
-from physion.stages import STAGES, Job, PartsMissing, Ranks, Stop
-from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
+from physion.progress import say
+from physion.stages import Kind
+from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, Manifest, read_manifest
 from physion.store.store import Store
 
 
@@ -30,11 +30,27 @@ class Done:
     """What this run took."""
 
 
+def standing(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
+    """The manifest of an artifact that needs not be made: it is published, and its inputs are still what it was made from."""
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    return None if manifest is None or stale_inputs(manifest, node, graph, store) else manifest
+
+
+def stale_inputs(manifest: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[str]:
+    """The roles of the inputs that have been made again since, with other bytes. One that is gone can be no other."""
+    stale = []
+    for role, source in node.inputs.items():
+        made_from = manifest.inputs.get(role)
+        now = read_manifest(store, graph[source].stage.name, graph[source].fingerprint)
+        if made_from and now and made_from.content != now.content:
+            stale.append(role)
+    return stale
+
+
 def run_node(
     node: Node,
-    graph: dict[str, Node],
+    graph: Mapping[str, Node],
     store: Store,
-    config: Config,
     stop: Stop,
     *,
     force: bool = False,
@@ -49,18 +65,22 @@ def run_node(
     whatever PhysionError the stage ends with.
     """
 
-    def standing() -> Manifest | None:
-        if force:
-            ArtifactWriter(store, node.stage, node.fingerprint).erase()
-        return read_manifest(store, node.stage, node.fingerprint)
+    def found() -> Manifest | None:
+        manifest = None if force else standing(node, graph, store)
+        if manifest is None and (force or read_manifest(store, node.stage.name, node.fingerprint)):
+            if not force:
+                say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+            ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
+        return manifest
 
-    if manifest := ranks.on_first(standing):
+    if manifest := ranks.on_rank_0(found):
         return Done(node, manifest, cached=True)
-    inputs = {role: published_input(graph[source], store) for role, source in node.inputs.items()}
-    output = ArtifactWriter(store, node.stage, node.fingerprint)
-    facts = config.model_dump(mode="json")
-    job = Job(node.name, node.section, inputs, output, node.params, facts, node.weights, stop, share, ranks)
-    ranks.on_first(lambda: output.begin({other.name: other.fingerprint for other in graph.values()}))
+    inputs = node.weights | {role: published_input(graph[source], graph, store) for role, source in node.inputs.items()}
+    output = ArtifactWriter(store, node.stage.name, node.fingerprint)
+    job = Job(node.name, node.section, inputs, output, dict(node.params), node.settings, stop, share, ranks)
+    study = {other.name: other.fingerprint for other in graph.values()}
+    contents = {role: artifact.manifest.content for role, artifact in inputs.items()}
+    ranks.on_rank_0(lambda: output.begin(study, contents, parts=node.stage.kind is Kind.PARTS))
     started = time.monotonic()
 
     def done(manifest: Manifest) -> Done:
@@ -68,39 +88,38 @@ def run_node(
 
     try:
         try:
-            metrics = run_of(node)(job)
+            metrics = node.stage.load()(job)
         except (DataError, PartsMissing):
-            if manifest := read_manifest(store, node.stage, node.fingerprint):
+            if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))  # another runner was faster, and took its parts away: sweep up after both
             raise
-        return done(ranks.on_first(lambda: _publish(node, graph, job, metrics, started)))
+        return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, started)))
     finally:
         output.close()
         for artifact in inputs.values():
             artifact.close()
 
 
-def run_of(node: Node) -> Callable[[Job], dict[str, Any]]:
-    """What makes the artifact of a node: its stage, or the adoption of the weights given for it."""
-    if node.weights is None:
-        return STAGES[node.stage].load()
-    from physion.stages import adopt
-
-    return adopt.run
-
-
-def _publish(node: Node, graph: dict[str, Node], job: Job, metrics: dict[str, Any], started: float) -> Manifest:
+def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> Manifest:
     """Write the manifest. Returns the one that stands."""
     output = job.output
-    if manifest := read_manifest(output.store, node.stage, node.fingerprint):
+    if manifest := read_manifest(output.store, node.stage.name, node.fingerprint):
         return output.publish(manifest)  # another runner was faster; sweep up after both
-    parts = [part for _, part in sorted(output.parts().items())]
+    parts = [part for _, part in sorted(output.kept.items())]
     manifest = Manifest(
-        stage=node.stage,
+        stage=node.stage.name,
         instance=node.name,
         fingerprint=node.fingerprint,
-        config=fingerprinted(node.section),
-        inputs={role: graph[source].fingerprint for role, source in node.inputs.items()},
+        identity=node.identity,
+        config=node.identity["config"],
+        inputs={
+            role: InputRecord(
+                instance=artifact.manifest.instance,
+                fingerprint=artifact.manifest.fingerprint,
+                content=artifact.manifest.content,
+            )
+            for role, artifact in job.inputs.items()
+        },
         files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
         metrics=metrics,
         code=__version__,
@@ -112,9 +131,8 @@ def _publish(node: Node, graph: dict[str, Node], job: Job, metrics: dict[str, An
 
 
 def run_graph(
-    graph: dict[str, Node],
+    graph: Mapping[str, Node],
     store: Store,
-    config: Config,
     stop: Stop,
     *,
     starting: Callable[[Node], None],
@@ -125,7 +143,7 @@ def run_graph(
     for node in graph.values():
         stop.check()
         starting(node)
-        finished.append(run_node(node, graph, store, config, stop))
+        finished.append(run_node(node, graph, store, stop))
         done(finished[-1])
     return finished
 
@@ -142,13 +160,14 @@ def host_facts() -> dict[str, Any]:
     return facts
 
 
-def published_input(node: Node, store: Store) -> Artifact:
-    """The artifact of an instance that another reads. Raises ConfigError when it is not published yet."""
-    manifest = read_manifest(store, node.stage, node.fingerprint)
+def published_input(node: Node, graph: Mapping[str, Node], store: Store) -> Artifact:
+    """The artifact of an instance that another reads. Raises ConfigError when it is not published yet, or is stale."""
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    again = f"run `physion stage {node.options}` with the same preset, overrides and store first, or `physion run`"
     if manifest is None:
-        options = "".join(f" --{key} {value}" for key, value in node.params.items())
+        raise ConfigError(f"input {node.name} ({node.fingerprint}) is not in {store.uri}: {again}")
+    if stale := stale_inputs(manifest, node, graph, store):
         raise ConfigError(
-            f"input {node.name} ({node.fingerprint}) is not in {store.uri}: run `physion stage {node.stage}{options}` "
-            "with the same preset, overrides and store first, or `physion run`"
+            f"input {node.name} ({node.fingerprint}) was made from other bytes than its {' and '.join(stale)} now has: {again}"
         )
     return Artifact(store, manifest)

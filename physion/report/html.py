@@ -30,17 +30,6 @@ class Plot:
 
     title: str
     svg: str
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; cells of columns after the first are aligned to the right."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,6 @@ class ProvenanceRow:
     stage: str
     fingerprint: str
     seconds: float | None
-    cached: bool
     bytes: int | None
 
 
@@ -87,20 +75,17 @@ class ReportContext:
     """Everything the page shows. Modes and stages appear in the order of their mapping; empty sections are left out."""
 
     title: str
-    preset: str
     headline: str
     simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
     comparisons: Sequence[Comparison] = ()
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
     plots: Sequence[Plot] = ()
-    tables: Sequence[Table] = ()
     videos: Sequence[VideoPanel] = ()
     stills: Sequence[Still] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by stage, for `plot_losses`
     provenance: Sequence[ProvenanceRow] = ()
     config_yaml: str = ""
-    notes: Sequence[str] = ()  # further sentences for "How to read these numbers"
 
 
 def render_report(context: ReportContext) -> str:

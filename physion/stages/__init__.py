@@ -1,124 +1,368 @@
-"""The stages of the study, one module each, and the registry that names them.
-
-A stage is a pure function of its config section, its input artifacts and its parameters to one output artifact. Its version
-goes into the fingerprint: raise it when a change to the code changes what comes out.
-"""
+"""The stages of the study, each declared here once; its module holds its `run`. docs/extend.md adds others from outside."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from physion.errors import Interrupted, Preempted, TransientError
+from physion.config import schema
+from physion.models import flops
+from physion.models.kinds import MODELS, slot_model_kind
+from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "last_stage", "trained"]
 
-    from physion.store.artifacts import Artifact, ArtifactWriter
-
-SHOWN_PARTS = 20  # that an error names
-T = TypeVar("T")
-
-
-@dataclass
-class Stop:
-    """Whether the process was asked to stop, and by which signal; stages look at it between pieces of work."""
-
-    signal: str | None = None
-
-    def check(self) -> None:
-        """Raise Interrupted after Ctrl-C, Preempted after SIGTERM."""
-        if self.signal == "SIGINT":
-            raise Interrupted("interrupted; what is done is saved, and the same command goes on from there")
-        if self.signal == "SIGTERM":
-            raise Preempted("stopped by SIGTERM; what is done is saved, and the same command goes on from there")
+JPEG_BYTES_A_PIXEL = 0.33  # about 5.4 kB a frame of 128 x 128 at quality 95
+MP4_BYTES_A_PIXEL = 1.1  # of a whole 150-frame clip: 18 kB at 128 x 128
+OFFICIAL = {"training": 15_998, "readout": 8_005, "test": 1_174}
+OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of the archives, shared out by videos
 
 
-class Ranks:
-    """The processes that make one artifact together. This kind is a process alone; `training/distributed.py` has the other."""
-
-    rank = 0
-    count = 1
-
-    def share(self, size: int) -> slice:
-        """This rank's share of `size` things: contiguous, and of the same size on all ranks to within one."""
-        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
-
-    def on_first(self, work: Callable[[], T]) -> T:
-        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
-        return work()
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks of a CPU tensor, on every rank."""
-        return values
-
-    def vote(self, number: int) -> Callable[[], int]:
-        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
-        return lambda: number
+# ------------------------------------------------------------------------------------------------------ inputs
+def last_stage() -> Instance:
+    """The instance that the whole study is for."""
+    return Instance("evaluate")
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything a stage's `run` gets. `share` selects, of the list of its parts, those that this process does."""
-
-    instance: str
-    config: Any
-    inputs: dict[str, Artifact]
-    output: ArtifactWriter
-    params: dict[str, str | int] = field(default_factory=dict)
-    study: dict[str, Any] = field(default_factory=dict)
-    weights: Artifact | None = None  # given for this stage, which then does not train
-    stop: Stop = field(default_factory=Stop)
-    share: slice = field(default_factory=lambda: slice(None))
-    ranks: Ranks = field(default_factory=Ranks)
+def of_subset(stage: str, subset: str | int) -> Instance:
+    """The instance of a stage for a subset of the videos."""
+    return Instance(stage, {"subset": subset})
 
 
-class PartsMissing(TransientError):
-    """The parts that this process had to do are done, but others are not; `missing` has their numbers, of `total`."""
+def trained(config: Any, kind: str, **params: str | int) -> Instance:
+    """What makes the weights of a kind of model: its training, or the taking of named weights given in its place."""
+    stage = MODELS[kind].stage
+    if given(config, kind, params) is not None:
+        return Instance("take-weights", {"model": kind, **params})
+    return Instance(stage, params)
 
-    def __init__(self, instance: str, missing: Sequence[int], total: int) -> None:
-        self.missing, self.total = list(missing), total
-        shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
-        super().__init__(
-            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
-            f"`--shard {self.missing[0]}/{total}` for that one and so on, or the same command without --shard for all of them"
+
+def given(config: Any, kind: str, params: Params) -> str | None:
+    """The named weights that the configuration gives for a model, if any."""
+    weights = getattr(config.section(MODELS[kind].stage), "weights", None)
+    if isinstance(weights, Mapping):  # by feature mode
+        weights = weights.get(params["features"])
+        return weights and weights.replace("{seed}", str(params["seed"]))
+    return weights
+
+
+def slots_for(config: Any, features: str | int, subset: str) -> Instance:
+    """The slots that a feature mode sees. True ones (observed, full) do not wait for the rollouter."""
+    return of_subset("rollout" if features == "rollout" else "extract-slots", subset)
+
+
+def readouts(config: Any) -> dict[str, Instance]:
+    """Every readout of the study, by the role it has in the test."""
+    section = config.train_readout
+    return {
+        f"readout-{mode}-{seed}": trained(config, section.model, features=mode, seed=seed)
+        for mode in section.features
+        for seed in section.seeds
+    }
+
+
+def _weights_inputs(config: Any, params: Params) -> dict[str, Source]:
+    """Weights, what they are compared with before they are used, and the slots on which a readout's threshold is chosen."""
+    kind = MODELS[str(params["model"])]
+    rest = {key: value for key, value in params.items() if key != "model"}
+    reference = given(config, kind.name, rest)
+    assert reference is not None
+    inputs: dict[str, Source] = {"weights": Named(reference)}
+    inputs |= {other: trained(config, other) for other in dict.fromkeys(kind.frozen.values())}
+    if kind.role == "readout":
+        inputs["slots"] = slots_for(config, rest["features"], "readout")
+    return inputs
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+def _frames_seen(config: Any, params: Params) -> dict[str, Any]:
+    """How many frames of a video a readout sees."""
+    features = params.get("features")
+    if features is None:
+        return {}
+    return {
+        "frames": config.rollout.observed if features == "observed" else getattr(config.train_readout.frames, str(features))
+    }
+
+
+def _simulated(config: Any, params: Params) -> dict[str, Any]:
+    return {"videos": getattr(config.simulate.videos, str(params["subset"]))}
+
+
+def _sources(config: Any, params: Params) -> dict[str, Any]:
+    subset, section = str(params["subset"]), config.fetch
+    if section.root is not None:
+        return {"root": section.root}
+    return {"archives": list(section.archives[subset]), "files": section.files.get(subset, {})}
+
+
+def _engine() -> dict[str, str]:
+    from physion.simulation import ENGINE
+
+    return {"engine": ENGINE}
+
+
+# ------------------------------------------------------------------------------------------------------- costs
+def _videos(config: Any, subset: str | int) -> int:
+    return int(getattr(config.simulate.videos, str(subset))) if config.dataset == "simulate" else OFFICIAL[str(subset)]
+
+
+def _frames(config: Any, params: Params) -> float:
+    """Frames of all videos of a subset, by default the training one."""
+    return _videos(config, params.get("subset", "training")) * float(config.frames.frames)
+
+
+def _training_cost(section: Any, parameters: float, forward: float) -> Cost:
+    return Cost(4 * parameters, 3 * forward * section.optim.batch_size * section.optim.steps)  # backward is twice forward
+
+
+def _dvae_cost(config: Any, params: Params) -> Cost:
+    model, size = config.train_dvae.model, config.frames.image_size
+    forward = flops.encode_flops(model, size) + flops.decode_flops(model, size)
+    return _training_cost(config.train_dvae, flops.dvae_parameters(model), forward)
+
+
+def _steve_cost(config: Any, params: Params) -> Cost:
+    section, size, codes = config.train_steve, config.frames.image_size, config.train_dvae.model.codes
+    frame = flops.slots_flops(section.model, size) + flops.tokens_flops(section.model, size, codes)
+    return _training_cost(section, flops.steve_parameters(section.model, size, codes), section.clip_frames * frame)
+
+
+def _tokens_cost(config: Any, params: Params) -> Cost:
+    frames, size = _frames(config, params), config.frames.image_size
+    return Cost(2 * frames * (size // 4) ** 2, frames * flops.encode_flops(config.train_dvae.model, size))
+
+
+def _slots_cost(config: Any, params: Params) -> Cost:
+    kind = slot_model_kind(config)
+    slots, size = kind.shape(config)
+    return Cost(4 * _frames(config, params) * slots * size, _frames(config, params) * kind.encode_flops(config))
+
+
+def _slotformer_cost(config: Any, params: Params) -> Cost:
+    section = config.train_slotformer
+    step = flops.predict_flops(section.model, *slot_model_kind(config).shape(config))
+    return _training_cost(section, flops.slotformer_parameters(section.model), section.rollout_frames * step)
+
+
+def _rollout_cost(config: Any, params: Params) -> Cost:
+    slots, size = slot_model_kind(config).shape(config)
+    length = config.frames.frames
+    predicted = _videos(config, params["subset"]) * max(0, length - config.rollout.observed)
+    step = flops.predict_flops(config.train_slotformer.model, slots, size)
+    return Cost(4 * _frames(config, params) * slots * size, predicted * step)
+
+
+def _readout_cost(config: Any, params: Params) -> Cost:
+    slots, size = slot_model_kind(config).shape(config)
+    seen = _frames_seen(config, params)["frames"]
+    return _training_cost(config.train_readout, 2 * size**2, seen * slots * 4 * size**2)
+
+
+# ------------------------------------------------------------------------------------------------------ checks
+def _fits(config: Any, what: str, frames: int) -> None:
+    """A stage can only use frames that the stages before it keep."""
+    if frames > config.frames.frames:
+        raise ValueError(f"{what} takes {frames} frames, more than frames.frames={config.frames.frames}")
+
+
+def _check_steve(config: Any) -> None:
+    _fits(config, "train-steve.clip-frames", config.train_steve.clip_frames)
+
+
+def _check_slotformer(config: Any) -> None:
+    section = config.train_slotformer
+    clip = (section.model.burn_in + section.rollout_frames - 1) * section.model.stride + 1
+    _fits(config, "a clip of train-slotformer (burn-in, rollout-frames, stride)", clip)
+
+
+def _check_rollout(config: Any) -> None:
+    observed, model = config.rollout.observed, config.train_slotformer.model
+    _fits(config, "rollout.observed", observed)
+    if observed < model.burn_in * model.stride:
+        raise ValueError(
+            f"rollout.observed={observed} is less than train-slotformer.model burn-in {model.burn_in} "
+            f"times stride {model.stride}"
         )
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A kind of stage: its name, the version of what it makes, and the module that holds its `run`.
-
-    `parts`: its work is a list of parts, so that several processes can share it.
-    """
-
-    name: str
-    version: int
-    summary: str
-    module: str
-    parts: bool = False
-
-    def load(self) -> Callable[[Job], dict[str, Any]]:
-        """The stage's `run(job) -> headline metrics`; loading it may load torch."""
-        run: Callable[[Job], dict[str, Any]] = importlib.import_module(f"physion.stages.{self.module}").run
-        return run
+def _check_readout(config: Any) -> None:
+    section, observed = config.train_readout, config.rollout.observed
+    for mode in section.features:
+        if mode != "observed":
+            _fits(config, f"train-readout.frames.{mode}", getattr(section.frames, mode))
+    if "rollout" in section.features and section.frames.rollout <= observed:
+        raise ValueError(f"train-readout.frames.rollout={section.frames.rollout} holds no predicted frame after "
+                         f"rollout.observed={observed}")  # fmt: skip
+    for mode, template in section.weights.items():
+        if len(section.seeds) > 1 and "{seed}" not in template:
+            raise ValueError(
+                f"train-readout.weights.{mode}={template} names one readout for {len(section.seeds)} seeds: put {{seed}} into "
+                "it, or set train-readout.seeds to one"
+            )
 
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
-        Stage("fetch", 1, "bring in the official Physion videos", "fetch"),
-        Stage("frames", 1, "decode and resize the videos of a subset", "frames", parts=True),
-        Stage("train-dvae", 2, "train the dVAE that turns frames into tokens", "train_dvae"),
-        Stage("tokenize", 1, "dVAE tokens of the training frames", "tokenize", parts=True),
-        Stage("train-steve", 2, "train STEVE, which finds slots in video", "train_steve"),
-        Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots", parts=True),
-        Stage("train-slotformer", 2, "train SlotFormer, which predicts slots", "train_slotformer"),
-        Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
-        Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
-        Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
-    )
-}
+# ------------------------------------------------------------------------------------------------ declarations
+for _stage in (
+    Stage(
+        "simulate",
+        version=2,
+        kind=Kind.PARTS,
+        summary="simulate, render and encode PhysionSim videos",
+        module="physion.stages.simulate",
+        section=schema.Simulate,
+        replaced=("videos",),
+        settings=_simulated,
+        reads=lambda config, params: {},
+        cost=lambda config, params: Cost(_videos(config, params["subset"]) * config.simulate.image_size**2 * MP4_BYTES_A_PIXEL),
+        facts=_engine,
+        makes="dataset",
+    ),
+    Stage(
+        "fetch",
+        version=2,
+        kind=Kind.PROCESS,
+        summary="bring in the official Physion videos",
+        module="physion.stages.fetch",
+        section=schema.Fetch,
+        replaced=("root", "archives", "files"),
+        settings=_sources,
+        reads=lambda config, params: {},
+        cost=lambda config, params: Cost(OFFICIAL_BYTES[str(params["subset"])]),
+        makes="dataset",
+    ),
+    Stage(
+        "frames",
+        version=2,
+        kind=Kind.PARTS,
+        summary="decode and resize the videos of a subset",
+        module="physion.stages.frames",
+        section=schema.Frames,
+        reads=lambda config, params: {"dataset": of_subset(config.dataset, params["subset"])},
+        cost=lambda config, params: Cost(_frames(config, params) * config.frames.image_size**2 * JPEG_BYTES_A_PIXEL),
+    ),
+    Stage(
+        "train-dvae",
+        version=2,
+        kind=Kind.TRAINING,
+        summary="train the dVAE that turns frames into tokens",
+        module="physion.stages.train_dvae",
+        section=schema.TrainDVAE,
+        reads=lambda config, params: {"frames": of_subset("frames", "training")},
+        cost=_dvae_cost,
+        gpu=True,
+    ),
+    Stage(
+        "tokenize",
+        version=2,
+        kind=Kind.PARTS,
+        summary="dVAE tokens of the training frames",
+        module="physion.stages.tokenize",
+        section=schema.Tokenize,
+        reads=lambda config, params: {"dvae": trained(config, "dvae"), "frames": of_subset("frames", "training")},
+        cost=_tokens_cost,
+        gpu=True,
+    ),
+    Stage(
+        "train-steve",
+        version=2,
+        kind=Kind.TRAINING,
+        summary="train STEVE, which finds slots in video",
+        module="physion.stages.train_steve",
+        section=schema.TrainSTEVE,
+        reads=lambda config, params: {
+            "dvae": trained(config, "dvae"),
+            "frames": of_subset("frames", "training"),
+            "tokens": Instance("tokenize"),
+        },
+        cost=_steve_cost,
+        check=_check_steve,
+        gpu=True,
+    ),
+    Stage(
+        "extract-slots",
+        version=2,
+        kind=Kind.PARTS,
+        summary="slots of every frame of a subset",
+        module="physion.stages.extract_slots",
+        section=schema.ExtractSlots,
+        reads=lambda config, params: {
+            "slot-model": trained(config, config.slot_model),
+            "frames": of_subset("frames", params["subset"]),
+        },
+        cost=_slots_cost,
+        gpu=True,
+    ),
+    Stage(
+        "train-slotformer",
+        version=2,
+        kind=Kind.TRAINING,
+        summary="train SlotFormer, which predicts slots",
+        module="physion.stages.train_slotformer",
+        section=schema.TrainSlotFormer,
+        reads=lambda config, params: {"slots": of_subset("extract-slots", "training")},
+        cost=_slotformer_cost,
+        check=_check_slotformer,
+        gpu=True,
+    ),
+    Stage(
+        "rollout",
+        version=2,
+        kind=Kind.PARTS,
+        summary="predict the slots after the observed frames",
+        module="physion.stages.rollout",
+        section=schema.Rollout,
+        reads=lambda config, params: {
+            "slotformer": trained(config, "slotformer"),
+            "slots": of_subset("extract-slots", params["subset"]),
+        },
+        cost=_rollout_cost,
+        check=_check_rollout,
+        gpu=True,
+    ),
+    Stage(
+        "train-readout",
+        version=3,
+        kind=Kind.PROCESS,
+        summary="train a readout on slots: will red touch yellow?",
+        module="physion.stages.train_readout",
+        section=schema.TrainReadout,
+        replaced=("frames", "seed"),
+        settings=_frames_seen,
+        reads=lambda config, params: {"slots": slots_for(config, params["features"], "readout")},
+        cost=_readout_cost,
+        check=_check_readout,
+        fans_out="seed",
+        gpu=True,
+    ),
+    Stage(
+        "take-weights",
+        version=1,
+        kind=Kind.PROCESS,
+        summary="take named weights in the place of a training",
+        module="physion.stages.take_weights",
+        settings=_frames_seen,
+        reads=_weights_inputs,
+        fans_out="seed",
+    ),
+    Stage(
+        "evaluate",
+        version=3,
+        kind=Kind.PROCESS,
+        summary="test the readouts once and write the report",
+        module="physion.stages.evaluate",
+        section=schema.Evaluate,
+        reads=lambda config, params: {
+            "slot-model": trained(config, config.slot_model),
+            **{other: trained(config, other) for other in slot_model_kind(config).decodes_with},
+            "slotformer": trained(config, "slotformer"),
+            **readouts(config),
+            "dataset": of_subset(config.dataset, "test"),
+            "frames": of_subset("frames", "test"),
+            "slots": of_subset("extract-slots", "test"),
+            "rollouts": of_subset("rollout", "test"),
+        },
+        gpu=True,
+    ),
+):
+    STAGES.register(_stage)

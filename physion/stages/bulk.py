@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import threading
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ import numpy as np
 
 from physion.data.layout import Video, raise_problems
 from physion.data.shards import INDEX, Shards, in_groups, index_bytes, index_item, shard_name, write_shard
-from physion.errors import TransientError
+from physion.errors import PartsMissing, TransientError
+from physion.job import Job
 from physion.progress import progress
-from physion.stages import Job, PartsMissing
 
 
 @dataclass
@@ -41,6 +43,12 @@ class Work:
     part: str
     videos: int
     arguments: tuple[Any, ...]
+
+
+def part_name(number: int, made_from: Any) -> str:
+    """Name of a part, which tells what it is made from: a part made from something else is another one."""
+    canonical = json.dumps(made_from, sort_keys=True, separators=(",", ":"))
+    return f"{number:05d}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
 
 def run_parts(
@@ -67,7 +75,7 @@ def run_parts(
     parts = job.output.parts()
     if missing := [number for number, w in enumerate(work) if w.part not in parts]:
         raise PartsMissing(job.instance, missing, len(work))
-    return [item for w in work for item in parts[w.part].items]
+    return [item for w in work for item in job.output.keep(w.part).items]
 
 
 def publish_index(job: Job, items: Sequence[dict[str, Any]]) -> None:
@@ -87,10 +95,12 @@ def map_shards(
     """
     groups = in_groups(source.videos, per_shard)
     mine = range(len(groups))[job.share]
+    contents = {role: artifact.manifest.content for role, artifact in job.inputs.items()}
+    parts = [part_name(number, [contents, [asdict(video) for video in group]]) for number, group in enumerate(groups)]
 
     def shard(number: int) -> Result:
         source.prefetch(video for coming in mine[mine.index(number) :][:2] for video in groups[coming])
-        name = shard_name(number)
+        name = shard_name(parts[number])
         path = job.output.scratch / name
         write_shard(path, (f"{video.name}/{kind}" for video in groups[number]), arrays(groups[number]))
         return Result({name: path}, [index_item(video, name) for video in groups[number]])
@@ -100,7 +110,7 @@ def map_shards(
             job.stop.check()
             yield f"{video}/{kind}", array
 
-    work = [Work(f"{number:05d}", len(group), (number,)) for number, group in enumerate(groups)]
+    work = [Work(parts[number], len(group), (number,)) for number, group in enumerate(groups)]
     items = run_parts(job, work, shard)
     publish_index(job, items)
     return {"videos": len(items)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,217 +17,230 @@ from physion.data.clips import LabelledSlots, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
 from physion.data.video import write_mp4
-from physion.models.dvae import DVAE
-from physion.models.steve import STEVE, resize_masks
+from physion.job import Job
+from physion.models.slots import SlotModel, resize_masks
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
 from physion.report.html import Comparison, Plot, ProvenanceRow, ReportContext, Still, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
-from physion.stages import Job
+from physion.stages.extract_slots import load_slot_model
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, device
 
 CLIP_SECONDS = 5.0
+CHUNK = 30  # frames of a shown video that are looked at together
+
+
+@dataclass
+class Predictions:
+    """What the readouts say of the test videos, by feature mode; one row for each readout, in the order of their seeds."""
+
+    videos: list[Video]
+    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    thresholds: dict[str, list[float]] = field(default_factory=dict)
+    paper_protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The truth, bool [videos]."""
+        return np.array([bool(video.label) for video in self.videos])
 
 
 def run(job: Job) -> dict[str, Any]:
     """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
-    sources = {"observed": "slots", "rollout": "rollouts", "full": "slots"}
-    shards = {role: Shards(job.inputs[role]) for role in ("slots", "rollouts")}
-    videos = shards["slots"].videos
-    labels = np.array([bool(video.label) for video in videos])
-    probabilities: dict[str, np.ndarray] = {}
-    thresholds: dict[str, list[float]] = {}
-    selected: dict[str, dict[str, Any]] = {}
-    for mode, readouts in _readouts(job).items():
-        frames = job.study["train-readout"]["model"][mode]
-        test = LabelledSlots(shards[sources[mode]], videos, frames)
-        candidates = [[WEIGHTS, *(name for name in readout.names() if name.startswith(EPOCHS))] for readout in readouts]
-        models = [load_model(r.path(n), "readout") for r, names in zip(readouts, candidates, strict=True) for n in names]
-        by_readout = np.split(predict(models, test), np.cumsum([len(names) for names in candidates])[:-1])
-        probabilities[mode] = np.stack([p[0] for p in by_readout])
-        # Readouts that were given have no epochs: each is the only candidate of its seed.
-        selected[mode] = paper_protocol(np.stack([p[1:] if len(p) > 1 else p for p in by_readout]), labels)
-        thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
-        job.stop.check()
-
-    names, scenarios = [video.name for video in videos], [video.scenario for video in videos]
-    sampling = {"resamples": config.resamples, "seed": config.seed}
-    modes = {
-        mode: evaluate_predictions(names, scenarios, labels, probabilities[mode], thresholds[mode], **sampling)
-        for mode in probabilities
-    }
-    comparisons = [
-        Comparison(
-            f"{mode} - observed",
-            compare_modes(
-                names,
-                scenarios,
-                labels,
-                (probabilities[mode], thresholds[mode]),
-                (probabilities["observed"], thresholds["observed"]),
-                **sampling,
-            ),
-        )
-        for mode in modes
-        if mode != "observed" and "observed" in modes
-    ]
-    metrics = {
-        "headline": headline(modes),
-        "dataset": job.study["dataset"],
-        "modes": modes,
-        "comparisons": {c.name: c.difference.as_json() for c in comparisons},
-        "paper_protocol": selected,
-    }
-    panels, stills = _pictures(job, config, videos, labels, probabilities, thresholds)
-    simulated = job.study["dataset"] == "simulate"
-    plots = [
-        Plot("Accuracy", plot_accuracy(modes, simulated)),
-        Plot("Accuracy by scenario", plot_scenarios(modes, simulated)),
-    ]
-    if 0 < labels.sum() < len(labels):
-        plots.append(Plot("ROC curves", plot_roc(labels, probabilities)))
+    predictions = _predict(job)
+    metrics, comparisons = _measure(config, predictions, job.inputs["dataset"].manifest.stage)
+    panels, stills = _pictures(job, config, predictions) if config.videos else ([], [])
+    simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
+    plots = _plots(metrics["modes"], predictions, simulated)
     report = render_report(
         ReportContext(
             title="Physion: will red touch yellow?",
-            preset=job.study["preset"],
             headline=metrics["headline"],
             simulated=simulated,
-            metrics=modes,
+            metrics=metrics["modes"],
             comparisons=comparisons,
-            paper_protocol=selected,
+            paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
             stills=stills,
-            histories={r: job.inputs[role].json(HISTORY) for r, role in _trained(job) if HISTORY in job.inputs[role].names()},
+            histories=_histories(job),
             provenance=[_provenance(artifact) for artifact in job.inputs.values()],
-            config_yaml=yaml.safe_dump(job.study, sort_keys=False, width=120),
+            config_yaml=yaml.safe_dump(
+                {artifact.manifest.instance: artifact.manifest.identity["config"] for artifact in job.inputs.values()},
+                sort_keys=False,
+                width=120,
+            ),
         )
     )
-    files = {"metrics.json": json.dumps(metrics, indent=1), "report.html": report}
+    files = {"metrics.json": json.dumps(metrics, indent=1), "report.html": report, "predictions.csv": _csv(predictions)}
     files |= {f"{plot.title.lower().replace(' ', '-')}.svg": plot.svg for plot in plots}
-    rows = [["video", "scenario", "label", *(f"{mode}-{n}" for mode, p in probabilities.items() for n in range(len(p)))]]
-    for number, video in enumerate(videos):
-        scores = [f"{score:.6f}" for p in probabilities.values() for score in p[:, number]]
-        rows.append([video.name, video.scenario, str(bool(video.label)), *scores])
-    files["predictions.csv"] = "".join(",".join(row) + "\n" for row in rows)
     local = {name: job.output.scratch / name for name in files}
     for name, path in local.items():
         path.write_text(files[name])
     job.output.add_part("report", local)
     return {
         "headline": metrics["headline"],
-        "test_videos": len(videos),
-        **{f"accuracy_{mode}": modes[mode]["overall"]["accuracy"]["value"] for mode in modes},
+        "test_videos": len(predictions.videos),
+        **{f"accuracy_{mode}": facts["overall"]["accuracy"]["value"] for mode, facts in metrics["modes"].items()},
     }
 
 
+def _predict(job: Job) -> Predictions:
+    """Every readout on the test videos, each of which is read once for all readouts of a mode."""
+    shards = {role: Shards(job.inputs[role]) for role in ("slots", "rollouts")}
+    found = Predictions(shards["slots"].videos)
+    for mode, readouts in _readouts(job).items():
+        test = LabelledSlots(
+            shards["rollouts" if mode == "rollout" else "slots"], found.videos, readouts[0].manifest.metrics["frames"]
+        )
+        candidates = [[WEIGHTS, *(name for name in readout.names() if name.startswith(EPOCHS))] for readout in readouts]
+        models = [load_model(r.path(n)) for r, names in zip(readouts, candidates, strict=True) for n in names]
+        by_readout = np.split(predict(models, test), np.cumsum([len(names) for names in candidates])[:-1])
+        found.probabilities[mode] = np.stack([p[0] for p in by_readout])
+        # Readouts that were given have no epochs: each is the only candidate of its seed.
+        epochs = np.stack([p[1:] if len(p) > 1 else p for p in by_readout])
+        found.paper_protocol[mode] = paper_protocol(epochs, found.labels)
+        found.thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
+        job.stop.check()
+    return found
+
+
+def _measure(config: Evaluate, found: Predictions, dataset: str) -> tuple[dict[str, Any], list[Comparison]]:
+    """The numbers of metrics.json, and the modes compared with `observed`."""
+    names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
+    sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
+    said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
+    modes = {mode: evaluate_predictions(names, scenarios, found.labels, *said[mode], **sampling) for mode in said}
+    comparisons = [
+        Comparison(
+            f"{mode} - observed",
+            compare_modes(names, scenarios, found.labels, said[mode], said["observed"], **sampling),
+        )
+        for mode in modes
+        if mode != "observed" and "observed" in modes
+    ]
+    metrics = {
+        "headline": headline(modes),
+        "dataset": dataset,
+        "modes": modes,
+        "comparisons": {c.name: c.difference.as_json() for c in comparisons},
+        "paper_protocol": found.paper_protocol,
+    }
+    return metrics, comparisons
+
+
+def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> list[Plot]:
+    plots = [
+        Plot("Accuracy", plot_accuracy(modes, simulated)),
+        Plot("Accuracy by scenario", plot_scenarios(modes, simulated)),
+    ]
+    if 0 < found.labels.sum() < len(found.labels):
+        plots.append(Plot("ROC curves", plot_roc(found.labels, found.probabilities)))
+    return plots
+
+
+def _csv(found: Predictions) -> str:
+    """predictions.csv: a row for each test video."""
+    columns = [f"{mode}-{number}" for mode, p in found.probabilities.items() for number in range(len(p))]
+    rows = [["video", "scenario", "label", *columns]]
+    for number, video in enumerate(found.videos):
+        scores = [f"{score:.6f}" for p in found.probabilities.values() for score in p[:, number]]
+        rows.append([video.name, video.scenario, str(bool(video.label)), *scores])
+    return "".join(",".join(row) + "\n" for row in rows)
+
+
 def _readouts(job: Job) -> dict[str, list[Artifact]]:
-    """Readouts by mode, in the order of their seeds."""
-    settings = job.study["train-readout"]
-    return {mode: [job.inputs[f"readout-{mode}-{seed}"] for seed in settings["seeds"]] for mode in settings["features"]}
+    """Readouts by feature mode, in the order of their seeds."""
+    by_mode: dict[str, list[Artifact]] = {}
+    for artifact in job.inputs.values():
+        if features := artifact.manifest.params.get("features"):
+            by_mode.setdefault(features, []).append(artifact)
+    return by_mode
 
 
-def _trained(job: Job) -> list[tuple[str, str]]:
-    """Stage names and input roles of the trainings whose curves the report shows; of the readouts, the first seed's."""
-    stages = [(f"train-{role}", role) for role in ("dvae", "steve", "slotformer")]
-    settings = job.study["train-readout"]
-    first = settings["seeds"][0]
-    return [*stages, *((f"train-readout ({m}, seed {first})", f"readout-{m}-{first}") for m in settings["features"])]
+def _histories(job: Job) -> dict[str, Any]:
+    """Curves of the trainings that the test rests on; of the readouts, the first seed's of each mode."""
+    others = [artifact for artifact in job.inputs.values() if "features" not in artifact.manifest.params]
+    first = [readouts[0] for readouts in _readouts(job).values()]
+    return {a.manifest.instance: a.json(HISTORY) for a in [*others, *first] if HISTORY in a.names()}
 
 
 def _provenance(artifact: Artifact) -> ProvenanceRow:
     manifest = artifact.manifest
     size = sum(record.size for record in manifest.files)
-    return ProvenanceRow(manifest.instance, manifest.fingerprint, manifest.seconds, False, size)
+    return ProvenanceRow(manifest.instance, manifest.fingerprint, manifest.seconds, size)
 
 
 @torch.inference_mode()
-def _pictures(
-    job: Job,
-    config: Evaluate,
-    videos: list[Video],
-    labels: np.ndarray,
-    probabilities: dict[str, np.ndarray],
-    thresholds: dict[str, list[float]],
-) -> tuple[list[VideoPanel], list[Still]]:
-    """Videos with masks and decoded slots, and stills of what the dVAE and the slots keep."""
-    if not config.videos:
-        return [], []
+def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], list[Still]]:
+    """Videos with masks and decoded slots, and stills of what the slot model's tokens and its slots keep."""
     frames = FrameShards(job.inputs["frames"])
-    slots, rollouts = Shards(job.inputs["slots"]), Shards(job.inputs["rollouts"])
+    sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
+    shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
     where = device()
-    steve = load_model(job.inputs["steve"].path(WEIGHTS), "steve").to(where)
-    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").to(where)
-    size, total = frames.image_size, frames.video_frames
-    observed = job.study["rollout"]["observed"]
+    model = load_slot_model(job.inputs).to(where)
+    total = frames.video_frames
+    observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
-    fps = max(1, round(len(shown) / CLIP_SECONDS))
+    predicted = [bool(frame >= observed) for frame in shown]
+    middle = min(observed, total - 1)
     panels, inputs, reconstructions, slot_rows = [], [], [], []
-    chosen = _spread_over_scenarios(videos, config.videos)
+    chosen = _spread_over_scenarios(found.videos, config.videos)
     with progress("pictures", len(chosen), "videos") as bar:
         for number in chosen:
             job.stop.check()
-            video = videos[number]
+            video = found.videos[number]
             images = frames.images(video.name, 0, total)
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(where))
-            state, parts = None, []
-            for chunk in batch.split(30):
-                out = steve.encode(chunk[None], state, with_masks=True)
-                state = out.state
-                assert out.masks is not None
-                parts.append(resize_masks(out.masks, size)[0].cpu())
-            masks = torch.cat(parts).numpy()
-            decoded = [_decode(steve, dvae, source.read(video.name, "slots")[shown], where) for source in (slots, rollouts)]
-            predicted = [bool(frame >= observed) for frame in shown]
-            border = [False] * len(shown)
-            clips = {
-                "video": pictures.mark_predicted(images[shown], border),
-                "slot masks": pictures.mark_predicted(pictures.overlay_masks(images[shown], masks[shown]), border),
-                "true slots, decoded": pictures.mark_predicted(decoded[0], border),
-                "rollout, decoded (orange: predicted)": pictures.mark_predicted(decoded[1], predicted),
-            }
-            mean = {mode: float(p[:, number].mean()) for mode, p in probabilities.items()}
-            calls = {mode: bool(np.mean(p[:, number] > np.array(thresholds[mode])) > 0.5) for mode, p in probabilities.items()}
-            panels.append(
-                VideoPanel(
-                    video.name,
-                    video.scenario,
-                    bool(labels[number]),
-                    mean,
-                    [(caption, _mp4(job.output.scratch, clip, fps)) for caption, clip in clips.items()],
-                    calls,
-                )
-            )
-            middle = min(observed, total - 1)
-            inputs.append(images[middle])
-            tokens = dvae.tokenize(batch[middle : middle + 1])
-            reconstructions.append(pictures.from_unit(dvae.decode_tokens(tokens).cpu().numpy())[0])
+            masks = _masks(model, batch, frames.image_size)
+            clips = {"video": images[shown], "slot masks": pictures.overlay_masks(images[shown], masks[shown])}
+            border = {caption: [False] * len(shown) for caption in clips}
+            for caption, source in shards.items():
+                decoded = model.decode(torch.from_numpy(source.read(video.name, "slots")[shown]).to(where))
+                if decoded is not None:
+                    clips[caption] = pictures.from_unit(decoded.cpu().numpy())
+                    border[caption] = predicted if sources[caption] == "rollouts" else [False] * len(shown)
+            marked = {caption: pictures.mark_predicted(clip, border[caption]) for caption, clip in clips.items()}
+            panels.append(_panel(job, found, number, marked))
+            rebuilt = model.reconstruct(batch[middle : middle + 1])
+            if rebuilt is not None:
+                inputs.append(images[middle])
+                reconstructions.append(pictures.from_unit(rebuilt.cpu().numpy())[0])
             slot_rows.append(np.stack([images[middle], *pictures.show_slots(images[middle], masks[middle])]))
             bar.advance()
-    stills = [
-        Still(
-            "dVAE: test frames (top) and their reconstructions from tokens (bottom)",
-            pictures.png(pictures.grid([np.stack(inputs), np.stack(reconstructions)])),
-        ),
-        Still(
-            "STEVE: test frames (left) and where each slot looks",
-            pictures.png(pictures.grid(slot_rows)),
-        ),
-    ]
+    stills = [Still("Slots: test frames (left) and where each slot looks", pictures.png(pictures.grid(slot_rows)))]
+    if inputs:
+        rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
+        stills.insert(0, Still("Test frames (top) and their reconstructions from tokens (bottom)", pictures.png(rows)))
     return panels, stills
 
 
-def _decode(steve: STEVE, dvae: DVAE, slots_TSD: np.ndarray, where: torch.device) -> np.ndarray:
-    """Slots -> most likely tokens, one after another -> image: uint8 [T, H, W, 3]."""
-    tokens = steve.generate(torch.from_numpy(slots_TSD).to(where))
-    side = int(tokens.shape[1] ** 0.5)
-    images = dvae.decode_tokens(tokens.view(-1, side, side))
-    return pictures.from_unit(images.cpu().numpy())
+def _masks(model: SlotModel, images_T3HW: torch.Tensor, size: int) -> np.ndarray:
+    """Where each slot looks, frame by frame: [T, S, size, size]."""
+    state, parts = None, []
+    for chunk in images_T3HW.split(CHUNK):
+        out = model.encode(chunk[None], state, with_masks=True)
+        state = out.state
+        assert out.masks is not None
+        parts.append(resize_masks(out.masks, size)[0].cpu())
+    return torch.cat(parts).numpy()
+
+
+def _panel(job: Job, found: Predictions, number: int, clips: Mapping[str, np.ndarray]) -> VideoPanel:
+    """What the report shows of a video."""
+    video = found.videos[number]
+    mean = {mode: float(p[:, number].mean()) for mode, p in found.probabilities.items()}
+    calls = {
+        mode: bool(np.mean(p[:, number] > np.array(found.thresholds[mode])) > 0.5) for mode, p in found.probabilities.items()
+    }
+    fps = max(1, round(len(clips["video"]) / CLIP_SECONDS))
+    encoded = [(caption, _mp4(job.output.scratch, clip, fps)) for caption, clip in clips.items()]
+    return VideoPanel(video.name, video.scenario, bool(video.label), mean, encoded, calls)
 
 
 def _mp4(scratch: Path, frames_THW3: np.ndarray, fps: int) -> bytes:

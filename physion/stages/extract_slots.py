@@ -1,8 +1,8 @@
-"""`extract-slots`: STEVE's slots of every frame of whole videos."""
+"""`extract-slots`: the slots of every frame of whole videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,22 @@ from physion.config.schema import ExtractSlots
 from physion.data.clips import to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, in_groups
-from physion.models.weights import load_model
-from physion.stages import Job
+from physion.job import Job
+from physion.models.kinds import MODELS, SlotModelKind
+from physion.models.slots import SlotModel
+from physion.models.weights import kind_of_weights
 from physion.stages.bulk import map_shards
+from physion.store.artifacts import Artifact
 from physion.training.engine import WEIGHTS, device
+
+
+def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
+    """The slot model of a stage's inputs: `slot-model`, and by their kind those that it needs to decode."""
+    weights = inputs["slot-model"].path(WEIGHTS)
+    kind = MODELS[kind_of_weights(weights)]
+    assert isinstance(kind, SlotModelKind)
+    model: SlotModel = kind.load(weights, {name: inputs[name].path(WEIGHTS) for name in kind.decodes_with if name in inputs})
+    return model
 
 
 @torch.inference_mode()
@@ -24,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     config: ExtractSlots = job.config
     frames = FrameShards(job.inputs["frames"])
     where = device()
-    steve = load_model(job.inputs["steve"].path(WEIGHTS), "steve").to(where)
+    model = load_slot_model(job.inputs).to(where)
 
     def slots(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):
@@ -33,7 +45,7 @@ def run(job: Job) -> dict[str, Any]:
                 count = min(config.chunk_frames, frames.video_frames - start)
                 images = np.stack([frames.images(video.name, start, count) for video in group])
                 batch = torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(where)
-                out = steve.encode(to_unit(batch), state, with_masks=False)
+                out = model.encode(to_unit(batch), state, with_masks=False)
                 state = out.state
                 chunks.append(out.slots.cpu())
             for video, array in zip(group, torch.cat(chunks, 1).numpy(), strict=True):

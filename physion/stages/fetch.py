@@ -22,11 +22,11 @@ from typing import IO, Any
 
 import certifi
 
-from physion.config.schema import SUBSETS, Fetch
-from physion.data.layout import read_subset
+from physion.config.schema import Subset
+from physion.data.layout import read_subset, subset_of
 from physion.errors import ConfigError, DataError, TransientError
+from physion.job import Job
 from physion.progress import progress, say
-from physion.stages import Job
 from physion.store.artifacts import FileRecord
 
 FILES_PER_PART = 256
@@ -36,30 +36,33 @@ _WANTED = re.compile(r"(?:^|/)(Physion(?:Train|Test)MP4s/(?:[^/.][^/]*/)*[^/.][^
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Copy every video and label file into the artifact; read the layout strictly before it is published."""
-    config: Fetch = job.config
-    if config.root is not None:
-        _store(job, "root", _directory(Path(config.root)))
+    """Copy every video of the subset, and its label file, into the artifact; read them strictly before they are published."""
+    subset: Subset = job.params["subset"]  # type: ignore[assignment]
+    if "root" in job.settings:
+        _store(job, "root", _of_subset(subset, _directory(Path(job.settings["root"]))))
     else:
-        for number, source in enumerate(config.archives):
+        for number, source in enumerate(job.settings["archives"]):
             if f"archive-{number}" not in job.output.parts():
                 archive = _local(source, job)
                 with _readable(archive):
-                    _store(job, f"archive-{number}", _members(archive))
-        for name, source in config.files.items():
+                    _store(job, f"archive-{number}", _of_subset(subset, _members(archive)))
+        for name, source in job.settings["files"].items():
             _store(job, "file-" + name.replace("/", "-"), [(name, _local(source, job).open("rb"))])
-    files = {record.name: record for part in job.output.parts().values() for record in part.files}
-    counts: dict[str, int] = {}
-    problems = []
-    for subset in SUBSETS:
-        try:
-            counts[subset] = len(read_subset(subset, files, lambda name: _read(job, files[name])))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
+    files = {record.name: record for part in job.output.parts() for record in job.output.keep(part).files}
+    try:
+        videos = read_subset(subset, files, lambda name: _read(job, files[name]))
+    except DataError:
         job.output.discard()  # or a repaired source would not be looked at again
-        raise DataError("\n".join(problems))
-    return {"videos": sum(counts.values()), **counts}
+        raise
+    return {"videos": len(videos), "simulated": False}
+
+
+def _of_subset(subset: Subset, members: Iterable[tuple[str, IO[bytes]]]) -> Iterator[tuple[str, IO[bytes]]]:
+    for name, stream in members:
+        if subset_of(name) == subset:
+            yield name, stream
+        else:
+            stream.close()
 
 
 def _store(job: Job, part: str, members: Iterable[tuple[str, IO[bytes]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from physion.data.layout import Video, hold_out, read_subset
 from physion.data.shards import FRAME_KINDS, encode_frames, in_groups, index_item, shard_name, write_shard
 from physion.data.video import read_frames
 from physion.errors import DataError
-from physion.stages import Job
-from physion.stages.bulk import Result, Work, publish_index, run_parts
+from physion.job import Job
+from physion.stages.bulk import Result, Work, part_name, publish_index, run_parts
 from physion.store.artifacts import Artifact
 
 
@@ -26,14 +27,16 @@ def run(job: Job) -> dict[str, Any]:
     videos = read_subset(subset, dataset.names(), lambda name: dataset.path(name).read_bytes())
     if subset != "test":
         videos = hold_out(videos, config.heldout)
-    work = [
-        Work(f"{number:05d}", len(group), (dataset, group, config, job.output.scratch / shard_name(number)))
-        for number, group in enumerate(in_groups(videos, config.videos_per_shard))
-    ]
+    digests = {record.name: record.sha256 for record in dataset.manifest.files}
+    work = []
+    for number, group in enumerate(in_groups(videos, config.videos_per_shard)):
+        part = part_name(number, [[asdict(video), digests[video.path]] for video in group])
+        work.append(Work(part, len(group), (dataset, group, config, job.output.scratch / shard_name(part))))
     try:
         items = run_parts(job, work, decode_shard, workers=config.workers)
     except DataError as error:
-        again = f"mend the source, run `physion stage {dataset.manifest.stage} --force`, then this command again"
+        remake = f"physion stage {dataset.manifest.stage} --subset {subset} --force"
+        again = f"mend the source, run `{remake}`, then this command again: videos that are decoded already stay so"
         raise DataError(f"{error}\n{again}") from error
     publish_index(job, items)
     metrics: dict[str, Any] = {"videos": len(items), "heldout": sum(item["heldout"] for item in items)}

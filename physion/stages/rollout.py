@@ -11,8 +11,8 @@ import torch
 from physion.config.schema import Rollout
 from physion.data.layout import Video
 from physion.data.shards import Shards, in_groups
+from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages import Job
 from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, device
 

@@ -8,34 +8,29 @@ from typing import Any
 from physion.config.schema import SUBSETS, Simulate, Subset
 from physion.data.layout import LABELS, label_key, video_path, write_labels
 from physion.data.video import write_mp4
+from physion.job import Job
 from physion.simulation import SCENARIOS, make_clip
-from physion.stages import Job
 from physion.stages.bulk import Result, Work, run_parts
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Make every video, then the label files."""
+    """Make every video of the subset, then its label file."""
     config: Simulate = job.config
+    subset: Subset = job.params["subset"]  # type: ignore[assignment]
+    count = job.settings["videos"]
     work = []
-    for subset in SUBSETS:
-        count = getattr(config.videos, subset)
-        # Round-robin over scenarios; number // 8 is the video's index within its scenario.
-        for first in range(0, count, config.videos_per_part):
-            numbers = range(first, min(first + config.videos_per_part, count))
-            arguments = (config, subset, numbers, job.output.scratch)
-            work.append(Work(f"{subset}-{first:05d}-{len(numbers)}", len(numbers), arguments))
+    # Round-robin over scenarios; number // 8 is the video's index within its scenario.
+    for first in range(0, count, config.videos_per_part):
+        numbers = range(first, min(first + config.videos_per_part, count))
+        work.append(Work(f"{first:05d}-{len(numbers)}", len(numbers), (config, subset, numbers, job.output.scratch)))
     items = run_parts(job, work, make_videos, workers=config.workers)
-    files = {}
-    for subset, path in LABELS.items():
-        rows = sorted((label_key(subset, item["name"]), item["label"]) for item in items if item["subset"] == subset)
-        files[path] = job.output.scratch / f"{subset}_labels.csv"
-        files[path].write_bytes(write_labels(rows))
-    job.output.add_part("labels", files)
-    labelled = [item for item in items if item["subset"] != "training"]
-    return {
-        "videos": len(items),
-        "positive": round(sum(item["label"] for item in labelled) / len(labelled), 3),
-    }
+    metrics: dict[str, Any] = {"videos": len(items), "simulated": True}
+    if subset in LABELS:
+        path = job.output.scratch / "labels.csv"
+        path.write_bytes(write_labels(sorted((label_key(subset, item["name"]), item["label"]) for item in items)))
+        job.output.add_part("labels", {LABELS[subset]: path})
+        metrics["positive"] = round(sum(item["label"] for item in items) / len(items), 3)
+    return metrics
 
 
 def make_videos(config: Simulate, subset: Subset, numbers: range, scratch: Path) -> Result:
@@ -50,5 +45,5 @@ def make_videos(config: Simulate, subset: Subset, numbers: range, scratch: Path)
         local = scratch / Path(name).name
         write_mp4(local, clip.frames)
         result.files[name] = local
-        result.items.append({"name": Path(name).stem, "subset": subset, "label": clip.label})
+        result.items.append({"name": Path(name).stem, "label": clip.label})
     return result

@@ -12,8 +12,8 @@ from physion.config.schema import Tokenize
 from physion.data.clips import to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards
+from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages import Job
 from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, device
 

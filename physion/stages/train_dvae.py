@@ -10,10 +10,10 @@ from torch import Tensor
 from physion.config.schema import TrainDVAE
 from physion.data.clips import Batch, FrameClips, to_unit
 from physion.data.shards import FrameShards
+from physion.job import Job
 from physion.models.dvae import DVAE, gumbel_tau
-from physion.pipeline.estimate import decode_flops, encode_flops
+from physion.models.flops import decode_flops, encode_flops
 from physion.report import pictures
-from physion.stages import Job
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
 

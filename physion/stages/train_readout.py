@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physion.config.schema import TrainReadout
 from physion.data.clips import Batch, LabelledSlots
 from physion.data.shards import Shards
-from physion.models.readout import Readout
+from physion.job import Job
+from physion.models.kinds import kind_of_model
 from physion.models.weights import save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
-from physion.stages import Job
 from physion.store.artifacts import ArtifactWriter
 from physion.training.engine import Task, device, fit, initial_model, publish_weights
 
@@ -28,9 +28,9 @@ class ReadoutTask(Task):
 
     def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
         _, count, size = slots.shape("slots")
-        self.sizes = {"slots": count, "slot_size": size}
+        self.kind, self.sizes = kind_of_model(config.model, "readout"), {"slots": count, "slot_size": size}
         self.steps, self.output = config.optim.steps, output
-        self.model: Readout = initial_model(seed, lambda: Readout(count, size))
+        self.model = initial_model(seed, lambda: self.kind.build(self.sizes))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
         self.heldout: LabelledSlots = heldout_videos(slots, frames)
         self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
@@ -44,8 +44,13 @@ class ReadoutTask(Task):
         if done % self.epoch_steps == 0 or done == self.steps:
             epoch = -(-done // self.epoch_steps)
             path = self.output.scratch / "epoch"
-            save_weights(path, self.model, "readout", self.sizes)
+            save_weights(path, self.model, self.kind.name, self.sizes)
             self.output.add_part(f"epoch-{epoch:05d}", {f"{EPOCHS}{epoch:05d}.safetensors": path})
+
+    def keep_epochs(self) -> None:
+        """Make those of an earlier run of this training, which was interrupted, part of the artifact."""
+        for epoch in range(1, -(-self.steps // self.epoch_steps) + 1):
+            self.output.keep(f"epoch-{epoch:05d}")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -54,11 +59,12 @@ def run(job: Job) -> dict[str, Any]:
     config: TrainReadout = job.config.model_copy(update={"seed": seed})
     slots = Shards(job.inputs["slots"])
     slots.prefetch_all()
-    frames = getattr(config.model, str(job.params["features"]))
-    task = ReadoutTask(config, slots, frames, seed, job.output)
+    task = ReadoutTask(config, slots, job.settings["frames"], seed, job.output)
     rows = fit(task, config, job)
+    job.ranks.on_rank_0(task.keep_epochs)
     model = task.model.cpu().eval()
-    return publish_weights(model, "readout", task.sizes, rows, job) | choose_on_heldout(model, task.heldout)
+    metrics = publish_weights(model, task.kind.name, task.sizes, rows, job)
+    return metrics | {"frames": job.settings["frames"]} | choose_on_heldout(model, task.heldout)
 
 
 def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
@@ -66,7 +72,7 @@ def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
     return LabelledSlots(slots, slots.select(heldout=True), frames)
 
 
-def choose_on_heldout(model: Readout, heldout: LabelledSlots) -> dict[str, Any]:
+def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any]:
     """The decision threshold of a readout, and how it does with it, on the held-out readout videos."""
     probabilities = predict([model], heldout)[0]
     labels = heldout[range(len(heldout))]["labels"].bool().numpy()
@@ -75,7 +81,7 @@ def choose_on_heldout(model: Readout, heldout: LabelledSlots) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def predict(models: Sequence[Readout], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
+def predict(models: Sequence[nn.Module], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
     """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models."""
     where = device()
     models = [model.to(where) for model in models]

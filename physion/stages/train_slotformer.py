@@ -9,9 +9,9 @@ from torch import Tensor
 from physion.config.schema import TrainSlotFormer
 from physion.data.clips import Batch, SlotClips
 from physion.data.shards import Shards
+from physion.job import Job
+from physion.models.flops import predict_flops
 from physion.models.slotformer import SlotFormer
-from physion.pipeline.estimate import predict_flops
-from physion.stages import Job
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
 

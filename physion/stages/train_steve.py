@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from physion.config.schema import Optim, TrainSTEVE
 from physion.data.clips import Batch, FrameClips, to_unit
 from physion.data.shards import FrameShards, Shards
-from physion.models.steve import STEVE, resize_masks
+from physion.job import Job
+from physion.models.flops import slots_flops, tokens_flops
+from physion.models.steve import STEVE
 from physion.models.weights import load_model
-from physion.pipeline.estimate import slots_flops, tokens_flops
-from physion.report import pictures
-from physion.stages import Job
-from physion.training.engine import WEIGHTS, Task, fit, initial_model, publish_weights
+from physion.training.engine import WEIGHTS, fit, initial_model, publish_weights
+from physion.training.slot_task import SlotTask
 
 
-class STEVETask(Task):
+class STEVETask(SlotTask):
     """Clips of successive frames and their tokens in, cross-entropy of the tokens out."""
 
     def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
@@ -42,14 +41,6 @@ class STEVETask(Task):
         """Cross-entropy of all tokens of every frame."""
         slots = self.model.encode(to_unit(batch["images"]), with_masks=False).slots
         return self.model.loss(slots, batch["tokens"])
-
-    def picture(self, batch: Batch) -> np.ndarray:
-        """The last frame of each clip, in the slots' colours below."""
-        masks = self.model.encode(to_unit(batch["images"]), with_masks=True).masks
-        assert masks is not None
-        frames_BHW3 = batch["images"][:, -1].permute(0, 2, 3, 1).cpu().numpy()
-        masks_BSHW = resize_masks(masks[:, -1:].float(), frames_BHW3.shape[1])[:, 0].cpu().numpy()
-        return pictures.grid([frames_BHW3, pictures.overlay_masks(frames_BHW3, masks_BSHW)])
 
 
 def run(job: Job) -> dict[str, Any]:

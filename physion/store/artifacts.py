@@ -7,6 +7,7 @@ the manifest is written, conditionally; then the records and checkpoints are rem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -16,17 +17,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from physion.errors import ConfigError, DataError
 from physion.store.checksums import sha256_of
 from physion.store.store import Store
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STUDY = "study.json"
 FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
 READERS = 16  # records of parts read at once
+TIMED = frozenset({"metrics.jsonl", "events.tfevents", "report.html"})  # they tell how long things took
 
 
 class FileRecord(BaseModel):
@@ -47,6 +49,15 @@ class Part(BaseModel):
     seconds: float = 0.0
 
 
+class InputRecord(BaseModel):
+    """What an artifact was made from: an instance, its fingerprint, and the content that it had (`content_digest`)."""
+
+    model_config = ConfigDict(frozen=True)
+    instance: str = ""
+    fingerprint: str
+    content: str = ""
+
+
 class Manifest(BaseModel):
     """What an artifact is, where it comes from and what it took."""
 
@@ -54,8 +65,10 @@ class Manifest(BaseModel):
     stage: str
     instance: str
     fingerprint: str
+    identity: dict[str, Any] = {}
+    """What the fingerprint is the hash of: whatever decides what comes out."""
     config: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, InputRecord]
     files: list[FileRecord]
     metrics: dict[str, Any] = {}
     origin: dict[str, Any] = {}  # of named weights: where they come from
@@ -64,6 +77,30 @@ class Manifest(BaseModel):
     created: str
     seconds: float
     """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _of_format_1(cls, value: Any) -> Any:
+        """Format 1 recorded the fingerprint alone."""
+        if not isinstance(value, dict):
+            return value
+        return {role: {"fingerprint": given} if isinstance(given, str) else given for role, given in value.items()}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the stage instance."""
+        return dict(self.identity.get("params", {}))
+
+    @property
+    def content(self) -> str:
+        """The digest of what it holds."""
+        return content_digest(self.files)
+
+
+def content_digest(files: Sequence[FileRecord]) -> str:
+    """One digest of an artifact's files: equal where their names and bytes are. Files that hold times are left out."""
+    lines = sorted(f"{record.sha256} {record.name}" for record in files if Path(record.name).name not in TIMED)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def prefix_of(stage: str, fingerprint: str) -> str:
@@ -165,6 +202,8 @@ class PrefixWriter:
         self.store, self.prefix = store, prefix
         self._scratch: Path | None = None
         self._parts: dict[str, Part] = {}  # known already
+        self.kept: dict[str, Part] = {}
+        """The parts that make up the artifact: those that were added or kept here."""
 
     @property
     def scratch(self) -> Path:
@@ -179,9 +218,17 @@ class PrefixWriter:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
-    def begin(self, study: Mapping[str, str]) -> None:
-        """Note the study that this is part of (instance -> fingerprint), all of which `store gc` then spares."""
-        self.store.write(f"{self.prefix}/{STUDY}", json.dumps(study).encode())
+    def begin(self, study: Mapping[str, str], inputs: Mapping[str, str], *, parts: bool = False) -> None:
+        """Note the study that this is part of (instance -> fingerprint), all of which `store gc` then spares.
+
+        What was begun from other `inputs` (role -> content digest) is removed, but for parts whose names tell what they
+        are made from.
+        """
+        key = f"{self.prefix}/{STUDY}"
+        begun = json.loads(self.store.read(key) or b"{}")
+        if not parts and begun.get("inputs", inputs) != inputs:
+            self._delete_all_but(set())
+        self.store.write(key, json.dumps({"study": study, "inputs": inputs}).encode())
 
     def part_names(self) -> set[str]:
         """Names of the finished parts."""
@@ -220,8 +267,16 @@ class PrefixWriter:
             records = list(pool.map(self._add_file, files, files.values(), known))
         finished = Part(files=records, items=list(items), seconds=seconds)
         self.store.write(f"{self.prefix}/parts/{part}.json", finished.model_dump_json().encode())
-        self._parts[part] = finished
+        self._parts[part] = self.kept[part] = finished
         return finished
+
+    def keep(self, part: str) -> Part:
+        """Make a part that was added before one of the artifact. Raises DataError when it is not there."""
+        found = self._part(part)
+        if found is None:
+            raise DataError(f"{self.store.uri}/{self.prefix}/parts/{part}.json is missing: run the same command again")
+        self.kept[part] = found
+        return found
 
     def _add_file(self, name: str, path: Path, sha256: str | None) -> FileRecord:
         key, record = f"{self.prefix}/{name}", _record(name, path, sha256)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from physion import __version__
-from physion.config.load import nearest
-from physion.errors import ConfigError, DataError
+from physion.errors import ConfigError, DataError, nearest
 from physion.progress import progress
 from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
 from physion.store.checksums import sha256_of

@@ -153,12 +153,16 @@ def _studies(store: Store, everything: Sequence[Found], fresh: set[str]) -> set[
     needed: set[str] = set()
     for found in everything:
         if found.manifest is None and found.fingerprint in fresh:
-            needed |= set(json.loads(store.read(f"{found.prefix}/{STUDY}") or b"{}").values())
+            needed |= set(json.loads(store.read(f"{found.prefix}/{STUDY}") or b"{}").get("study", {}).values())
     return needed
 
 
 def _with_inputs(everything: Sequence[Found], roots: set[str]) -> set[str]:
-    inputs = {found.fingerprint: set(found.manifest.inputs.values()) for found in everything if found.manifest}
+    inputs = {
+        found.fingerprint: {record.fingerprint for record in found.manifest.inputs.values()}
+        for found in everything
+        if found.manifest
+    }
     needed: set[str] = set()
     new = roots
     while new:

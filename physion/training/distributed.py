@@ -15,7 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from physion.errors import PhysionError, TransientError
-from physion.stages import Ranks
+from physion.job import Ranks
 
 T = TypeVar("T")
 SLACK = 30.0  # seconds that a collective outlasts the watchdog, which says more
@@ -40,7 +40,7 @@ def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: 
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout, rank=rank, world_size=count, store=store)
         group = Group(timeout)
         yield group
-        group.total(torch.zeros(1))  # nobody leaves before all are done
+        group.all_reduce(torch.zeros(1))  # nobody leaves before all are done
         dist.destroy_process_group()
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Socket"))):
@@ -59,7 +59,7 @@ class Group(Ranks):
         # Small CPU tensors travel by gloo, also beside nccl: agreeing must not wait for the device.
         self._control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def on_rank_0(self, work: Callable[[], T]) -> T:
         """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
@@ -74,7 +74,7 @@ class Group(Ranks):
             raise failed
         return result  # type: ignore[no-any-return]
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all ranks of a CPU tensor, on every rank."""
         dist.all_reduce(values, group=self._control)
         return values
@@ -91,7 +91,7 @@ class Group(Ranks):
         return agreed
 
 
-def synchronised(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = False) -> nn.Module:
+def data_parallel(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = False) -> nn.Module:
     """A module whose backward pass leaves the mean of all ranks' gradients on each; all start with rank 0's parameters."""
     if ranks.count == 1:
         return module

@@ -34,12 +34,12 @@ from physion.config.schema import Optim, TrainingStage
 from physion.data.clips import Batch, Clips
 from physion.data.order import StepBatches, spread
 from physion.errors import ConfigError, DataError, PhysionError
+from physion.job import Job, Stop
 from physion.models.noise import sample_noise
 from physion.models.weights import save_weights
 from physion.progress import progress, say
-from physion.stages import Job, Stop
 from physion.training.checkpoints import Checkpoints, State, best_row, best_weights
-from physion.training.distributed import synchronised
+from physion.training.distributed import data_parallel
 from physion.training.watchdog import Watchdog
 from physion.training.watching import Watch, forget_after
 
@@ -210,13 +210,13 @@ class Training:
     def run(self) -> list[dict[str, float]]:
         """Train to the end. Returns the history."""
         optim, name = self.optim, self.job.instance
-        state = self.ranks.on_first(self._take_over)
+        state = self.ranks.on_rank_0(self._take_over)
         state.load(self.model, self.adam, self.scaler)
         start, self.history = state.step, state.history
         if start:
             say(f"{name}: goes on from step {start} of {optim.steps}")
         self.watch = Watch(self.job.output, start)
-        self.module = synchronised(Loss(self.task), self.ranks, unused_parameters=self.task.unused_parameters)
+        self.module = data_parallel(Loss(self.task), self.ranks, unused_parameters=self.task.unused_parameters)
         if not self.history.rows:
             self._measure(0)
         batches = StepBatches(len(self.task.train), optim.batch_size, self.config.seed, start, optim.steps, self.share)
@@ -233,7 +233,7 @@ class Training:
                 self._after(step + 1)
                 bar.advance(note=f"held-out loss {self.history.rows[-1]['heldout_loss']:.4f}")
         self.watchdog.doing("publishing what was watched")
-        self.ranks.on_first(self._finish)
+        self.ranks.on_rank_0(self._finish)
         return self.history.rows
 
     def _train(self, batch: Batch, step: int) -> None:
@@ -295,7 +295,7 @@ class Training:
     def _look(self, done: int) -> None:
         """Fetch what the steps before `done` gave, and stop at the first loss that is not finite."""
         values = torch.stack([torch.stack(pair) for pair in self.waiting]).double().cpu()
-        losses = self.ranks.total(values[:, 0].contiguous()).tolist()
+        losses = self.ranks.all_reduce(values[:, 0].contiguous()).tolist()
         norms = [norm if math.isfinite(norm) else 0.0 for norm in values[:, 1].tolist()]  # loss scaling skips such steps
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
             self._require_finite(loss, "loss", number)
@@ -319,7 +319,7 @@ class Training:
             chosen = mine[first : first + self.micro]
             with self._autocast():
                 total += self.task.heldout_loss(_to(self.task.heldout[chosen], self.where)).item() * len(chosen)
-        loss = self.ranks.total(total).item() / len(clips)
+        loss = self.ranks.all_reduce(total).item() / len(clips)
         self._require_finite(loss, "held-out loss", step)
         rate = learning_rate(min(step, self.optim.steps - 1), self.peaks[0], self.optim)
         self.history.close_row(step=step, lr=rate, heldout_loss=loss)
@@ -341,7 +341,7 @@ class Training:
                 self.checkpoints.wait()
                 self.stop.check()
 
-        self.ranks.on_first(save)
+        self.ranks.on_rank_0(save)
 
     def _take_over(self) -> State:
         state = self.checkpoints.take_over()
@@ -415,7 +415,7 @@ def publish_weights(
             save_weights(files[BEST], best_model, kind, sizes)
         job.output.add_part("training", files)
 
-    job.ranks.on_first(publish)
+    job.ranks.on_rank_0(publish)
     return {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "steps": rows[-1]["step"],

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from physion.config.load import fingerprinted, load_config, nearest, preset_names, preset_text
+from physion.config.load import fingerprinted, load_config, preset_names, preset_text
 from physion.config.schema import Config
-from physion.errors import ConfigError
+from physion.errors import ConfigError, nearest
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -5,10 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+from physion.models import flops as estimate
 from physion.models.dvae import DVAE
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
-from physion.pipeline import estimate
 
 DVAE_SIZES = DVAEModel(codes=512, channels=32)
 STEVE_SIZES = STEVEModel(slot_size=64, slot_mlp=128, encoder_channels=32, predictor_lstm=128, decoder_layers=2)

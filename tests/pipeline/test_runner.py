@@ -11,9 +11,9 @@ import pytest
 from physion.config.load import load_config
 from physion.data.shards import Shards
 from physion.errors import DataError, Preempted
+from physion.job import Stop
 from physion.pipeline.graph import build_graph
 from physion.pipeline.runner import run_graph, run_node
-from physion.stages import Stop
 from physion.store.artifacts import Artifact, ArtifactWriter, read_manifest, sha256_of
 from physion.store.local import LocalStore
 

@@ -11,7 +11,6 @@ from physion.report.html import (
     ProvenanceRow,
     ReportContext,
     Still,
-    Table,
     VideoPanel,
     render_report,
 )
@@ -62,14 +61,12 @@ def context(**changes):
     }
     whole = ReportContext(
         title=f"Study {HOSTILE}",
-        preset=HOSTILE,
         headline=HOSTILE,
         simulated=True,
         metrics=metrics,
         comparisons=[Comparison(HOSTILE, Interval(0.05, -0.01, 0.11))],
         paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
-        plots=[Plot(HOSTILE, plot_accuracy(metrics, simulated=True), HOSTILE)],
-        tables=[Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]], HOSTILE)],
+        plots=[Plot(HOSTILE, plot_accuracy(metrics, simulated=True))],
         videos=[
             VideoPanel(
                 HOSTILE, HOSTILE, True, {"rollout": 0.7, HOSTILE: 0.2}, [(HOSTILE, MP4)], {"rollout": True, HOSTILE: False}
@@ -77,9 +74,8 @@ def context(**changes):
         ],
         stills=[Still(HOSTILE, PNG)],
         histories={HOSTILE: [{"step": 1, "loss": 2.0}, {"step": 5, "loss": 1.0, "heldout_loss": 1.5}]},
-        provenance=[ProvenanceRow(HOSTILE, HOSTILE, 3725, True, 1_234_567), ProvenanceRow("x", "y", None, False, None)],
+        provenance=[ProvenanceRow(HOSTILE, HOSTILE, 3725, 1_234_567), ProvenanceRow("x", "y", None, None)],
         config_yaml=f"key: {HOSTILE}\n",
-        notes=[HOSTILE],
     )
     return dataclasses.replace(whole, **changes)
 
@@ -143,7 +139,7 @@ def test_official_videos_are_compared_like_with_like():
 
 
 def test_empty_sections_are_left_out():
-    empty = dict.fromkeys(("comparisons", "plots", "tables", "videos", "stills", "provenance", "notes"), ())
+    empty = dict.fromkeys(("comparisons", "plots", "videos", "stills", "provenance"), ())
     page = Page(render_report(context(**empty, paper_protocol={}, histories={}, config_yaml="")))
     headings = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
     assert headings == {"results", "scenarios", "published"}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from physion.errors import DataError, Interrupted, TransientError
-from physion.stages import Job, Stop
+from physion.job import Job, Stop
 from physion.stages.bulk import Result, Work, run_parts
 from physion.store.artifacts import ArtifactWriter
 from physion.store.local import LocalStore

@@ -10,7 +10,7 @@ import pytest
 from physion.data.layout import Video
 from physion.data.shards import Shards, in_groups, index_bytes, index_item, write_shard
 from physion.errors import DataError, TransientError
-from physion.stages import Job
+from physion.job import Job
 from physion.stages.bulk import map_shards
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest
 from physion.store.cache import ShardCache

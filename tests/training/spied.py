@@ -53,7 +53,7 @@ def run(folder, arguments, end=None, synchronised=True, float64=False):
     rank = int(os.environ["RANK"])
     engine.LOOK_EVERY = 1
     if not synchronised:
-        engine.synchronised = lambda module, ranks, **_: module
+        engine.data_parallel = lambda module, ranks, **_: module
     train = engine.Training.run
 
     def spied(self):

@@ -16,7 +16,7 @@ def stuck(folder, where):
     """A rank on which one thing never comes."""
     import os
 
-    from physion.stages import Job
+    from physion.job import Job
     from physion.training.distributed import joined
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -9,7 +9,7 @@ from ranks import Ranks
 from tiny_training import STEPS, TinyTask, checkpoints, make_job, steps_of, train, train_until
 
 from physion.errors import Interrupted, Preempted
-from physion.stages import Stop
+from physion.job import Stop
 from physion.store.s3 import S3Store
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_training import TinyTask, checkpoints, make_job, settings, steps_of, train
 
 from physion.errors import Preempted, TransientError
-from physion.stages import Stop
+from physion.job import Stop
 from physion.training.checkpoints import Checkpoints
 from physion.training.engine import fit
 

@@ -7,7 +7,7 @@ from tiny_training import STEPS, TinyTask, train
 
 from physion import progress
 from physion.errors import Preempted
-from physion.stages import Stop
+from physion.job import Stop
 
 RATES = {"samples_per_s", "data_wait", "memory_gb"}
 

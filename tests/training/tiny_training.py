@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from physion.config.schema import Optim, TrainingStage
-from physion.stages import Job, Stop
+from physion.job import Job, Stop
 from physion.store.artifacts import ArtifactWriter
 from physion.store.local import LocalStore
 from physion.training.engine import Task, fit, initial_model, publish_weights

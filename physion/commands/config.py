@@ -1,0 +1,33 @@
+"""`physion config`: presets and their options."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+import yaml
+
+from physion.commands import AsJSON, Overrides, Preset
+from physion.config.load import load_config, preset_text, study_class
+
+config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
+
+
+@config_app.command("show", epilog="Example: physion config show --preset small --set frames.image-size=96")
+def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
+    """Print a preset with every default and override filled in."""
+    tree = load_config(preset, overrides).model_dump(mode="json")
+    if as_json:
+        print(json.dumps(tree, indent=1))
+        return
+    for line in preset_text(preset).splitlines():
+        if not line.startswith("#"):
+            break
+        print(line)
+    print(yaml.safe_dump(tree, sort_keys=False, width=120), end="")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a preset, for editors."""
+    print(json.dumps(study_class().model_json_schema(by_alias=True), indent=1))

@@ -1,0 +1,37 @@
+"""`physion doctor`: will it work on this machine?"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from physion.commands import AsJSON, cache_options, chosen_store
+from physion.errors import ConfigError
+
+
+def doctor(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Store to try: file:///path or s3://bucket/prefix."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Will it work on this machine? GPU, memory, cores, disk, store and clock; exit code 2 when something will not."""
+    from physion.doctor import Finding, examine
+
+    findings: list[Finding] = []
+    for finding in examine(chosen_store(store) if store else None, cache_options.folder):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
+            line = f"[{colour}]{finding.state:<4}[/]  {finding.name:<8} {escape(finding.text)}"
+            Console().print(line, soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    failed = [finding.name for finding in findings if finding.state == "fail"]
+    if failed:
+        raise ConfigError(f"will not work as it is: {', '.join(failed)}")

@@ -1,0 +1,159 @@
+"""`physion stage`: one stage of the study, or a share of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from physion.commands import (
+    AsJSON,
+    Overrides,
+    Precision,
+    Preset,
+    StoreURI,
+    artifact_uri,
+    copy_out,
+    result_facts,
+    stopping,
+    study,
+    tell_result,
+    with_precision,
+)
+from physion.config.schema import TrainingStage
+from physion.errors import ConfigError, PartsMissing
+from physion.job import Ranks
+from physion.pipeline.graph import Node, downstream, select, select_one
+from physion.progress import Output, say
+from physion.stages import STAGES, Kind, Stage
+from physion.store.artifacts import Artifact, Manifest, read_manifest
+from physion.store.store import Store
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}; or an instance, such as frames-test.")],
+    preset: Preset,
+    store: StoreURI,
+    subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
+    features: Annotated[str | None, typer.Option(help="Feature mode of a readout: observed, rollout or full.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do only the parts I, I + N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
+    ] = False,
+    precision: Precision = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="Of evaluate: copy the report to this file.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks.
+
+    Without --subset, simulate and fetch bring in the videos of all subsets.
+    """
+    graph, target = study(preset, with_precision(overrides, precision), store)
+    chosen = {"subset": subset, "features": features, "seed": seed}
+    nodes = select(graph, name, chosen)
+    if nodes[0].stage.makes != "dataset":
+        nodes = [select_one(graph, name, chosen)]
+    share = _share(nodes[0].stage, shard, publish, force)
+    if report_to is not None and nodes[0].stage.name != "evaluate":
+        raise ConfigError(f"--report: stage {nodes[0].stage.name} makes no report, evaluate does")
+    told = [_run(node, graph, target, share, shard, force, as_json) for node in nodes]
+    if as_json and told[0] is not None:
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=1))
+    if report_to is not None and (manifest := read_manifest(target, nodes[0].stage.name, nodes[0].fingerprint)):
+        copy_out(Artifact(target, manifest).path("report.html"), report_to)
+
+
+def _run(
+    node: Node, graph: Mapping[str, Node], target: Store, share: slice, shard: str | None, force: bool, as_json: bool
+) -> dict[str, Any] | None:
+    """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
+    from physion.pipeline.runner import run_node
+
+    before = read_manifest(target, node.stage.name, node.fingerprint) if force else None
+    with stopping() as stop, _ranks(node, os.environ) as ranks:
+        try:
+            result = run_node(node, graph, target, stop, force=force, share=share, ranks=ranks)
+        except PartsMissing as error:
+            if shard is None:
+                raise
+            where = artifact_uri(target, node)
+            if not as_json:
+                missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
+                print(f"{node.name}: shard {shard} done; {missing}\n{where}")
+            return {"artifact": where, "published": False, "missing_parts": error.missing}
+    if ranks.rank > 0:
+        return None
+    if before is not None:
+        _say_what_follows(node, graph, target, before, result.manifest)
+    if not as_json:
+        tell_result(result, target, as_json)
+    return result_facts(result, target)
+
+
+def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, before: Manifest, after: Manifest) -> None:
+    """After --force: what stands on the artifact stays if its bytes are the same, else it is made again when next asked for."""
+    published = [n.name for n in downstream(graph, node.name) if read_manifest(target, n.stage.name, n.fingerprint)]
+    if not published:
+        return
+    if before.content == after.content:
+        say(f"{node.name} has the same bytes as before: what stands on it stays ({', '.join(published)})")
+    else:
+        say(f"{node.name} has other bytes than before: what stands on it will be made again ({', '.join(published)})")
+
+
+def _share(stage: Stage, shard: str | None, publish: bool, force: bool) -> slice:
+    """The parts that `--shard` or `--publish` select of a stage's list."""
+    if shard is None and not publish:
+        return slice(None)
+    if stage.kind is not Kind.PARTS:
+        split = ", ".join(STAGES.of_kind(Kind.PARTS))
+        raise ConfigError(f"stage {stage.name} cannot be split: run it without --shard and --publish (with parts: {split})")
+    if publish and shard is not None:
+        raise ConfigError("--publish does no part: leave out --shard")
+    if force:
+        raise ConfigError(
+            "--force would remove what other shards did: make the whole stage again, without --shard and --publish"
+        )
+    if shard is None:
+        return slice(0)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard {shard}: not of the form I/N with I from 0 to N - 1, such as 0/4")
+    return slice(int(match[1]), None, int(match[2]))
+
+
+@contextlib.contextmanager
+def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
+    """The ranks that torchrun, or a PyTorchJob, started: RANK, WORLD_SIZE and, with several on a machine, LOCAL_RANK."""
+    count, rank = int(environment.get("WORLD_SIZE", "1")), int(environment.get("RANK", "0"))
+    if count == 1:
+        yield Ranks()
+        return
+    if not isinstance(node.section, TrainingStage):
+        raise ConfigError(
+            f"stage {node.stage.name} is one process, but WORLD_SIZE is {count}; only trainings run on several ranks"
+        )
+    from physion.training.distributed import joined
+
+    Output.quiet = rank > 0
+    shared = (
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # by all attempts; else each has a meeting place of its own
+    attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
+    with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:
+        yield ranks

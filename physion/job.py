@@ -1,0 +1,72 @@
+"""What a running stage is given: its work, how it is asked to stop, and who it shares the work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from physion.errors import Interrupted, Preempted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from physion.store.artifacts import Artifact, ArtifactWriter
+
+T = TypeVar("T")
+
+
+@dataclass
+class Stop:
+    """Whether the process was asked to stop, and by which signal; stages look at it between pieces of work."""
+
+    signal: str | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted after Ctrl-C, Preempted after SIGTERM."""
+        if self.signal == "SIGINT":
+            raise Interrupted("interrupted; what is done is saved, and the same command goes on from there")
+        if self.signal == "SIGTERM":
+            raise Preempted("stopped by SIGTERM; what is done is saved, and the same command goes on from there")
+
+
+class Ranks:
+    """The processes that make one artifact together. This kind is a process alone; `training/distributed.py` has the other."""
+
+    rank = 0
+    count = 1
+
+    def share(self, size: int) -> slice:
+        """This rank's share of `size` things: contiguous, and of the same size on all ranks to within one."""
+        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
+
+    def on_rank_0(self, work: Callable[[], T]) -> T:
+        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
+        return work()
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over all ranks of a CPU tensor, on every rank."""
+        return values
+
+    def vote(self, number: int) -> Callable[[], int]:
+        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
+        return lambda: number
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a stage's `run` gets.
+
+    config: the stage's section of the configuration. settings: what else of the configuration it may read, by name. share
+    selects, of the list of its parts, those that this process does.
+    """
+
+    instance: str
+    config: Any
+    inputs: dict[str, Artifact]
+    output: ArtifactWriter
+    params: dict[str, str | int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    share: slice = field(default_factory=lambda: slice(None))
+    ranks: Ranks = field(default_factory=Ranks)

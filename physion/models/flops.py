@@ -1,0 +1,70 @@
+"""What the models compute and hold, by plain arithmetic: a plan needs no torch. The tests hold it to torch's FLOP counter.
+
+Symbols as in the models: c channels, d slot size, n tokens a frame, p positions of the feature map. A multiply-add is 2 FLOPs.
+"""
+
+from __future__ import annotations
+
+from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+
+
+def encode_flops(model: DVAEModel, size: int) -> float:
+    """dVAE encoder, one image."""
+    c, n = model.channels, (size // 4) ** 2
+    return 2 * n * (48 * c + 6 * c**2 + c * model.codes)
+
+
+def decode_flops(model: DVAEModel, size: int) -> float:
+    """dVAE decoder from relaxed codes, one image."""
+    c, n = model.channels, (size // 4) ** 2
+    return 2 * n * (model.codes * c + 15 * c**2 + 4 * 15 * c**2 + 16 * 3 * c)
+
+
+def slots_flops(model: STEVEModel, size: int) -> float:
+    """STEVE from an image to its slots, one frame."""
+    c, d, s, p = model.encoder_channels, model.slot_size, model.slots, (size // 2) ** 2
+    h = model.predictor_lstm
+    features = p * (75 * c + 75 * c**2 + 4 * c + c * d + d**2 + 2 * d**2)
+    attention = model.slot_iterations * (2 * p * s * d + s * (7 * d**2 + 2 * d * model.slot_mlp))
+    transformer = model.predictor_layers * (s * _encoder_layer(d, model.predictor_ffn) + 2 * s**2 * d)
+    return 2 * (features + attention + transformer + s * (4 * h * (d + h) + h * d))
+
+
+def tokens_flops(model: STEVEModel, size: int, codes: int) -> float:
+    """STEVE from slots to the logits of all tokens, one frame, teacher forced."""
+    d, s, n = model.slot_size, model.slots, (size // 4) ** 2
+    layer = n * 14 * d**2 + 2 * s * d**2 + 2 * n**2 * d + 2 * n * s * d
+    return 2 * (s * d**2 + model.decoder_layers * layer + n * d * codes)
+
+
+def predict_flops(model: SlotFormerModel, slots: int, slot_size: int) -> float:
+    """SlotFormer, one predicted frame."""
+    w, length = model.d_model, model.burn_in * slots
+    layer = length * _encoder_layer(w, model.ffn) + 2 * length**2 * w
+    return 2 * (length * slot_size * w + model.layers * layer + slots * w * slot_size)
+
+
+def slotformer_parameters(model: SlotFormerModel) -> float:
+    """Weights of the rollouter's layers."""
+    return model.layers * _encoder_layer(model.d_model, model.ffn)
+
+
+def dvae_parameters(model: DVAEModel) -> float:
+    """Weights of the dVAE, without biases and gains."""
+    c = model.channels
+    return 2 * model.codes * c + 36 * c**2 + 51 * c
+
+
+def steve_parameters(model: STEVEModel, size: int, codes: int) -> float:
+    """Weights of STEVE, without biases and gains."""
+    c, d, h = model.encoder_channels, model.slot_size, model.predictor_lstm
+    encoder = 75 * c**2 + 79 * c + c * d + d**2
+    slots = 9 * d**2 + 2 * d * model.slot_mlp + model.slots * d
+    predictor = model.predictor_layers * _encoder_layer(d, model.predictor_ffn) + 4 * h * (d + h) + h * d
+    decoder = d**2 + (2 * codes + (size // 4) ** 2) * d + model.decoder_layers * 16 * d**2
+    return encoder + slots + predictor + decoder
+
+
+def _encoder_layer(width: int, ffn: int) -> float:
+    """Multiply-adds a token, and weights, of a transformer encoder layer without its attention products."""
+    return 4 * width**2 + 2 * width * ffn

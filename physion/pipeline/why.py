@@ -1,0 +1,110 @@
+"""Why a stage is to be made: what differs from the nearest published artifact of the same instance, down to the root cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from physion.pipeline.graph import Node
+from physion.pipeline.runner import stale_inputs
+from physion.store.artifacts import MANIFEST, Manifest, read_manifest
+from physion.store.store import Store
+
+AT_ONCE = 16  # manifests read at once
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One difference. kind: option, version, fact (such as the engine), input, content, or new (nothing to compare with)."""
+
+    kind: str
+    what: str
+    old: Any = None
+    new: Any = None
+    because: tuple[Reason, ...] = field(default=())
+    """Of an input: why that is another one."""
+
+    def lines(self, depth: int = 0) -> Iterator[str]:
+        """For people, indented by how deep in the chain it lies."""
+        yield "  " * depth + self._sentence()
+        for reason in self.because:
+            yield from reason.lines(depth + 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self)
+
+    def _sentence(self) -> str:
+        match self.kind:
+            case "option" | "fact":
+                return f"{self.what}: {self.old} -> {self.new}"
+            case "version":
+                return f"the code of {self.what} has changed: version {self.old} -> {self.new}"
+            case "input":
+                return f"its input {self.what} is another one" + (":" if self.because else f" ({self.old} -> {self.new})")
+            case "content":
+                return f"its input {self.what} was made again and has other bytes"
+        return f"no artifact of {self.what} is in the store"
+
+
+def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
+    """Why an instance has to be made; nothing when it has not."""
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    if manifest is not None:
+        return [Reason("content", node.inputs[role]) for role in stale_inputs(manifest, node, graph, store)]
+    candidates = [m for m in _published(store, node.stage.name) if m.instance == node.name and m.identity]
+    if not candidates:
+        return [Reason("new", node.name)]
+    # The latest of those that differ least.
+    candidates.sort(key=lambda m: m.created, reverse=True)
+    nearest = min(candidates, key=lambda m: len(list(_leaves(m.identity, node.identity))))
+    return _differences(nearest, node, graph, store)
+
+
+def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
+    """What makes a node another artifact than an old one of the same stage."""
+    reasons = []
+    for path, before, after in _leaves(old.identity, node.identity):
+        area, *rest = path
+        if area == "inputs":
+            reasons.append(_input(rest[0], before, after, old, node, graph, store))
+        elif area == "version":
+            reasons.append(Reason("version", node.stage.name, before, after))
+        elif area == "config":
+            reasons.append(Reason("option", ".".join([node.stage.name, *rest]), before, after))
+        else:
+            reasons.append(Reason("fact", ".".join(path), before, after))
+    return reasons
+
+
+def _input(
+    role: str, before: str | None, after: str | None, old: Manifest, node: Node, graph: Mapping[str, Node], store: Store
+) -> Reason:
+    if role not in node.inputs:  # named weights, or an input that there is no more
+        return Reason("input", role, before, after)
+    source = graph[node.inputs[role]]
+    record = old.inputs.get(role)
+    manifest = None
+    if record and record.instance.startswith(source.stage.name):
+        manifest = read_manifest(store, source.stage.name, record.fingerprint)
+    because = tuple(_differences(manifest, source, graph, store)) if manifest and manifest.identity else ()
+    return Reason("input", source.name, before, after, because)
+
+
+def _leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """The places at which two trees differ, with both values; None where there is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _leaves(old.get(key), new.get(key), (*path, key))
+    elif old != new:
+        yield path, old, new
+
+
+def _published(store: Store, stage: str) -> list[Manifest]:
+    """All published artifacts of a stage that can be read."""
+    keys = [key for key in store.list(f"artifacts/{stage}") if key.count("/") == 3 and key.endswith(f"/{MANIFEST}")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(lambda key: read_manifest(store, stage, key.split("/")[2]), keys)
+        return [manifest for manifest in found if manifest is not None]

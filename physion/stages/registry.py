@@ -1,0 +1,127 @@
+"""What a stage declares of itself, once; graph, plan, workflow, estimates and command line all derive from it.
+
+A stage is a pure function of its settings, its inputs and its parameters to one artifact. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from physion.config.schema import Section
+from physion.errors import ConfigError
+from physion.job import Job
+
+Params = Mapping[str, str | int]
+
+
+class Kind(enum.Enum):
+    """How the work of a stage is done."""
+
+    PARTS = "parts"
+    """A list of parts, which several processes or pods can share."""
+    TRAINING = "training"
+    """Ranks that train together; on a cluster a job of its own."""
+    PROCESS = "process"
+    """One process."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated output in bytes and work in floating-point operations."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A stage with its parameters, as an input of another or an element of the graph."""
+
+    stage: str
+    params: Params = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Such as frames-test or train-readout-rollout-0."""
+        return "-".join([self.stage, *map(str, self.params.values())])
+
+
+@dataclass(frozen=True)
+class Named:
+    """Named weights of the store, `pretrained/<name>`, as an input."""
+
+    reference: str
+
+
+Source = Instance | Named
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the study.
+
+    version: raise it when a change of the code changes what comes out. section: its section of the configuration, called as the
+    stage; `replaced` are those of its fields that it does not read as they are, but by `settings`: what else of the
+    configuration it reads, by name, for these parameters. Section (but for knobs and replaced fields) and settings
+    are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
+    reads: its inputs by role. check: raises ValueError for a configuration that cannot work. makes: what others can
+    make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. summary:
+    for people.
+    """
+
+    name: str
+    version: int
+    kind: Kind
+    summary: str
+    module: str
+    reads: Callable[[Any, Params], Mapping[str, Source]]
+    section: type[Section] | None = None
+    replaced: tuple[str, ...] = ()
+    settings: Callable[[Any, Params], Mapping[str, Any]] = lambda config, params: {}
+    cost: Callable[[Any, Params], Cost] = lambda config, params: Cost()
+    check: Callable[[Any], None] = lambda config: None
+    facts: Callable[[], Mapping[str, str]] = dict
+    makes: str = ""
+    fans_out: str = ""
+    gpu: bool = False
+    """Whether it computes on a GPU where there is one."""
+
+    @property
+    def key(self) -> str:
+        """The name of its section as a field of the configuration."""
+        return self.name.replace("-", "_")
+
+    def load(self) -> Callable[[Job], dict[str, Any]]:
+        """The stage's `run(job) -> headline metrics`; loading it may load torch."""
+        run: Callable[[Job], dict[str, Any]] = importlib.import_module(self.module).run
+        return run
+
+
+class Registry(dict[str, Stage]):
+    """The stages by name, each after those that it reads."""
+
+    def register(self, stage: Stage) -> Stage:
+        """Add a stage. A name is taken once; the same stage again changes nothing. Raises ConfigError."""
+        known = self.setdefault(stage.name, stage)
+        if known.module != stage.module:
+            raise ConfigError(f"two stages are called '{stage.name}': {known.module} and {stage.module}")
+        return known
+
+    def that_make(self, what: str) -> list[str]:
+        """Names of the stages that can make it."""
+        return [stage.name for stage in self.values() if stage.makes == what]
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        """Names of the stages of a kind."""
+        return [stage.name for stage in self.values() if stage.kind is kind]
+
+    def sections(self) -> Iterable[tuple[Stage, type[Section]]]:
+        """The stages that have a section of the configuration, with it."""
+        return ((stage, stage.section) for stage in self.values() if stage.section is not None)
+
+
+STAGES = Registry()
