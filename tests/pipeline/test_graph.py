@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from physion.config.load import load_config
-from physion.pipeline.graph import build_graph
+from physion.pipeline.graph import build_graph, fingerprint_of
 from physion.stages import STAGES
 
 
@@ -47,7 +49,6 @@ def test_what_does_not_change_results_changes_no_fingerprint(knob):
 @pytest.mark.parametrize(
     ("override", "root"),
     [
-        ("simulate.seed=1", "simulate"),
         ("train-dvae.optim.lr=1e-4", "train-dvae"),
         ("train-steve.model.slots=7", "train-steve"),
         ("train-steve.seed=5", "train-steve"),
@@ -61,8 +62,33 @@ def test_what_changes_results_changes_its_stage_and_all_that_follows_and_nothing
 
 
 def test_a_section_of_several_instances_changes_them_all():
+    assert changed("simulate.seed=1") == downstream("simulate-training", "simulate-readout", "simulate-test")
     assert changed("frames.jpeg-quality=80") == downstream("frames-training", "frames-readout", "frames-test")
-    assert changed("rollout.observed=60") == downstream("rollout-readout", "rollout-test")
+
+
+def test_one_dial_for_the_observed_frames():
+    observed = {name for name in prints() if name.startswith("train-readout-observed")}
+    assert changed("rollout.observed=60") == downstream("rollout-readout", "rollout-test", *observed)
+
+
+@pytest.mark.parametrize(("mode", "frames"), [("rollout", 60), ("full", 149)])
+def test_readouts_depend_on_the_frames_of_their_own_mode_only(mode, frames):
+    readouts = {name for name in prints() if name.startswith(f"train-readout-{mode}")}
+    assert readouts
+    assert changed(f"train-readout.frames.{mode}={frames}") == downstream(*readouts)
+
+
+@pytest.mark.parametrize("subset", ["training", "readout", "test"])
+def test_more_videos_of_a_subset_leave_the_others_alone(subset):
+    assert changed(f"simulate.videos={{training: 96, readout: 80, test: 64, {subset}: 8}}") == downstream(f"simulate-{subset}")
+    if subset != "training":
+        assert "train-steve" not in downstream(f"simulate-{subset}")
+
+
+def test_a_fingerprint_is_the_hash_of_the_identity():
+    for node in build_graph(load_config("tiny")).values():
+        assert node.fingerprint == fingerprint_of(node.identity)
+        assert node.identity["inputs"].keys() == node.inputs.keys()
 
 
 def test_fingerprints_are_the_same_again_and_differ_from_each_other():
@@ -72,7 +98,7 @@ def test_fingerprints_are_the_same_again_and_differ_from_each_other():
 
 def test_readouts_are_told_apart_by_features_and_seed():
     graph = build_graph(load_config("smoke"))
-    readouts = [node for node in graph.values() if node.stage == "train-readout"]
+    readouts = [node for node in graph.values() if node.stage.name == "train-readout"]
     assert {(n.params["features"], n.params["seed"]) for n in readouts} == {
         (mode, seed) for mode in ("observed", "rollout", "full") for seed in (0, 1)
     }
@@ -88,13 +114,11 @@ def test_inputs_come_before_what_reads_them(preset):
     seen = set()
     for node in build_graph(load_config(preset)).values():
         assert set(node.inputs.values()) <= seen
-        assert node.stage in STAGES
+        assert node.stage is STAGES[node.stage.name]
         seen.add(node.name)
 
 
 def test_a_newer_version_of_a_stage_is_another_artifact(monkeypatch):
-    from dataclasses import replace
-
     before = prints()
     monkeypatch.setitem(STAGES, "tokenize", replace(STAGES["tokenize"], version=STAGES["tokenize"].version + 1))
     after = prints()

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
-from physion.models import flops as estimate
+from physion.models import flops
 from physion.models.dvae import DVAE
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
@@ -30,9 +30,9 @@ def test_dvae_flops_and_parameters():
     model, image = DVAE(DVAE_SIZES), torch.zeros(1, 3, SIZE, SIZE)
     model.requires_grad_(False)
     logits = model.encode(image)
-    assert estimate.encode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(image)), rel=0.02)
-    assert estimate.decode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.decode(logits)), rel=0.02)
-    assert estimate.dvae_parameters(DVAE_SIZES) == pytest.approx(weights(model), rel=0.05)
+    assert flops.encode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(image)), rel=0.02)
+    assert flops.decode_flops(DVAE_SIZES, SIZE) == pytest.approx(counted(lambda: model.decode(logits)), rel=0.02)
+    assert flops.dvae_parameters(DVAE_SIZES) == pytest.approx(weights(model), rel=0.05)
 
 
 def test_steve_flops_and_parameters():
@@ -40,10 +40,10 @@ def test_steve_flops_and_parameters():
     model.requires_grad_(False)
     video, tokens = torch.zeros(1, 4, 3, SIZE, SIZE), torch.zeros(1, 4, (SIZE // 4) ** 2, dtype=torch.long)
     slots = model.encode(video).slots
-    assert estimate.slots_flops(STEVE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(video)) / 4, rel=0.1)
-    flops = counted(lambda: model.logits(slots, tokens)) / 4
-    assert estimate.tokens_flops(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(flops, rel=0.1)
-    assert estimate.steve_parameters(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(weights(model), rel=0.05)
+    assert flops.slots_flops(STEVE_SIZES, SIZE) == pytest.approx(counted(lambda: model.encode(video)) / 4, rel=0.1)
+    counted_flops = counted(lambda: model.logits(slots, tokens)) / 4
+    assert flops.tokens_flops(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(counted_flops, rel=0.1)
+    assert flops.steve_parameters(STEVE_SIZES, SIZE, DVAE_SIZES.codes) == pytest.approx(weights(model), rel=0.05)
 
 
 def test_slotformer_flops():
@@ -51,5 +51,5 @@ def test_slotformer_flops():
     model.requires_grad_(False)
     window = torch.zeros(1, SLOTFORMER_SIZES.burn_in, 6, 64)
     # The last layer runs for the last frame only, which the estimate leaves out.
-    flops = counted(lambda: model(window))
-    assert flops <= estimate.predict_flops(SLOTFORMER_SIZES, 6, 64) <= 1.4 * flops
+    counted_flops = counted(lambda: model(window))
+    assert counted_flops <= flops.predict_flops(SLOTFORMER_SIZES, 6, 64) <= 1.4 * counted_flops
