@@ -34,7 +34,7 @@ RUNS = {  # a CPU takes seconds a clip for the published model, so it gets few c
 def make(store, videos):
     """An artifact of slots where the preset `paper` expects it. Returns its bytes."""
     node = build_graph(load_config("paper"))["extract-slots-training"]
-    writer = ArtifactWriter(store, node.stage, node.fingerprint)
+    writer = ArtifactWriter(store, node.stage.name, node.fingerprint)
     zeros = np.zeros((T, SLOTS, SIZE), np.float32)
     names = [Video(f"video{number:05d}", "", "", heldout=number % 100 == 0) for number in range(videos)]
     for number, group in enumerate(in_groups(names, 256)):
@@ -46,7 +46,7 @@ def make(store, videos):
     index.write_bytes(index_bytes(item for part in writer.parts().values() for item in part.items))
     writer.add_part("index", {"index.json": index})
     files = [record for part in writer.parts().values() for record in part.files]
-    facts = {"stage": node.stage, "instance": node.name, "fingerprint": node.fingerprint, "code": "", "seconds": 0}
+    facts = {"stage": node.stage.name, "instance": node.name, "fingerprint": node.fingerprint, "code": "", "seconds": 0}
     writer.publish(Manifest(files=files, config={}, inputs={}, created="2026-01-01T00:00:00+00:00", **facts))
     writer.close()
     return sum(record.size for record in files)

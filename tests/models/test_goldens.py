@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from physion.models import dvae
 from physion.models.dvae import gumbel_softmax, gumbel_tau
 from physion.models.published import frozen_copies
-from physion.models.steve import resize_masks
+from physion.models.slots import resize_masks
 
 
 def close(ours, golden, tolerance=1e-4):

@@ -100,12 +100,12 @@ def test_a_file_that_is_gone(store, published):
 
 def test_a_manifest_from_a_newer_version(store, published):
     key = f"{published.prefix}/manifest.json"
-    store.write(key, json.dumps({**json.loads(store.read(key)), "format": 2, "unheard": "of"}).encode())
-    with pytest.raises(ConfigError, match=r"has format 2, this physion reads up to 1: update physion"):
+    store.write(key, json.dumps({**json.loads(store.read(key)), "format": 3, "unheard": "of"}).encode())
+    with pytest.raises(ConfigError, match=r"has format 3, this physion reads up to 2: update physion"):
         read_manifest(store, "frames", "f" * 20)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format": "new"}', b'{"format": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format": "new"}', b'{"format": 1}', b'{"format": 2}', b"\xff\xfe"])
 def test_a_damaged_manifest(store, published, data):
     store.write(f"{published.prefix}/manifest.json", data)
     with pytest.raises(DataError, match="physion stage frames --force"):
@@ -115,3 +115,14 @@ def test_a_damaged_manifest(store, published, data):
 def test_erasing_removes_everything(store, published):
     ArtifactWriter(store, "frames", "f" * 20).erase()
     assert store.list(published.prefix) == []
+
+
+def test_a_manifest_of_format_1_is_read(store, published):
+    """It knew of its inputs only their fingerprints."""
+    key = f"{published.prefix}/manifest.json"
+    old = json.loads(store.read(key)) | {"format": 1, "inputs": {"dataset": "e" * 20}}
+    del old["identity"]
+    store.write(key, json.dumps(old).encode())
+    manifest = read_manifest(store, "frames", "f" * 20)
+    assert manifest.inputs["dataset"].fingerprint == "e" * 20
+    assert manifest.identity == {}
