@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.error
@@ -12,6 +14,17 @@ import numpy as np
 from physion.errors import DataError
 
 FPS = 30
+
+
+def decode(source: str | BinaryIO) -> Iterator[np.ndarray]:
+    """The frames of a video one by one: uint8 [H, W, 3], RGB. Raises FFmpegError, OSError or ValueError."""
+    with av.open(source, "r") as container:
+        if not container.streams.video:
+            raise ValueError("there is no video stream")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24")
 
 
 def read_frames(path: Path, limit: int) -> np.ndarray:
@@ -23,15 +36,8 @@ def read_frames(path: Path, limit: int) -> np.ndarray:
     """
     frames: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path.name}: holds no video stream")
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == limit:
-                    break
+        for frame in islice(decode(str(path)), limit):
+            frames.append(frame)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path.name}: cannot be decoded after {len(frames)} frames ({reason})") from error
