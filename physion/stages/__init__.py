@@ -119,6 +119,6 @@ STAGES = {
         Stage("train-slotformer", 2, "train SlotFormer, which predicts slots", "train_slotformer"),
         Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
         Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
-        Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
+        Stage("evaluate", 3, "test the readouts once and write the report", "evaluate"),
     )
 }
