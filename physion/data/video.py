@@ -14,6 +14,10 @@ import numpy as np
 from physion.errors import DataError
 
 FPS = 30
+# x264's AVX-512 code for macroblock trees (mbtree_propagate_list) takes 8 macroblocks at a time. Unless a row of them is a
+# multiple of that, it goes on into the next row and, after the last, into memory that was never written: at 32, 48, 64 or 96
+# pixels quantizers depended on it. With this option x264 uses code that stops where the row does, the same on every processor.
+X264_PARAMS = "cpu-independent=1"
 
 
 def decode(source: str | BinaryIO) -> Iterator[np.ndarray]:
@@ -49,11 +53,12 @@ def read_frames(path: Path, limit: int) -> np.ndarray:
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = FPS, crf: int = 18) -> None:
     """Encode uint8 RGB frames [H, W, 3] (even sizes) as H.264; the bytes depend on the frames alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"crf": str(crf), "preset": "veryfast", "x264-params": X264_PARAMS}
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
         for array in frames:
             if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
+                stream = container.add_stream("libx264", rate=fps, options=options)
                 stream.height, stream.width = array.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.thread_count = 1

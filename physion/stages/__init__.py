@@ -109,7 +109,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
+        Stage("simulate", 2, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
         Stage("fetch", 1, "bring in the official Physion videos", "fetch"),
         Stage("frames", 1, "decode and resize the videos of a subset", "frames", parts=True),
         Stage("train-dvae", 2, "train the dVAE that turns frames into tokens", "train_dvae"),
@@ -119,6 +119,6 @@ STAGES = {
         Stage("train-slotformer", 2, "train SlotFormer, which predicts slots", "train_slotformer"),
         Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
         Stage("train-readout", 2, "train a readout on slots: will red touch yellow?", "train_readout"),
-        Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
+        Stage("evaluate", 3, "test the readouts once and write the report", "evaluate"),
     )
 }
