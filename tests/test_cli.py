@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 
 from physion import __version__
-from physion.config.load import load_config, preset_names
-from physion.config.schema import Config
+from physion.config.load import load_config, preset_names, study_class
+from physion.data.video import write_mp4
 from physion.stages import STAGES
 
 
@@ -41,7 +42,7 @@ def test_help_says_what_it_does_and_how(physion, command):
 def test_the_plan_as_json(physion, tmp_path):
     ended = physion("plan", "-p", "smoke", "-s", tmp_path / "none", "--json")
     rows = {row["name"]: row for row in json.loads(ended.out)}
-    assert {row["stage"] for row in rows.values()} == set(STAGES) - {"fetch"}
+    assert {row["stage"] for row in rows.values()} == set(STAGES) - {"fetch", "take-weights"}
     assert not any(row["cached"] for row in rows.values())
     assert all(source in rows for row in rows.values() for source in row["inputs"].values())
     assert rows["train-steve"]["flops"] > rows["tokenize"]["flops"] > 0
@@ -76,7 +77,7 @@ def test_config_show_is_a_preset_again(physion, tmp_path):
 
 def test_config_schema_names_every_key(physion):
     schema = json.loads(physion("config", "schema").out)
-    assert set(schema["properties"]) == {field.alias for field in Config.model_fields.values()}
+    assert set(schema["properties"]) == {field.alias for field in study_class().model_fields.values()}
     assert schema["$defs"]["STEVEModel"]["properties"]["slot-size"]["default"] == 192
     assert schema["additionalProperties"] is False
 
@@ -100,7 +101,14 @@ def test_config_schema_names_every_key(physion):
         ),
         (["stage", "rollout", "-p", "tiny", "-s", "x", "--subset", "training"], "stage rollout has no subset 'training'"),
         (["stage", "train-dvae", "-p", "tiny", "-s", "x", "--subset", "test"], "stage train-dvae has no subset 'test'"),
-        (["stage", "train-readout", "-p", "tiny", "-s", "x", "--seed", "0"], "--features observed|rollout|full --seed"),
+        (
+            ["stage", "train-readout", "-p", "tiny", "-s", "x", "--seed", "0"],
+            "stage train-readout has 9 instances; say which: --features observed|full|rollout --seed 0|1|2",
+        ),
+        (
+            ["stage", "take-weights", "-p", "tiny", "-s", "x"],
+            "no weights are given; --set train-steve.weights=pretrained/<name>",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_two(physion, tmp_path, monkeypatch, arguments, said):
@@ -123,7 +131,7 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     assert ended.code == 0, ended.err
     report = ended.out.splitlines()[-1].removeprefix("report: file://")
     assert os.path.getsize(report) > 10_000
-    assert ended.err.count(": cached") == 20
+    assert ended.err.count(": cached") == 22
     result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)
     assert result["report"] == f"file://{report}"
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}
@@ -137,6 +145,50 @@ def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):
     assert result["cached"] is True
     assert ended.out.splitlines()[-1] == result["artifact"]
     assert os.path.isfile(result["artifact"].removeprefix("file://") + "/weights.safetensors")
+
+
+def cached(physion, *options):
+    """The names of the instances that the plan says are done."""
+    return {row["name"] for row in json.loads(physion("plan", *options, "--json").out) if row["cached"]}
+
+
+def test_force_says_that_what_follows_stays_where_the_bytes_are_the_same(physion, preset, store):
+    where = ["-p", preset, "-s", store]
+    before = cached(physion, *where)
+    ended = physion("stage", "frames", "--subset", "test", "--force", *where)
+    assert ended.out.startswith("frames-test: done")
+    same = "frames-test has the same bytes as before: what stands on it stays (extract-slots-test, rollout-test, evaluate)"
+    assert same in ended.err.splitlines()
+    assert cached(physion, *where) == before
+    assert "what stands on it" not in physion("stage", "evaluate", "--force", *where).err  # nothing does
+
+
+def test_force_says_what_is_made_again_where_the_bytes_are_others(physion, preset, dataset, tmp_path):
+    where = ["-p", preset, "-s", tmp_path / "store", "--set", f"fetch.root={dataset.root}"]
+    for stage in (["fetch"], ["frames", "--subset", "test"], ["frames", "--subset", "readout"]):
+        assert physion("stage", *stage, *where).code == 0
+    before = cached(physion, *where)
+    write_mp4(dataset.videos("test")[0], np.zeros((12, 32, 32, 3), np.uint8))
+    err = physion("stage", "fetch", "--force", *where).err.splitlines()
+    assert "fetch-test has other bytes than before: what stands on it will be made again (frames-test)" in err
+    assert "fetch-readout has the same bytes as before: what stands on it stays (frames-readout)" in err
+    assert before - cached(physion, *where) == {"frames-test"}
+    ended = physion("stage", "frames", "--subset", "test", *where)
+    assert "frames-test: an input was made again and has other bytes, so this is made again, too" in ended.err.splitlines()
+    assert ended.out.startswith("frames-test: done")
+    assert cached(physion, *where) == before
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": 1}'])
+def test_force_makes_again_what_has_a_damaged_manifest(physion, preset, store, damage):
+    where = ["-p", preset, "-s", store]
+    for stage in ("tokenize", "train-steve"):
+        (manifest,) = store.glob(f"artifacts/{stage}/*/manifest.json")
+        manifest.write_text(damage)
+    assert "run `physion stage tokenize --force` to make it again" in physion("stage", "tokenize", *where).err
+    ended = physion("stage", "tokenize", "--force", *where)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("tokenize: done")
 
 
 def test_options_come_from_the_environment_as_well(physion, preset, finished, monkeypatch):

@@ -49,7 +49,8 @@ def run(
 
     def starting(node: Node) -> None:
         if standing(node, graph, target) is None:
-            say(f"{node.name}: {node.stage.summary}")
+            taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
+            say(f"{node.name}: {taken or node.stage.summary}")
 
     def done(result: Done) -> None:
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"

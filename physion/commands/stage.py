@@ -27,12 +27,13 @@ from physion.commands import (
     with_precision,
 )
 from physion.config.schema import TrainingStage
-from physion.errors import ConfigError, PartsMissing
+from physion.errors import ConfigError, DataError, PartsMissing
 from physion.job import Ranks
+from physion.models.kinds import MODELS
 from physion.pipeline.graph import Node, downstream, select, select_one
 from physion.progress import Output, say
 from physion.stages import STAGES, Kind, Stage
-from physion.store.artifacts import Artifact, Manifest, read_manifest
+from physion.store.artifacts import Artifact, read_manifest
 from physion.store.store import Store
 
 
@@ -41,6 +42,7 @@ def stage(
     preset: Preset,
     store: StoreURI,
     subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Of take-weights, which model: {', '.join(MODELS)}.")] = None,
     features: Annotated[str | None, typer.Option(help="Feature mode of a readout: observed, rollout or full.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
     overrides: Overrides = [],  # noqa: B006
@@ -64,14 +66,22 @@ def stage(
     Without --subset, simulate and fetch bring in the videos of all subsets.
     """
     graph, target = study(preset, with_precision(overrides, precision), store)
-    chosen = {"subset": subset, "features": features, "seed": seed}
+    chosen = {"subset": subset, "model": model, "features": features, "seed": seed}
     nodes = select(graph, name, chosen)
     if nodes[0].stage.makes != "dataset":
         nodes = [select_one(graph, name, chosen)]
     share = _share(nodes[0].stage, shard, publish, force)
     if report_to is not None and nodes[0].stage.name != "evaluate":
         raise ConfigError(f"--report: stage {nodes[0].stage.name} makes no report, evaluate does")
-    told = [_run(node, graph, target, share, shard, force, as_json) for node in nodes]
+    told: list[dict[str, Any] | None] = []
+    errors: list[DataError] = []
+    for node in nodes:
+        try:
+            told.append(_run(node, graph, target, share, shard, force, as_json))
+        except DataError as error:  # the other subsets may have problems too, to be mended together
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else DataError("\n".join(dict.fromkeys(map(str, errors))))
     if as_json and told[0] is not None:
         print(json.dumps(told[0] if len(told) == 1 else told, indent=1))
     if report_to is not None and (manifest := read_manifest(target, nodes[0].stage.name, nodes[0].fingerprint)):
@@ -84,7 +94,7 @@ def _run(
     """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
     from physion.pipeline.runner import run_node
 
-    before = read_manifest(target, node.stage.name, node.fingerprint) if force else None
+    before = _content(target, node) if force else None
     with stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
             result = run_node(node, graph, target, stop, force=force, share=share, ranks=ranks)
@@ -99,18 +109,26 @@ def _run(
     if ranks.rank > 0:
         return None
     if before is not None:
-        _say_what_follows(node, graph, target, before, result.manifest)
+        _say_what_follows(node, graph, target, same=before == result.manifest.content)
     if not as_json:
         tell_result(result, target, as_json)
     return result_facts(result, target)
 
 
-def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, before: Manifest, after: Manifest) -> None:
+def _content(target: Store, node: Node) -> str | None:
+    """The digest of what an artifact holds; None when it is not published, or its manifest cannot be read (hence --force)."""
+    with contextlib.suppress(DataError, ConfigError):
+        if manifest := read_manifest(target, node.stage.name, node.fingerprint):
+            return manifest.content
+    return None
+
+
+def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, *, same: bool) -> None:
     """After --force: what stands on the artifact stays if its bytes are the same, else it is made again when next asked for."""
-    published = [n.name for n in downstream(graph, node.name) if read_manifest(target, n.stage.name, n.fingerprint)]
+    published = [other.name for other in downstream(graph, node.name) if _content(target, other)]
     if not published:
         return
-    if before.content == after.content:
+    if same:
         say(f"{node.name} has the same bytes as before: what stands on it stays ({', '.join(published)})")
     else:
         say(f"{node.name} has other bytes than before: what stands on it will be made again ({', '.join(published)})")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,11 +21,15 @@ from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import build_graph
 from physion.progress import byte_count, progress
-from physion.store.artifacts import Artifact, FileRecord, read_manifest
+from physion.store.artifacts import MANIFEST, Artifact, FileRecord, read_manifest
 from physion.store.local import LocalStore
+from physion.store.pairs import Pair, pair_up
 from physion.store.pretrained import find_weights
 from physion.store.store import Store, Upload, open_store
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
+
+if TYPE_CHECKING:
+    from physion.data.differences import Differences
 
 VERIFIERS = 4  # files at once
 NAME = "An instance such as frames-test, a stage, or the start of a fingerprint (or of stage/fingerprint)."
@@ -146,6 +152,63 @@ def verify(
 
 
 @store_app.command(
+    epilog="Examples: physion store diff runs/a s3://bucket/b    |    physion store diff runs/a runs/b train-dvae --json"
+)
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="A store: a path, file:///path or s3://bucket/prefix.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Another store.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT...]", help=NAME)] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Say which artifacts that two stores both have differ, in which files and by how much; exit code 1 if any does.
+
+    Those of which no input differs come first: the others may follow from them. Files with times in them are passed over.
+    """
+    from physion.data.differences import differences, differing_values  # with numpy
+
+    stores = [chosen_store(uri) for uri in (one, other)]
+    everything = [survey(store) for store in stores]
+    for store, there in zip(stores, everything, strict=True):
+        if not there:
+            raise ConfigError(f"there are no artifacts in {store.uri}: check the name of the store")
+    union = [*everything[0], *everything[1]]
+    chosen = {found.fingerprint for name in names for found in select(union, name)} if names else {f.fingerprint for f in union}
+    problems = [found.problem for found in union if found.problem and found.fingerprint in chosen]
+    pairs = [pair for pair in pair_up(*everything) if pair.a.fingerprint in chosen]
+    if not pairs and not problems:
+        raise ConfigError(f"{stores[0].uri} and {stores[1].uri} have no {'such ' if names else ''}artifact in common")
+    both = {pair.a.fingerprint for pair in pairs}
+    alone = [[f.prefix for f in there if f.manifest and f.fingerprint in chosen - both] for there in everything]
+    differing = sorted((pair for pair in pairs if pair.differs), key=lambda pair: bool(pair.after))
+    found: list[tuple[Pair, dict[str, Differences | str]]] = []
+    with progress("diff", sum(len(pair.files) for pair in differing), "files") as bar:
+        for pair in differing:
+            files: dict[str, Differences | str] = {}
+            for name in pair.files:
+                try:
+                    files[name] = differences(name, Artifact(stores[0], pair.a), Artifact(stores[1], pair.b))
+                except DataError as error:
+                    problems.append(str(error))
+                bar.advance()
+            if pair.a.metrics != pair.b.metrics:
+                files[MANIFEST] = differing_values({"metrics": pair.a.metrics}, {"metrics": pair.b.metrics})
+            found.append((pair, files))
+    if as_json:
+        facts = {"a": stores[0].uri, "b": stores[1].uri, "same": len(pairs) - len(differing), "problems": problems}
+        facts |= {"only_in_a": alone[0], "only_in_b": alone[1], "differ": [_differing(*each) for each in found]}
+        print(json.dumps(facts, indent=1))
+    else:
+        for pair, files in found:
+            _show(pair, files)
+        alone_in = f"only in A: {len(alone[0])}; only in B: {len(alone[1])}"
+        print(f"artifacts in both: {len(pairs)}, of which {len(differing)} differ; {alone_in}")
+    if problems:
+        raise DataError("\n".join(problems))
+    if differing:
+        raise typer.Exit(1)
+
+
+@store_app.command(
     epilog="Examples: physion store gc -s runs/tiny    |    physion store gc --keep tiny --keep mine.yaml --delete -s runs/tiny"
 )
 def gc(
@@ -198,6 +261,24 @@ def gc(
     freed = sum(size for _, verdict, size in rows if verdict.remove) + sum(upload.bytes for upload, dead in uploads if dead)
     done = "freed" if delete else "--delete would free"
     print(f"keep {byte_count(sum(kept))} in {len(kept)} artifacts; {done} {byte_count(freed)}")
+
+
+def _show(pair: Pair, files: Mapping[str, Differences | str]) -> None:
+    """Print how the files of an artifact differ, more of one that differs first, and what is known by its bytes only last."""
+    most = 2 if pair.after else 5
+    cause = f"inputs that differ: {', '.join(pair.after)}" if pair.after else "first to differ"
+    print(f"{pair.a.instance} {pair.a.fingerprint[:12]}, {cause}")
+    for name, found in sorted(files.items(), key=lambda item: not isinstance(item[1], str) and item[1].unit == "bytes")[:most]:
+        print(f"  {name}: {found}")
+    if len(files) > most:
+        print(f"  and {len(files) - most} more, which --json shows")
+
+
+def _differing(pair: Pair, files: Mapping[str, Differences | str]) -> dict[str, Any]:
+    """As JSON."""
+    facts: dict[str, Any] = {"stage": pair.a.stage, "instance": pair.a.instance, "fingerprint": pair.a.fingerprint}
+    changed = {name: found if isinstance(found, str) else asdict(found) for name, found in files.items()}
+    return facts | {"after": pair.after, "files": json.loads(json.dumps(changed), parse_constant=str)}  # JSON has no Infinity
 
 
 def _title(found: Found) -> str:

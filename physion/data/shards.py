@@ -73,17 +73,22 @@ class _Place:
     row_bytes: int
 
 
-def _read_header(file: int) -> dict[str, _Place]:
-    """Places by name. Raises ValueError, KeyError or TypeError when it is no safetensors header."""
+def read_entries(file: int) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begin, and what its header says of each array. Raises ValueError for other files."""
     length = int.from_bytes(os.pread(file, 8, 0), "little")
     if length > os.fstat(file).st_size:
         raise ValueError("it has no safetensors header")
+    entries = json.loads(os.pread(file, length, 8))
+    return 8 + length, {name: entry for name, entry in entries.items() if name != "__metadata__"}
+
+
+def _read_header(file: int) -> dict[str, _Place]:
+    """Places by name. Raises ValueError, KeyError or TypeError when it is no safetensors header."""
+    start, entries = read_entries(file)
     places = {}
-    for name, entry in json.loads(os.pread(file, length, 8)).items():
-        if name != "__metadata__":
-            dtype, (count, *row) = DTYPES[entry["dtype"]], entry["shape"]
-            offset = 8 + length + entry["data_offsets"][0]
-            places[name] = _Place(dtype, (count, *row), offset, dtype.itemsize * math.prod(row))
+    for name, entry in entries.items():
+        dtype, (count, *row) = DTYPES[entry["dtype"]], entry["shape"]
+        places[name] = _Place(dtype, (count, *row), start + entry["data_offsets"][0], dtype.itemsize * math.prod(row))
     return places
 
 

@@ -102,24 +102,39 @@ def select(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> li
         raise ConfigError(f"unknown stage '{name}'{nearest(name, known)}; stages: {', '.join(STAGES)}")
     nodes = [node for node in graph.values() if node.stage.name == name]
     if not nodes:
-        makes = STAGES[name].makes
-        hint = f"set {makes}={name}" if makes else "something else takes its place"
-        raise ConfigError(f"stage {name} is not part of this study: {hint}")
+        raise ConfigError(f"stage {name} is not part of this study: {_why_not(graph, name)}")
     wanted = {key: value for key, value in given.items() if value is not None}
     for key, value in wanted.items():
         known = sorted({str(node.params[key]) for node in nodes if key in node.params})
         if str(value) not in known:
             raise ConfigError(f"stage {name} has no {key} '{value}'" + (f"; it has {', '.join(known)}" if known else ""))
-    return [node for node in nodes if wanted.items() <= node.params.items()]
+    meant = [node for node in nodes if wanted.items() <= node.params.items()]
+    if not meant:
+        together = " and ".join(f"{key} '{value}'" for key, value in wanted.items())
+        raise ConfigError(f"stage {name} has no instance with {together}")
+    return meant
 
 
 def select_one(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> Node:
     """The one instance that is meant. Raises ConfigError when there are none or several."""
-    nodes = select(graph, name, given)
-    if len(nodes) > 1:
-        options = " ".join(f"--{key} {'|'.join(dict.fromkeys(str(n.params[key]) for n in nodes))}" for key in nodes[0].params)
+    meant = select(graph, name, given)
+    if len(meant) > 1:
+        nodes = [node for node in graph.values() if node.stage is meant[0].stage]
+        values = {key: [str(n.params[key]) for n in nodes if key in n.params] for node in nodes for key in node.params}
+        options = " ".join(f"--{key} {'|'.join(dict.fromkeys(of_key))}" for key, of_key in values.items())
         raise ConfigError(f"stage {name} has {len(nodes)} instances; say which: {options}")
-    return nodes[0]
+    return meant[0]
+
+
+def _why_not(graph: Mapping[str, Node], name: str) -> str:
+    """Why a study has no instance of a stage, and what would give it one."""
+    if makes := STAGES[name].makes:
+        return f"set {makes}={name}"
+    if name == "take-weights":
+        return "no weights are given; --set train-steve.weights=pretrained/<name> would"
+    if any(node.weights for node in graph.values()):
+        return "the weights given take its place (stage take-weights)"
+    return "nothing that its report takes needs it"
 
 
 def downstream(graph: Mapping[str, Node], name: str) -> list[Node]:

@@ -28,7 +28,8 @@ MANIFEST = "manifest.json"
 STUDY = "study.json"
 FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
 READERS = 16  # records of parts read at once
-TIMED = frozenset({"metrics.jsonl", "events.tfevents", "report.html"})  # they tell how long things took
+WITH_TIMES = frozenset({"metrics.jsonl", "events.tfevents", "report.html"})
+"""Files with times in them: two runs never make the same."""
 
 
 class FileRecord(BaseModel):
@@ -99,7 +100,7 @@ class Manifest(BaseModel):
 
 def content_digest(files: Sequence[FileRecord]) -> str:
     """One digest of an artifact's files: equal where their names and bytes are. Files that hold times are left out."""
-    lines = sorted(f"{record.sha256} {record.name}" for record in files if Path(record.name).name not in TIMED)
+    lines = sorted(f"{record.sha256} {record.name}" for record in files if Path(record.name).name not in WITH_TIMES)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

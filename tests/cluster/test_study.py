@@ -10,11 +10,12 @@ import pytest
 import yaml
 from live import ROOT, Study, argo, command, failed, kubectl, nodes, succeeded
 
+from physion.store.artifacts import WITH_TIMES
+
 pytestmark = pytest.mark.cluster
 TRAININGS = ("train-dvae", "train-steve", "train-slotformer")
 PARAMETERS = {"cpu-ranks": "2", "simulate-shards": "2", "frames-shards": "1", "extract-slots-shards": "1"}
 PARAMETERS |= {f"{stage}-nodes": "2" for stage in TRAININGS}
-WITH_TIMES = {"metrics.jsonl", "events.tfevents", "report.html"}  # files that have times in them
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from live import NAMESPACE, ROOT, Study, argo, command, ended, kubectl, objects, phase, succeeded, until
 
+from physion.store.artifacts import WITH_TIMES
+
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 DISTURBED = ("train-slotformer", "rollout", "train-readout", "evaluate")
 OVERRIDES = (
@@ -49,13 +51,7 @@ def assert_same(study, expected):
     assert found.keys() == expected.keys()
     for instance, manifest in expected.items():
         stage = manifest["stage"]
-        if stage == "evaluate":  # the report shows when it was made
-            names = ("metrics.json", "predictions.csv")
-        else:
-            names = {file["name"] for file in manifest["files"]} - {
-                "metrics.jsonl",
-                "events.tfevents",
-            }  # they have times in them
+        names = {file["name"] for file in manifest["files"]} - WITH_TIMES
         digests = [{f["name"]: f["sha256"] for f in m["files"] if f["name"] in names} for m in (found[instance], manifest)]
         assert digests[0] == digests[1], instance
         if stage not in DISTURBED:

@@ -1,8 +1,7 @@
 import pytest
 import yaml
 
-from physion.config.load import fingerprinted, load_config, preset_names, preset_text
-from physion.config.schema import Config
+from physion.config.load import fingerprinted, load_config, preset_names, preset_text, study_class
 from physion.errors import ConfigError, nearest
 
 
@@ -24,7 +23,7 @@ def test_the_paper_preset_has_the_published_hyperparameters():
     assert (slotformer.optim.lr, slotformer.optim.batch_size, slotformer.optim.steps) == (2e-4, 128, 231_550)
     assert (slotformer.model.burn_in, slotformer.rollout_frames, slotformer.model.stride) == (15, 10, 3)
     assert (readout.optim.lr, readout.optim.batch_size, readout.optim.steps, readout.optim.warmup) == (1e-3, 64, 5900, 0)
-    assert (readout.model.observed, readout.model.rollout, readout.model.full) == (45, 75, 150)
+    assert (config.rollout.observed, readout.frames.rollout, readout.frames.full) == (45, 75, 150)
 
 
 def test_overrides_are_yaml_and_reach_any_depth():
@@ -56,7 +55,7 @@ def test_an_override_of_a_section_the_preset_leaves_out():
         ("train-dvae.optim.lr.x=1", "'lr' holds a value, not a section"),
         ("train-steve.model.predictor-heads=5", "slot-size 16 cannot be shared by predictor-heads 5"),
         ("train-slotformer.model.heads=3", "d-model 16 cannot be shared by heads 3"),
-        ("train-readout.model.full=151", "train-readout.model.full takes 151 frames, more than frames.frames=150"),
+        ("train-readout.frames.full=151", "train-readout.frames.full takes 151 frames, more than frames.frames=150"),
         ("rollout.observed=14", "rollout.observed=14 is less than train-slotformer.model burn-in 5 times stride 3"),
         ("train-readout.seeds=[]", "'train-readout.seeds'"),
         ("train-readout.seeds=[1, 1]", "'train-readout.seeds': the values must differ from each other"),
@@ -139,7 +138,7 @@ def test_knobs_are_left_out_of_what_is_fingerprinted():
 
 
 def test_nearest_says_nothing_when_nothing_is_near():
-    assert nearest("xyzzy", list(Config.model_fields)) == ""
+    assert nearest("xyzzy", list(study_class().model_fields)) == ""
 
 
 def test_an_override_is_of_one_stage_also_where_an_anchor_shares_a_section(tmp_path):

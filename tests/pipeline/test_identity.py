@@ -125,9 +125,7 @@ def test_an_input_made_again_with_other_bytes_makes_what_stands_on_it_stale(grap
     assert standing(graph["train-steve"], graph, target) is None
     assert [reason.kind for reason in why(graph["train-steve"], graph, target)] == ["content"]
     assert why(graph["train-steve"], graph, target)[0].what == "tokenize"
-    with pytest.raises(
-        ConfigError, match=r"input train-steve .* made from other bytes than its tokens now has: run `physion"
-    ):
+    with pytest.raises(ConfigError, match=r"input train-steve .* made from other bytes than its tokens now has: run `physion"):
         run_node(graph["extract-slots-test"], graph, target, Stop(), force=True)
 
 

@@ -1,0 +1,52 @@
+"""Artifacts that two stores both have: which of them differ, by their manifests alone, and which differ first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+from physion.store.artifacts import WITH_TIMES, Manifest
+from physion.store.survey import Found
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An artifact as the first and as the second store have it."""
+
+    a: Manifest
+    b: Manifest
+    files: list[str]
+    """Names of the files that differ or that only one has; those with times in them do not count."""
+    after: list[str]
+    """Which of its inputs differ as well: this may be a consequence of that."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything in it does."""
+        return bool(self.files) or self.a.metrics != self.b.metrics
+
+
+def pair_up(a: Sequence[Found], b: Sequence[Found]) -> list[Pair]:
+    """The artifacts with a fingerprint that both have, inputs before what is made of them."""
+    there = {found.fingerprint: found.manifest for found in b}
+    both = {
+        found.fingerprint: (found.manifest, other)
+        for found in sorted(a, key=lambda found: found.manifest.instance if found.manifest else "")
+        if found.manifest and (other := there.get(found.fingerprint))
+    }
+    pairs: dict[str, Pair] = {}
+    for fingerprint in TopologicalSorter({key: _inputs(one) for key, (one, _) in both.items()}).static_order():
+        if fingerprint in both:
+            one, other = both[fingerprint]
+            ours, theirs = ({record.name: record.sha256 for record in manifest.files} for manifest in (one, other))
+            files = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+            inputs = [pairs[source] for source in _inputs(one) if source in pairs]
+            after = [pair.a.instance for pair in inputs if pair.differs]
+            pairs[fingerprint] = Pair(one, other, [name for name in files if name not in WITH_TIMES], after)
+    return list(pairs.values())
+
+
+def _inputs(manifest: Manifest) -> list[str]:
+    """Fingerprints of what it was made from."""
+    return list(dict.fromkeys(record.fingerprint for record in manifest.inputs.values()))
