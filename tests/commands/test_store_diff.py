@@ -27,7 +27,13 @@ def graph(preset):
 
 
 def file_of(store, node, name):
-    return store / "artifacts" / node.stage / node.fingerprint / name
+    return store / "artifacts" / node.stage.name / node.fingerprint / name
+
+
+def shard_of(store, node, number):
+    """Name of a shard, which tells what it is made from."""
+    (path,) = file_of(store, node, "").glob(f"{number:05d}-*.safetensors")
+    return path.name
 
 
 def rewrite(store, node, name, data, **facts):
@@ -79,7 +85,7 @@ def only_difference(diff):
         assert (ended.code, ended.err) == (1, "")
         facts = json.loads(ended.out)
         (differing,) = facts["differ"]
-        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 19)
+        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 21)
         (found,) = differing["files"].items()
         assert found[0] == name
         line = diff().out.splitlines()[1]
@@ -108,7 +114,7 @@ def test_equal_stores_are_compared_by_their_manifests(diff, store):
             path.unlink()  # nobody needs it
     ended = diff()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "artifacts in both: 20, of which 0 differ; only in A: 0; only in B: 0\n"
+    assert ended.out == "artifacts in both: 22, of which 0 differ; only in A: 0; only in B: 0\n"
 
 
 def test_one_weight(only_difference, store, graph):
@@ -127,14 +133,16 @@ def test_one_weight(only_difference, store, graph):
     [("tokenize", "/tokens", 3), ("extract-slots-test", "/slots", 0.125), ("rollout-readout", "/slots", 0.125)],
 )
 def test_one_value_of_a_shard(only_difference, store, graph, instance, kind, amount):
-    tensor = change_tensor(store, graph[instance], "00001.safetensors", add(amount), kind)
-    (change,) = only_difference(instance, "00001.safetensors")["changes"]
+    name = shard_of(store, graph[instance], 1)
+    tensor = change_tensor(store, graph[instance], name, add(amount), kind)
+    (change,) = only_difference(instance, name)["changes"]
     assert (change["where"], change["detail"].split()[0]) == (tensor, "1")
     assert change["largest"] == pytest.approx(amount, rel=1e-6)
 
 
 def test_one_jpeg(only_difference, store, graph):
-    node, name = graph["frames-test"], "00001.safetensors"
+    node = graph["frames-test"]
+    name = shard_of(store, node, 1)
     tensors = load(file_of(store, node, name).read_bytes())
     video = min(tensors).rpartition("/")[0]
     offsets = tensors[f"{video}/offsets"]
@@ -149,14 +157,14 @@ def test_one_jpeg(only_difference, store, graph):
 
 
 def test_one_video(only_difference, store, graph, tmp_path):
-    node = graph["fetch"]
+    node = graph["fetch-training"]
     path = min(file_of(store, node, "").rglob("*.mp4"))
     frames = read_frames(path, 12)
     frames[9:, :4, :4] = 255
     write_mp4(tmp_path / "changed.mp4", frames)
     name = path.relative_to(file_of(store, node, "")).as_posix()
     rewrite(store, node, name, (tmp_path / "changed.mp4").read_bytes())
-    found = only_difference("fetch", name)
+    found = only_difference("fetch-training", name)
     assert (found["unit"], found["of"]) == ("frames", 12)
     assert {"frame 9", "frame 10", "frame 11"} <= {change["where"] for change in found["changes"] if change["largest"] > 100}
 
@@ -207,7 +215,7 @@ def test_files_with_times_in_them_are_passed_over(diff, store, graph):
 
 def test_what_differs_first_comes_first(diff, store, graph):
     for name in ("tokenize", "extract-slots-test", "rollout-test"):
-        change_tensor(store, graph[name], "00000.safetensors", add(1))
+        change_tensor(store, graph[name], shard_of(store, graph[name], 0), add(1))
     for name in ("train-dvae", "train-steve", "train-slotformer"):
         change_tensor(store, graph[name], "weights.safetensors", add(1))
     ended = diff()
@@ -222,7 +230,7 @@ def test_what_differs_first_comes_first(diff, store, graph):
         ("rollout-test", "inputs that differ: train-slotformer, extract-slots-test"),
     ]
     assert heads[:-1] == [f"{name} {graph[name].fingerprint[:12]}, {cause}" for name, cause in expected]
-    assert heads[-1] == "artifacts in both: 20, of which 6 differ; only in A: 0; only in B: 0"
+    assert heads[-1] == "artifacts in both: 22, of which 6 differ; only in A: 0; only in B: 0"
     assert [row["instance"] for row in json.loads(diff("--json").out)["differ"]] == [name for name, _ in expected]
 
 
@@ -249,7 +257,7 @@ def test_artifacts_that_only_one_has(diff, store, graph):
     shutil.rmtree(file_of(store, graph["evaluate"], ""))
     file_of(store, graph["rollout-test"], "manifest.json").unlink()
     ended = diff()
-    assert (ended.code, ended.out) == (0, "artifacts in both: 18, of which 0 differ; only in A: 2; only in B: 0\n")
+    assert (ended.code, ended.out) == (0, "artifacts in both: 20, of which 0 differ; only in A: 2; only in B: 0\n")
     facts = json.loads(diff("--json").out)
     assert len(facts["only_in_a"]) == 2
     assert f"artifacts/evaluate/{graph['evaluate'].fingerprint}" in facts["only_in_a"]
