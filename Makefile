@@ -32,6 +32,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 # uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. Versions and hashes are the locks',
 # and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded.

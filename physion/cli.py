@@ -17,12 +17,14 @@ from physion.commands.config import config_app
 from physion.commands.contact_sheet import contact_sheet
 from physion.commands.doctor import doctor
 from physion.commands.launch import launch
+from physion.commands.logs import logs
 from physion.commands.plan import plan
 from physion.commands.run import run
 from physion.commands.stage import stage
+from physion.commands.status import status
 from physion.commands.store import store_app
+from physion.commands.submit import submit
 from physion.commands.weights import weights_app
-from physion.commands.workflows import logs, status, submit
 from physion.errors import Interrupted, PhysionError, TransientError
 from physion.progress import Output
 

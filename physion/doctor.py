@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from physion.errors import PhysionError
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 State = Literal["ok", "warn", "fail"]
 GiB = 2**30

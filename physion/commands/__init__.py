@@ -26,7 +26,8 @@ from physion.stages import STAGES
 from physion.store.artifacts import prefix_of
 from physion.store.cache import ShardCache, default_limit
 from physion.store.pretrained import find_weights
-from physion.store.store import Store, open_store
+from physion.store.protocol import Store
+from physion.store.uri import open_store
 
 if TYPE_CHECKING:
     from physion.pipeline.runner import Done

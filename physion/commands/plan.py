@@ -14,7 +14,7 @@ from rich.table import Table
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 SUSTAINED = 100e12  # FLOP/s assumed for accelerator time: about a tenth of an H100's bf16 peak
 

@@ -34,7 +34,7 @@ from physion.pipeline.graph import Node, downstream, select, select_one
 from physion.progress import Output, say
 from physion.stages import STAGES, Kind, Stage
 from physion.store.artifacts import Artifact, read_manifest
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 
 def stage(

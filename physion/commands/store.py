@@ -25,8 +25,9 @@ from physion.store.artifacts import MANIFEST, Artifact, FileRecord, read_manifes
 from physion.store.local import LocalStore
 from physion.store.pairs import Pair, pair_up
 from physion.store.pretrained import find_weights
-from physion.store.store import Store, Upload, open_store
+from physion.store.protocol import Store, Upload
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
+from physion.store.uri import open_store
 
 if TYPE_CHECKING:
     from physion.data.differences import Differences

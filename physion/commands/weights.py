@@ -23,7 +23,7 @@ from physion.stages import trained
 from physion.store.artifacts import Artifact, Manifest, read_manifest
 from physion.store.checksums import sha256_of
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 weights_app = typer.Typer(help="Bring in published checkpoints, share and fetch named weights.", no_args_is_help=True)
 Source = Annotated[str, typer.Argument(help="pretrained/<name>, or a trained stage such as train-steve.")]

@@ -10,11 +10,15 @@ import json
 import os
 import re
 import sys
+from functools import partial
 
-from physion.commands import study
+from physion.config.load import load_config
 from physion.errors import PhysionError
+from physion.pipeline.graph import build_graph
 from physion.progress import duration
 from physion.store.artifacts import read_manifest
+from physion.store.pretrained import find_weights
+from physion.store.uri import open_store
 
 ADVICE = {
     "2": "configuration: correct the parameters and submit again",
@@ -49,7 +53,9 @@ def advice(message: str) -> str:
 
 def print_study() -> None:
     """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
-    graph, store = study(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split(), os.environ["PHYSION_STORE"])
+    store = open_store(os.environ["PHYSION_STORE"])
+    config = load_config(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split())
+    graph = build_graph(config, partial(find_weights, store))
     for node in graph.values():
         manifest = read_manifest(store, node.stage.name, node.fingerprint)
         took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"

@@ -16,7 +16,7 @@ from physion.pipeline.graph import Node
 from physion.progress import say
 from physion.stages import Kind
 from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, Manifest, read_manifest
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from physion.pipeline.graph import Node
 from physion.pipeline.runner import stale_inputs
 from physion.store.artifacts import MANIFEST, Manifest, read_manifest
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 AT_ONCE = 16  # manifests read at once
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from physion.errors import ConfigError, DataError
 from physion.store.checksums import sha256_of
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from physion.errors import ConfigError, DataError, PhysionError, TransientError
+from physion.errors import DataError
 from physion.store.checksums import sha256_of
+from physion.store.disk_errors import clear_errors, explained
 from physion.store.scratch import make_scratch, scratch
 
 if TYPE_CHECKING:
-    from physion.store.store import Upload
+    from physion.store.protocol import Upload
 
 STAGING = ".staging"
 ATTEMPTS = 100  # to put a file into a folder that others keep removing
@@ -48,7 +48,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _explained(error, f"store {self.uri}: cannot look at {key}") from error
+            raise explained(error, f"store {self.uri}: cannot look at {key}") from error
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None when there is none."""
@@ -57,7 +57,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _explained(error, f"store {self.uri}: cannot read {key}") from error
+            raise explained(error, f"store {self.uri}: cannot read {key}") from error
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
@@ -68,7 +68,7 @@ class LocalStore:
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}/{key} is missing") from error
         except OSError as error:
-            raise _explained(error, f"store {self.uri}: cannot read {key}") from error
+            raise explained(error, f"store {self.uri}: cannot read {key}") from error
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
@@ -188,22 +188,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def clear_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError of the local disk into a clear error: what was being done, why it failed, what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise _explained(error, doing) from error
-
-
-def _explained(error: OSError, doing: str) -> PhysionError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TransientError(f"{doing}: no space left on the disk; free some and run the same command again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ConfigError(f"{doing}: {error.strerror}; give this user write access or choose another --store")
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG):
-        return ConfigError(f"{doing}: {error.strerror} ({error.filename}); choose another --store")
-    return TransientError(f"{doing}: {error.strerror or error}")

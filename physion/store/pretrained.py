@@ -17,7 +17,7 @@ from physion.errors import ConfigError, DataError, nearest
 from physion.progress import progress
 from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
 from physion.store.checksums import sha256_of
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 PREFIX = "pretrained"
 CHUNK = 8 * 2**20

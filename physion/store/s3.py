@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
-from physion.store.local import clear_errors
+from physion.store.disk_errors import clear_errors
+from physion.store.protocol import Upload
 from physion.store.s3_errors import FAILURES, Damaged
 from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
-from physion.store.store import Upload
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from physion.errors import ConfigError, DataError, PhysionError
 from physion.store.artifacts import MANIFEST, STUDY, ArtifactWriter, Manifest, prefix_of, read_manifest
-from physion.store.store import Store
+from physion.store.protocol import Store
 
 AT_ONCE = 16  # small questions to the store
 

@@ -105,9 +105,7 @@ def test_a_manifest_from_a_newer_version(store, published):
         read_manifest(store, "frames", "f" * 20)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"{}", b'{"format": "new"}', b'{"format": 2}', b"\xff\xfe"]
-)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format": "new"}', b'{"format": 2}', b"\xff\xfe"])
 def test_a_damaged_manifest(store, published, data):
     store.write(f"{published.prefix}/manifest.json", data)
     with pytest.raises(DataError, match="physion stage frames --force"):

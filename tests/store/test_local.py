@@ -9,7 +9,7 @@ import pytest
 
 from physion.errors import ConfigError, TransientError
 from physion.store.local import STAGING, LocalStore
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 
 @pytest.fixture

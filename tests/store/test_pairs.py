@@ -1,7 +1,6 @@
 """Which artifacts that two stores both have differ, by their manifests alone."""
 
-from physion.store.artifacts import FileRecord, Manifest
-from physion.store.artifacts import WITH_TIMES
+from physion.store.artifacts import WITH_TIMES, FileRecord, Manifest
 from physion.store.pairs import pair_up
 from physion.store.survey import Found
 from physion.training.watching import EVENTS, METRICS
@@ -10,7 +9,9 @@ from physion.training.watching import EVENTS, METRICS
 def found(name, *inputs, metrics=None, **files):
     facts = {"stage": name, "instance": f"{name}-x", "fingerprint": name, "config": {}, "code": "", "created": "", "seconds": 0}
     records = [FileRecord(name=file.replace("_", "."), size=1, sha256=sha256) for file, sha256 in files.items()]
-    manifest = Manifest(**facts, inputs={source: {"fingerprint": source} for source in inputs}, metrics=metrics or {}, files=records)
+    manifest = Manifest(
+        **facts, inputs={source: {"fingerprint": source} for source in inputs}, metrics=metrics or {}, files=records
+    )
     return Found(name, name, [], manifest)
 
 

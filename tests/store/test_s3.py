@@ -32,7 +32,7 @@ from physion.store.cache import ShardCache
 from physion.store.s3 import MiB
 from physion.store.s3_requests import Patience
 from physion.store.server import Server
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 BIG = 6 * MiB  # two parts
 HASTY = Patience(attempts=3, base=0.01, cap=0.02, connect=1.0, read=1.0)

@@ -10,7 +10,7 @@ import pytest
 
 from physion.errors import ConfigError
 from physion.store.server import ENVIRONMENT, Server
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 
 @pytest.fixture

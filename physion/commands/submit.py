@@ -1,0 +1,100 @@
+"""`physion submit`: the whole study as a workflow on a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from physion.commands import AsJSON, Overrides, stopping
+from physion.commands.launch import Namespace, for_pods
+from physion.commands.status import show
+from physion.config.load import load_config
+from physion.errors import ConfigError, Interrupted, Preempted, of_exit_code
+from physion.progress import say
+
+if TYPE_CHECKING:
+    from physion.kubernetes.cluster import Cluster
+
+LOOK_INTERVAL = 2.0  # seconds
+
+
+def submit(
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help="Default: the cluster's.", show_default=False)
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", "-s", envvar="PHYSION_STORE", help="As pods see it. Default: the cluster's.", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    parameters: Annotated[
+        list[str], typer.Option("--param", metavar="NAME=VALUE", help="Of the workflow: train-steve-gpus=8. Repeatable.")
+    ] = [],  # noqa: B006
+    namespace: Namespace = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it, and end as it ends.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Start the whole study as a workflow on a cluster, after a check of its configuration."""
+    given = {"preset": preset, "store": store, "overrides": " ".join(overrides)}
+    chosen = {key: value for key, value in given.items() if value} | dict(_pair(text) for text in parameters)
+    if "://" not in chosen.get("store", "://"):
+        raise ConfigError(
+            f"store {chosen['store']}: a folder of this machine, which pods do not see; name an s3://bucket/prefix"
+        )
+    for_pods(chosen.get("preset", ""), overrides)
+    if "preset" in chosen:
+        load_config(chosen["preset"], chosen.get("overrides", "").split())
+
+    from physion.kubernetes import workflows
+    from physion.kubernetes.cluster import PATIENCE, Cluster
+
+    cluster = Cluster(namespace)
+    known = workflows.template_parameters(cluster)
+    workflows.check_parameters(chosen, known)
+    if "preset" not in chosen and (default := known.get("preset")):
+        load_config(default, chosen.get("overrides", "").split())
+    name = workflows.submit(cluster, chosen)
+    if as_json and not wait:
+        print(json.dumps({"name": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))
+    elif not as_json:
+        where = f" -n {cluster.namespace}" if namespace else ""
+        print(f"submitted {name} to namespace {cluster.namespace}")
+        print(f"  physion status {name}{where}\n  physion logs {name} --follow{where}")
+    if wait:
+        cluster.patience = PATIENCE
+        _wait(cluster, name, as_json)
+
+
+def _wait(cluster: Cluster, name: str, as_json: bool) -> None:
+    """Say what changes until the workflow has ended, and end as it ended."""
+    from physion.kubernetes import workflows
+
+    said: dict[str, str] = {}
+    try:
+        with stopping() as stop:
+            cluster.stop = stop
+            while workflows.phase(found := workflows.found(cluster, name)) not in workflows.ENDED:
+                for row in workflows.report(cluster, found):
+                    line = "; ".join([row["phase"], *row["messages"]])
+                    if said.get(row["name"]) != line:
+                        said[row["name"]] = line
+                        say(f"{row['name']}: {line}")
+                cluster.pause(LOOK_INTERVAL)
+    except (Interrupted, Preempted) as error:
+        raise type(error)(
+            f"workflow {name} goes on without this command; kubectl delete workflow {name} would end it"
+        ) from error
+    show(cluster, found, as_json)
+    if code := workflows.exit_code(found):
+        raise of_exit_code(code, f"workflow {name}: {workflows.phase(found)}; physion logs {name} says more")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--param {text}: not of the form NAME=VALUE, such as train-steve-gpus=8")
+    return name, value

@@ -1,0 +1,41 @@
+"""How a URI becomes a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from physion.errors import ConfigError
+from physion.store.local import LocalStore
+from physion.store.protocol import Store
+
+if TYPE_CHECKING:
+    from physion.store.cache import ShardCache
+
+
+def open_store(uri: str, cache: ShardCache | None = None) -> Store:
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path.
+
+    A remote one keeps what it fetches in `cache`, and beside that its files on their way.
+
+    Raises ConfigError for what is no store.
+    """
+    parts = urlsplit(uri)
+    if "@" in parts.netloc or (parts.scheme == "s3" and ":" in parts.netloc):  # not repeated: it may hold a secret
+        raise ConfigError(
+            "a store is s3://bucket/prefix, without credentials or a port: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, and AWS_ENDPOINT_URL"
+        )
+    if parts.scheme == "s3":
+        from physion.store.s3 import S3Store, parse_uri  # boto3 takes a while to load
+
+        root = Path.home() / ".cache" / "physion" if cache is None else cache.root
+        return S3Store(*parse_uri(uri), scratch=root / "scratch", cache=cache)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme:
+        raise ConfigError(f"--store has the unknown scheme '{parts.scheme}'; use s3://bucket/prefix or file:///path")
+    return LocalStore(Path(uri).absolute())
