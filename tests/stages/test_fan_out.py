@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from physion.config.load import load_config
+from physion.config.schema import SUBSETS
 from physion.errors import TransientError
 from physion.pipeline.graph import build_graph
 from physion.store.artifacts import ArtifactWriter, read_manifest
@@ -67,11 +68,13 @@ def test_any_split_gives_the_same_artifact(physion, made_again, stage, name, opt
     assert physion(*arguments, "--shard", f"0/{split}").out.startswith(f"{name}: cached")
 
 
-def test_videos_are_simulated_in_shards_as_well(physion, preset, tmp_path):
+@pytest.fixture
+def simulated(preset, tmp_path):
+    """Path of a preset with a few simulated videos."""
     tree = yaml.safe_load(Path(preset).read_text()) | {
         "dataset": "simulate",
         "simulate": {
-            "videos": {"training": 1, "readout": 1, "test": 1},
+            "videos": {"training": 2, "readout": 2, "test": 1},
             "image-size": 32,
             "antialias": 1,
             "videos-per-part": 1,
@@ -79,16 +82,44 @@ def test_videos_are_simulated_in_shards_as_well(physion, preset, tmp_path):
         },
     }
     (tmp_path / "simulated.yaml").write_text(yaml.safe_dump(tree))
-    manifests = []
+    return tmp_path / "simulated.yaml"
+
+
+def manifests(root, stage):
+    """By instance."""
+    found = [json.loads(path.read_bytes()) for path in root.glob(f"artifacts/{stage}/*/manifest.json")]
+    return {manifest["instance"]: manifest for manifest in found}
+
+
+def test_videos_are_simulated_in_shards_as_well(physion, simulated, tmp_path):
+    made = []
     for root, shards in ((tmp_path / "whole", [[]]), (tmp_path / "split", [["--shard", f"{i}/2"] for i in range(2)])):
         for shard in shards:
-            ended = physion("stage", "simulate", "-p", tmp_path / "simulated.yaml", "-s", root, *shard)
+            ended = physion("stage", "simulate", "-p", simulated, "-s", root, *shard)
             assert ended.code == 0, ended.err
-        (path,) = root.glob("artifacts/simulate/*/manifest.json")
-        manifests.append(json.loads(path.read_bytes()))
-    assert manifests[0]["files"] == manifests[1]["files"]
-    assert len(manifests[0]["files"]) == 3 + 2
-    assert manifests[1]["seconds"] > 0
+        made.append(manifests(root, "simulate"))
+    whole, split = made
+    assert {name: len(manifest["files"]) for name, manifest in whole.items()} == {
+        "simulate-training": 2,
+        "simulate-readout": 2 + 1,
+        "simulate-test": 1 + 1,
+    }
+    assert {name: manifest["files"] for name, manifest in whole.items()} == {n: m["files"] for n, m in split.items()}
+    assert all(manifest["seconds"] > 0 for manifest in split.values())
+
+
+def test_simulating_makes_one_subset_or_all(physion, simulated, tmp_path):
+    arguments = ["stage", "simulate", "-p", simulated, "-s", tmp_path / "store"]
+    one = json.loads(physion(*arguments, "--subset", "test", "--json").out)
+    assert (one["published"], one["cached"], one["metrics"]["videos"]) == (True, False, 1)
+    assert set(manifests(tmp_path / "store", "simulate")) == {"simulate-test"}
+    every = json.loads(physion(*arguments, "--json").out)
+    assert [(row["cached"], row["metrics"]["videos"]) for row in every] == [(False, 2), (False, 2), (True, 1)]
+    assert every[2]["artifact"] == one["artifact"]
+    assert set(manifests(tmp_path / "store", "simulate")) == {f"simulate-{subset}" for subset in SUBSETS}
+    lines = physion(*arguments).out.splitlines()
+    assert [line.partition(" (")[0] for line in lines[::2]] == [f"simulate-{subset}: cached" for subset in SUBSETS]
+    assert lines[1::2] == [row["artifact"] for row in every]
 
 
 def test_publishing_says_what_is_missing_and_completes_what_is_not(physion, made_again, monkeypatch):

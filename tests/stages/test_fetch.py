@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import json
 import tarfile
 import threading
 import time
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from test_bad_input import clearly, nothing_published, stage  # noqa: F401 (a fixture)
 
+from physion.config.schema import SUBSETS
+from physion.data.layout import LABELS
 from physion.stages import fetch
 
 
@@ -83,35 +86,42 @@ def archives(pristine, server):
 
 @pytest.fixture
 def from_server(stage, archives, monkeypatch):  # noqa: F811
-    """`physion stage fetch` from the server."""
+    """`physion stage fetch` from the server, of all subsets or of one."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
 
-    def command(**changes):
+    def command(*options, **changes):
         settings = {
             "root": None,
             "archives": [archives.url("Physion.zip"), archives.url("Train.tar.gz")],
-            "files": {"PhysionTrainMP4s/readout_labels.csv": archives.url("labels.csv")},
+            "files": {"readout": {"PhysionTrainMP4s/readout_labels.csv": archives.url("labels.csv")}},
         } | changes
-        return stage("fetch", *(f"--set=fetch.{key}={yaml.safe_dump(value)}" for key, value in settings.items()))
+        return stage("fetch", *options, *(f"--set=fetch.{key}={yaml.safe_dump(value)}" for key, value in settings.items()))
 
     return command
 
 
 def fetched(store):
-    (root,) = (store / "artifacts" / "fetch").glob("*")
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """All files of each subset's artifact."""
+    found = {}
+    for path in store.glob("artifacts/fetch/*/manifest.json"):
+        root, subset = path.parent, json.loads(path.read_bytes())["instance"].removeprefix("fetch-")
+        found[subset] = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        del found[subset]["manifest.json"]
+    return found
 
 
-def original(pristine):
-    files = (path for path in pristine.root.rglob("*") if path.is_file())
-    return {path.relative_to(pristine.root).as_posix(): path.read_bytes() for path in files}
+def original(pristine, subset):
+    """What belongs to a subset."""
+    files = {path.relative_to(pristine.root).as_posix() for path in [*pristine.videos(subset), *pristine.root.glob("*/*.csv")]}
+    files -= {LABELS[other] for other in LABELS if other != subset}
+    return {name: (pristine.root / name).read_bytes() for name in files}
 
 
-def complete(ended, store, pristine):
+def complete(ended, store, pristine, subsets=SUBSETS):
     assert ended.code == 0, ended.err
-    files = fetched(store)
-    files.pop("manifest.json")
-    assert files == original(pristine)
+    assert fetched(store) == {subset: original(pristine, subset) for subset in subsets}
+    everything = {path.relative_to(pristine.root).as_posix() for path in pristine.root.rglob("*") if path.is_file()}
+    assert set().union(*(original(pristine, subset) for subset in SUBSETS)) == everything
     assert not list((store / ".staging").rglob("*"))
 
 
@@ -166,14 +176,17 @@ def test_an_address_that_is_wrong(from_server, archives, tmp_path):
 
 @pytest.mark.parametrize("name", ["Physion.zip", "Train.tar.gz"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "page"])
-def test_a_damaged_archive(from_server, archives, tmp_path, name, damage):
+def test_a_damaged_archive(from_server, archives, pristine, tmp_path, name, damage):
     data = bytearray(archives.files[f"/{name}"])
     if damage == "flipped":
         for place in range(len(data) // 3, len(data) // 3 + 64):
             data[place] ^= 0xFF
     archives.files[f"/{name}"] = {"flipped": bytes(data), "cut": bytes(data[: len(data) // 2]), "page": b"<html>"}[damage]
     clearly(from_server(), 3, "not a readable archive")
-    assert "manifest.json" not in nothing_published(tmp_path / "store", "fetch")
+    # A damaged file inside a .zip is a problem of its own subset only.
+    whole = ["training", "readout"] if (name, damage) == ("Physion.zip", "flipped") else []
+    assert fetched(tmp_path / "store") == {subset: original(pristine, subset) for subset in whole}
+    assert not list((tmp_path / "store" / ".staging").rglob("*"))
 
 
 def test_two_addresses_with_one_file_name(from_server, archives, pristine, tmp_path):
@@ -181,12 +194,25 @@ def test_two_addresses_with_one_file_name(from_server, archives, pristine, tmp_p
     complete(from_server(archives=[archives.url("a/data"), archives.url("b/data")]), tmp_path / "store", pristine)
 
 
-def test_what_is_fetched_is_not_fetched_again(from_server, archives, pristine, tmp_path):
-    clearly(from_server(archives=[archives.url("Physion.zip"), archives.url("none")]), 2, "none: the server answers 404")
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_what_is_fetched_is_not_fetched_again(from_server, archives, pristine, tmp_path, subset):
+    half = {"archives": [archives.url("Physion.zip"), archives.url("none")]}
+    clearly(from_server("--subset", subset, **half), 2, "none: the server answers 404")
     archives.files["/none"] = archives.files["/Train.tar.gz"]
     archives.asked.clear()
-    complete(from_server(archives=[archives.url("Physion.zip"), archives.url("none")]), tmp_path / "store", pristine)
+    complete(from_server("--subset", subset, **half), tmp_path / "store", pristine, [subset])
     assert "/Physion.zip" not in dict(archives.asked)
+
+
+def test_each_subset_has_its_own_archives(from_server, archives, pristine, tmp_path):
+    """As published: nobody downloads the training videos for the test."""
+    train, test = [archives.url("Train.tar.gz")], [archives.url("Physion.zip")]
+    by_subset = {"training": train, "readout": train, "test": test}
+    complete(from_server("--subset", "test", archives=by_subset), tmp_path / "store", pristine, ["test"])
+    assert dict(archives.asked).keys() == {"/Physion.zip"}
+    archives.asked.clear()
+    complete(from_server(archives=by_subset), tmp_path / "store", pristine)
+    assert dict(archives.asked).keys() == {"/Train.tar.gz", "/labels.csv"}
 
 
 def test_a_member_that_leads_out_of_the_layout_is_not_taken(from_server, archives, pristine, tmp_path):
