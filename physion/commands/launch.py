@@ -53,10 +53,7 @@ def launch(
     as_json: AsJSON = False,
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
-    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in STAGES.of_kind(Kind.TRAINING))
-    if name not in known:
-        there = f"; there are {', '.join(known)}" if known else ": run it where jobs/ lies, or name that folder with --jobs"
-        raise ConfigError(f"no training has a manifest {jobs / name}.yaml{nearest(name, known)}{there}")
+    _require_manifest(jobs, name)
     overrides = with_precision(overrides, precision)
     for_pods(preset, overrides)
     graph, target = study(preset, overrides, store)
@@ -73,11 +70,9 @@ def launch(
     from physion.kubernetes.launcher import Launcher
     from physion.kubernetes.manifest import Shape, job_name, read_mapping, training_job
 
-    owner = None
-    if pod_name and pod_uid:
-        if namespace not in (None, pod_namespace):
-            raise ConfigError(f"--namespace {namespace}: a job is owned by this pod, so it must be in {pod_namespace}, too")
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid}
+    if pod_name and namespace not in (None, pod_namespace):
+        raise ConfigError(f"--namespace {namespace}: a job is owned by this pod, so it must be in {pod_namespace}, too")
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid} if pod_name and pod_uid else None
     job = training_job(
         jobs,
         node.stage.name,
@@ -93,6 +88,13 @@ def launch(
     manifest = standing(node, graph, target)
     assert manifest is not None  # what Launcher.run promises
     tell_result(Done(node, manifest, cached=False, seconds=time.monotonic() - started), target, as_json)
+
+
+def _require_manifest(jobs: Path, name: str) -> None:
+    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in STAGES.of_kind(Kind.TRAINING))
+    if name not in known:
+        there = f"; there are {', '.join(known)}" if known else ": run it where jobs/ lies, or name that folder with --jobs"
+        raise ConfigError(f"no training has a manifest {jobs / name}.yaml{nearest(name, known)}{there}")
 
 
 def for_pods(preset: str, overrides: list[str]) -> None:

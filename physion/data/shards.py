@@ -194,12 +194,12 @@ class FrameShards(Shards):
         """Pixels a side of a frame."""
         return int(self.images(self.videos[0].name, 0, 1).shape[1])
 
-    def images(self, video: str, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """Decode frames start, start + stride, ...: uint8 [count, H, W, 3], RGB."""
-        offsets = self.read(video, "offsets", slice(start, start + (count - 1) * stride + 2))
+    def images(self, video: str, start: int, count: int) -> np.ndarray:
+        """Decode frames start, start + 1, ...: uint8 [count, H, W, 3], RGB."""
+        offsets = self.read(video, "offsets", slice(start, start + count + 1))
         data = self.read(video, "jpeg", slice(int(offsets[0]), int(offsets[-1]))).tobytes()
         offsets = offsets - offsets[0]
-        return np.stack([decode_jpeg(data[offsets[i] : offsets[i + 1]]) for i in range(0, count * stride, stride)])
+        return np.stack([decode_jpeg(data[offsets[i] : offsets[i + 1]]) for i in range(count)])
 
 
 def encode_frames(frames_THW3: np.ndarray, quality: int) -> dict[str, np.ndarray]:

@@ -59,15 +59,15 @@ class SlotFormer(nn.Module):
         return F.mse_loss(self.predict(burn_in_BTSD, target_BTSD.shape[1]), target_BTSD)
 
     @torch.no_grad()
-    def rollout_video(self, observed_BTSD: Tensor, frames: int = 150, stride: int | None = None) -> Tensor:
+    def rollout_video(self, observed_BTSD: Tensor, frames: int = 150) -> Tensor:
         """Continue videos at full frame rate: slots of all observed frames -> slots [B, frames, S, D].
 
-        The model steps `stride` frames at a time (its configured stride if None), so every one of the `stride` phases
-        is rolled out from its own last `burn_in` observed frames, all in one batch, and the predictions interleave.
+        The model steps `stride` frames at a time, so every one of the `stride` phases is rolled out from its own last
+        `burn_in` observed frames, all in one batch, and the predictions interleave.
 
         Raises ValueError if fewer than stride * burn_in frames are observed.
         """
-        stride = self.model.stride if stride is None else stride
+        stride = self.model.stride
         observed, span = observed_BTSD.shape[1], stride * self.model.burn_in
         if observed < span:
             raise ValueError(f"a rollout with stride {stride} and {self.model.burn_in} burn-in frames needs {span} "

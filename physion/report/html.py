@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from physion.progress import byte_count
+from physion.progress import byte_count, duration
 from physion.report.metrics import Interval
 from physion.report.plots import MODE_COLOURS, loss_curve, plot_losses
 from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
@@ -103,7 +103,7 @@ def render_report(context: ReportContext) -> str:
         "percent": lambda fraction: "n/a" if fraction is None else f"{100 * fraction:.1f}",
         "points": lambda fraction: f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}"),
         "data_uri": _data_uri,
-        "duration": _duration,
+        "duration": lambda seconds: UNKNOWN if seconds is None else duration(seconds),
         "size": lambda count: UNKNOWN if count is None else byte_count(count),
         "loss": lambda loss: UNKNOWN if loss is None else f"{loss:.4g}",
     }
@@ -140,17 +140,3 @@ def _training(stage: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 def _data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _duration(seconds: float | None) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"

@@ -181,23 +181,13 @@ def evaluate_predictions(
     overall: dict[str, Any] = {
         metric: _over_seeds([row[metric] for row in per_seed], samples) for metric, samples in resampled.items()
     }
-    per_scenario = {}
-    for scenario in np.unique(strata):
-        members = strata == scenario
-        samples = weights[:, members] @ right[members] / members.sum()
-        per_scenario[str(scenario)] = {
-            "accuracy": Interval(float(right[members].mean()), *_ends(samples)).as_json(),
-            "n": int(members.sum()),
-            "positives": int(truth[members].sum()),
-            "chance": majority_rate(truth[members]),
-        }
     return {
         "n": len(truth),
         "positives": int(truth.sum()),
         "chance": majority_rate(truth),
         "readout_seeds": len(scores),
         "overall": {**overall, "per_seed": per_seed},
-        "per_scenario": per_scenario,
+        "per_scenario": _by_scenario(strata, truth, right, weights),
         "intervals": {
             "level": 0.95,
             "method": "percentile bootstrap of videos within scenario, jointly over readout seeds",
@@ -205,6 +195,21 @@ def evaluate_predictions(
             "seed": seed,
         },
     }
+
+
+def _by_scenario(strata: np.ndarray, truth: np.ndarray, right: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """Accuracy within each scenario; arguments as in `evaluate_predictions`."""
+    found = {}
+    for scenario in np.unique(strata):
+        members = strata == scenario
+        samples = weights[:, members] @ right[members] / members.sum()
+        found[str(scenario)] = {
+            "accuracy": Interval(float(right[members].mean()), *_ends(samples)).as_json(),
+            "n": int(members.sum()),
+            "positives": int(truth[members].sum()),
+            "chance": majority_rate(truth[members]),
+        }
+    return found
 
 
 def compare_modes(

@@ -65,9 +65,9 @@ def test_rows_of_an_array(artifact):
 def test_frames_survive_jpeg(artifact):
     frames = FrameShards(artifact)
     assert (frames.video_frames, frames.image_size) == (T, SIZE)
-    images = frames.images("v2", 3, 4, stride=2)
+    images = frames.images("v2", 3, 4)
     assert images.shape == (4, SIZE, SIZE, 3)
-    assert np.abs(images.astype(int) - smooth(2)[3:10:2]).mean() < 4
+    assert np.abs(images.astype(int) - smooth(2)[3:7]).mean() < 4
     np.testing.assert_array_equal(frames.images("v2", T - 1, 1)[0], frames.images("v2", 0, T)[-1])
 
 

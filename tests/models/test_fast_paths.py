@@ -89,7 +89,6 @@ def test_rolling_out_all_offsets_at_once_is_one_at_a_time():
             wanted[first:26:3] = predicted.unbind(1)
     torch.testing.assert_close(rollout, torch.stack(wanted[:25], 1))
     assert torch.equal(model.rollout_video(observed, frames=9), observed[:, :9])
-    assert model.rollout_video(observed, frames=20, stride=2).shape == (2, 20, 3, 16)
     with pytest.raises(ValueError, match="needs 12 observed frames, got 11"):
         model.rollout_video(observed[:, :11])
 
