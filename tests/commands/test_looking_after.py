@@ -31,7 +31,7 @@ def look(physion, store):
 
 
 def folder(store, node):
-    return store / "artifacts" / node.stage / node.fingerprint
+    return store / "artifacts" / node.stage.name / node.fingerprint
 
 
 def make_old(store):
@@ -123,18 +123,17 @@ def test_putting_a_file(look, store, tmp_path):
 
 def test_verifying(look, store, graph):
     assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts are what")
-    bad, gone = (
-        folder(store, graph[name]) / file for name, file in (("tokenize", "00001.safetensors"), ("evaluate", "report.html"))
-    )
+    (bad,) = folder(store, graph["tokenize"]).glob("00001-*.safetensors")
+    gone = folder(store, graph["evaluate"]) / "report.html"
     bad.write_bytes(bad.read_bytes()[:-1] + b"x")
     gone.unlink()
-    (folder(store, graph["fetch"]) / "manifest.json").write_text("{")
+    (folder(store, graph["fetch-test"]) / "manifest.json").write_text("{")
     ended = look("verify")
     assert ended.code == 3
     lines = ended.err.splitlines()
     assert "files are bad:" in lines[0]
     assert len(lines) == 4
-    assert sum("tokenize/" in line and "00001.safetensors is corrupt" in line and "--force" in line for line in lines) == 1
+    assert sum("tokenize/" in line and f"{bad.name} is corrupt" in line and "--force" in line for line in lines) == 1
     assert sum("report.html is missing" in line and "options of evaluate" in line for line in lines) == 1
     assert sum("fetch/" in line and "is not a manifest" in line for line in lines) == 1
     assert look("verify", "frames", "train-dvae").code == 0
@@ -179,11 +178,11 @@ def test_leftovers_and_forgotten_work_go_and_recent_work_stays(look, store, grap
     forgotten, recent = folder(store, graph["tokenize"]), folder(store, graph["rollout-test"])
     for path in (forgotten, recent):
         (path / "manifest.json").unlink()
-    os.utime(recent / "00000.safetensors")
+    os.utime(next(recent.glob("00000-*.safetensors")))
     (store / ".staging" / "999999999-dead").mkdir(parents=True)
     before = content(store)
     assert removed(look("gc", "--delete", "--json")).keys() == {
-        (node.stage, node.fingerprint) for node in (graph["train-dvae"], graph["tokenize"])
+        (node.stage.name, node.fingerprint) for node in (graph["train-dvae"], graph["tokenize"])
     }
     assert before.keys() - content(store).keys() == {
         key for key in before if "checkpoints/" in key or f"/{graph['tokenize'].fingerprint}/" in key
@@ -198,8 +197,10 @@ def test_artifacts_of_no_kept_preset_go(look, physion, preset, store, graph):
     for name in ("train-slotformer", "rollout-test", "rollout-readout"):
         shutil.copytree(folder(store, graph[name]), folder(store, other[name]))
         path = folder(store, other[name]) / "manifest.json"
-        inputs = {role: other[source].fingerprint for role, source in other[name].inputs.items()}
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"fingerprint": other[name].fingerprint, "inputs": inputs}))
+        tree = json.loads(path.read_bytes()) | {"fingerprint": other[name].fingerprint}
+        for role, source in other[name].inputs.items():
+            tree["inputs"][role]["fingerprint"] = other[source].fingerprint
+        path.write_text(json.dumps(tree))
     fresh = json.loads(look("gc", "--keep", preset, "--json").out)
     assert all(row["action"] == "keep" for row in fresh)  # all of it is of this week
     make_old(store)
@@ -221,19 +222,20 @@ def test_a_running_study_keeps_all_it_still_needs(look, store, preset, graph):
     shutil.rmtree(running)
     (running / "parts").mkdir(parents=True)
     (running / "parts" / "00000.json").write_text("{}")
-    (running / "study.json").write_text(json.dumps({name: node.fingerprint for name, node in graph.items()}))
+    study = {name: node.fingerprint for name, node in graph.items()}
+    (running / "study.json").write_text(json.dumps({"study": study, "inputs": {}}))
     assert removed(look("gc", "--keep", "smoke", "--json")) == {}
     make_old(store)
     assert len(removed(look("gc", "--keep", "smoke", "--json"))) == len(graph)
 
 
 def test_a_damaged_manifest_is_kept_and_named(look, store, graph):
-    path = folder(store, graph["fetch"]) / "manifest.json"
+    path = folder(store, graph["fetch-test"]) / "manifest.json"
     make_old(store)
     path.write_text("{")
     os.utime(path, (OLD, OLD))
     rows = json.loads(look("gc", "--delete", "--json").out)
-    (row,) = (row for row in rows if row["stage"] == "fetch")
+    (row,) = (row for row in rows if row["fingerprint"] == graph["fetch-test"].fingerprint)
     assert row["action"] == "keep"
     assert "is not a manifest" in row["reason"]
 

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from physion.config.load import load_config
 from physion.errors import ConfigError, TransientError
-from physion.pipeline.given import given_weights
 from physion.pipeline.graph import build_graph
 from physion.store import pretrained
 from physion.store.local import LocalStore
@@ -63,8 +63,7 @@ def files_of(root, name):
 
 
 def graph_with(preset, overrides, root):
-    config = load_config(preset, overrides)
-    return build_graph(config, given_weights(config, LocalStore(Path(root))))
+    return build_graph(load_config(preset, overrides), partial(find_weights, LocalStore(Path(root))))
 
 
 def test_given_weights_give_the_trained_study_without_training(physion, preset, finished, shared, tmp_path):
@@ -73,7 +72,8 @@ def test_given_weights_give_the_trained_study_without_training(physion, preset, 
     overrides = with_set(use(*MODELS, readouts=True))
     ended = physion("run", "-p", preset, "-s", store, *overrides)
     assert ended.code == 0, ended.err
-    assert "train-steve: take pretrained/mini-steve" in ended.err
+    assert "take-weights-steve: take pretrained/mini-steve" in ended.err.splitlines()
+    assert not any(path.name.startswith("train-") for path in (store / "artifacts").iterdir())
     (trained,), (given,) = files_of(finished, "predictions.csv"), files_of(store, "predictions.csv")
     assert given.read_bytes() == trained.read_bytes()
     one, two = (
@@ -90,14 +90,16 @@ def test_given_weights_give_the_trained_study_without_training(physion, preset, 
     assert all(protocol["selected_on_test"] for protocol in one["paper_protocol"].values())
     plan = json.loads(physion("plan", "-p", preset, "-s", store, *overrides, "--json").out)
     assert all(row["cached"] for row in plan)
-    ended = physion("stage", "tokenize", "-p", preset, "-s", store, *overrides)
-    assert (ended.code, "the weights given take its place" in ended.err) == (2, True)
+    for stage in ("tokenize", "train-steve"):
+        ended = physion("stage", stage, "-p", preset, "-s", store, *overrides)
+        assert (ended.code, "the weights given take its place (stage take-weights)" in ended.err) == (2, True)
 
 
 def test_fingerprints_follow_from_the_weights(preset, shared, tmp_path):
     plain = build_graph(load_config(preset))
     given = graph_with(preset, use("steve"), shared)
-    assert given["train-steve"].fingerprint != plain["train-steve"].fingerprint
+    assert "train-steve" not in given
+    assert given["take-weights-steve"].fingerprint != plain["train-steve"].fingerprint
     assert given["evaluate"].fingerprint != plain["evaluate"].fingerprint
     assert given["train-dvae"].fingerprint == plain["train-dvae"].fingerprint
     assert "tokenize" not in given
@@ -119,17 +121,73 @@ def test_fingerprints_follow_from_the_weights(preset, shared, tmp_path):
     assert graph_with(preset, changed, store)["evaluate"].fingerprint == given["evaluate"].fingerprint
 
 
+def changed(preset, shared, overrides, more):
+    """Names of the instances whose fingerprints another override changes."""
+    before, after = (graph_with(preset, given, shared) for given in (overrides, [*overrides, more]))
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name].fingerprint != after[name].fingerprint}
+
+
+def test_what_given_readouts_depend_on(preset, shared):
+    """On the frames that they see, for their thresholds are chosen on these; on nothing of a training that did not take place."""
+    given = use(*MODELS, readouts=True)
+    for mode, frames in (("rollout", 7), ("full", 11)):
+        readouts = {f"take-weights-readout-{mode}-{seed}" for seed in (0, 1)}
+        assert changed(preset, shared, given, f"train-readout.frames.{mode}={frames}") == readouts | {"evaluate"}
+    rollouts = {name for name in graph_with(preset, given, shared) if name.startswith("rollout-")}
+    observed = {f"take-weights-readout-observed-{seed}" for seed in (0, 1)}
+    rolled_out = {f"take-weights-readout-rollout-{seed}" for seed in (0, 1)}
+    assert changed(preset, shared, given, "rollout.observed=5") == rollouts | observed | rolled_out | {"evaluate"}
+    for training in ("train-readout.optim.lr=0.5", "train-readout.seed=3", "train-dvae.optim.steps=7"):
+        assert changed(preset, shared, given, training) == set()
+
+
+def test_a_given_readout_is_told_by_the_frames_it_sees(physion, preset, shared, tmp_path):
+    """As `plan` shows it, and as its manifest says."""
+    shutil.copytree(shared, tmp_path / "store")
+    where = ["-p", preset, "-s", tmp_path / "store", *with_set(use(*MODELS, readouts=True))]
+    for stage in (["fetch", "--subset", "readout"], ["frames", "--subset", "readout"], ["take-weights", "--model", "dvae"],
+                  ["take-weights", "--model", "steve"], ["extract-slots", "--subset", "readout"]):  # fmt: skip
+        ended = physion("stage", *stage, *where)
+        assert ended.code == 0, ended.err
+    made = []
+    for frames in (12, 6):
+        which = ["--model", "readout", "--features", "full", "--seed", "1", "--json"]
+        told = json.loads(physion("stage", "take-weights", *which, *where, "--set", f"train-readout.frames.full={frames}").out)
+        assert (told["cached"], told["metrics"]["frames"]) == (False, frames)
+        made.append(told["artifact"])
+    assert made[0] != made[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "stage take-weights has 9 instances; say which: --model dvae|steve|slotformer|readout --features "),
+        (["--model", "stev"], "stage take-weights has no model 'stev'; it has dvae, readout, slotformer, steve"),
+        (["--model", "steve", "--seed", "0"], "stage take-weights has no instance with model 'steve' and seed '0'"),
+        (["--model", "steve"], "run `physion stage take-weights --model dvae` with the same preset"),
+        (["--model", "readout", "--features", "rollout", "--seed", "0"], "run `physion stage rollout --subset readout` with"),
+    ],
+)
+def test_which_weights_are_to_be_taken(physion, preset, shared, tmp_path, options, message):
+    shutil.copytree(shared, tmp_path / "store")
+    overrides = with_set(use(*MODELS, readouts=True))
+    ended = physion("stage", "take-weights", *options, "-p", preset, "-s", tmp_path / "store", *overrides)
+    assert ended.code == 2
+    assert message in ended.err
+
+
 def test_weights_of_another_dvae_are_refused(physion, preset, shared, store, tmp_path):
     """STEVE was trained with the mini study's dVAE; the one in use has another seed."""
     shutil.copytree(shared / "pretrained", store / "pretrained")
     other = with_set([*use("steve"), "train-dvae.seed=5"])
     assert physion("stage", "train-dvae", "-p", preset, "-s", store, *other).code == 0
-    ended = physion("stage", "train-steve", "-p", preset, "-s", store, *other)
+    ended = physion("stage", "take-weights", "-p", preset, "-s", store, *other)
     assert ended.code == 2
     assert (
         "pretrained/mini-steve and the train-dvae in use do not belong together: the dVAE of one is not the dVAE" in ended.err
     )
-    assert physion("stage", "train-steve", "-p", preset, "-s", store, *with_set(use("steve"))).code == 0
+    assert physion("stage", "take-weights", "-p", preset, "-s", store, *with_set(use("steve"))).code == 0
     # both given by name: said before anything runs
     pushed = ("weights", "push", "train-dvae", "--name", "other-dvae", "-p", preset, "-s", store)
     assert physion(*pushed, "--set", "train-dvae.seed=5").code == 0
@@ -162,8 +220,10 @@ def test_weights_that_cannot_be_used(physion, preset, shared, overrides, message
 
 
 def test_sizes_that_only_training_knows_may_differ(preset, shared):
-    assert graph_with(preset, [*use("dvae", "steve"), "train-dvae.model.initial-logit-scale=7"], shared)["train-dvae"].weights
-    assert graph_with(preset, [*use("steve"), "train-steve.model.dropout=0.5"], shared)["train-steve"].weights
+    dvae = graph_with(preset, [*use("dvae", "steve"), "train-dvae.model.initial-logit-scale=7"], shared)["take-weights-dvae"]
+    steve = graph_with(preset, [*use("steve"), "train-steve.model.dropout=0.5"], shared)["take-weights-steve"]
+    assert dvae.weights
+    assert steve.weights
 
 
 def test_push_pull_list(physion, preset, shared, tmp_path):
@@ -201,8 +261,9 @@ def test_through_a_bucket(physion, preset, shared, s3, tmp_path):
         assert physion("weights", "push", f"pretrained/mini-{model}", "--to", bucket, "-s", shared).code == 0
     listed = json.loads(physion("weights", "list", "-s", bucket, "--json").out)
     assert [row["instance"] for row in listed] == ["mini-dvae", "mini-slotformer", "mini-steve"]
-    assert physion("stage", "train-dvae", "-p", preset, "-s", bucket, *with_set(use(*MODELS))).code == 0
-    assert physion("stage", "train-steve", "-p", preset, "-s", bucket, *with_set(use(*MODELS))).code == 0
+    for model in ("dvae", "steve"):
+        arguments = ["stage", "take-weights", "--model", model, "-p", preset, "-s", bucket, *with_set(use(*MODELS))]
+        assert physion(*arguments).code == 0
     assert physion("weights", "pull", "mini-steve", "--from", bucket, "-s", here).code == 0
     one, two = (find_weights(LocalStore(root), "mini-steve") for root in (shared, here))
     assert all(one.path(name).read_bytes() == two.path(name).read_bytes() for name in one.names())
@@ -284,7 +345,7 @@ def test_a_damaged_or_half_uploaded_object(physion, shared, preset, tmp_path):
         ended = physion("weights", "pull", "mini-steve", "--from", there, "-s", here)
         assert (ended.code, message in ended.err) == (3, True)
         assert LocalStore(here).list("pretrained") == []
-        ended = physion("stage", "train-steve", "-p", preset, "-s", there, *with_set(use("dvae", "steve")))
+        ended = physion("stage", "take-weights-steve", "-p", preset, "-s", there, *with_set(use("dvae", "steve")))
         assert ended.code in (2, 3)  # 2: its dVAE is not made yet
     weights.unlink()
     ended = physion("weights", "pull", "mini-steve", "--from", there, "-s", here)
@@ -309,11 +370,11 @@ def test_a_damaged_file_of_given_weights(physion, preset, shared, tmp_path):
     data = weights.read_bytes()
     weights.unlink()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    ended = physion("stage", "train-dvae", "-p", preset, "-s", store, *overrides)
+    ended = physion("stage", "take-weights-dvae", "-p", preset, "-s", store, *overrides)
     assert ended.code == 3
     assert "is corrupt" in ended.err
     assert "physion weights remove mini-dvae" in ended.err
-    assert not list((store / "artifacts").glob("train-dvae/*/manifest.json"))
+    assert not list((store / "artifacts").glob("take-weights/*/manifest.json"))
 
 
 def test_a_name_keeps_its_meaning(shared, tmp_path):
