@@ -31,7 +31,7 @@ from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.local import clear_errors
 from physion.store.s3_errors import FAILURES, Damaged
-from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
+from physion.store.s3_requests import Beyond, Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
 from physion.store.store import Upload
 
@@ -128,6 +128,8 @@ class S3Store:
             return self._requests.attempt(f"read {key}", get)
         except Missing as error:
             raise DataError(f"{self.uri}/{key} is missing") from error
+        except Beyond:
+            return b""
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
@@ -383,7 +385,10 @@ class S3Store:
                         with writing:
                             file.write(piece)
 
-            self._requests.attempt(f"fetch {key}", get)
+            try:
+                self._requests.attempt(f"fetch {key}", get)
+            except Beyond as error:
+                raise Damaged("a shorter one", corrupt) from error
 
         def fetch(_: S3Client) -> None:
             digest = hashlib.sha256()
