@@ -143,6 +143,45 @@ def test_wrong_bytes_are_never_stored(s3_store, through):
     assert uploads(store) == []
 
 
+class DamagedOnce(FaultProxy):
+    """Flips a bit in the head of the next request, or of the answer to it."""
+
+    where = None
+
+    async def _forward(self, head, body):
+        where, self.where = self.where, None
+        if where == "request":
+            head = self._flip(head[:-4]) + head[-4:]
+        head, body = await super()._forward(head, body)
+        if where == "answer":
+            head = self._flip(head[:-4]) + head[-4:]
+        return head, body
+
+
+@pytest.mark.parametrize("where", ["request", "answer"])
+def test_a_damaged_head_heals(s3_store, where, monkeypatch):
+    """A server calls such a request wrongly signed, of nobody or forbidden; what its own head says may be no number or date."""
+    data = os.urandom(1000)
+    with DamagedOnce(port_of_environment(), seed=TEST_SEED) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = warm(s3_store(patience=BUSY))
+        store.write("a/b", data)
+        for _ in range(25):
+            for ask, answer in (
+                (lambda: store.read("a/b"), data),
+                (lambda: store.read("a/none"), None),
+                (lambda: store.size("a/none"), None),
+                (lambda: store.read_range("a/b", 10, 100), data[10:110]),
+                (lambda: store.fetch("a/b").read_bytes(), data),
+                (lambda: store.list("a"), ["a/b"]),
+                (lambda: store.write("a/b", data), True),
+                (lambda: store.write("a/b", b"late", if_absent=True), False),
+            ):
+                proxy.where = where
+                assert ask() == answer
+                assert proxy.where is None
+
+
 def test_a_server_that_asks_for_time_gets_it(s3_store, through):
     store = warm(s3_store())
     proxy = through(kinds=["429"], rate=1.0, retry_after=1)

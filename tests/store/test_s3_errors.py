@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
 from physion.errors import ConfigError, TransientError
+from physion.store.s3 import S3Store
 from physion.store.s3_errors import _FINAL, diagnose
 from physion.store.s3_requests import Missing, Patience, Requests
 
@@ -193,3 +194,30 @@ def test_a_code_that_nobody_knows_ends_with_the_servers_words(requests):
     with pytest.raises(TransientError, match=said):
         requests.attempt("read a", get)
     assert len(asked) == AT_ONCE.attempts
+
+
+@pytest.mark.filterwarnings("ignore:tzname")
+def test_no_damaged_byte_of_a_listing_goes_unnoticed_but_in_a_name(s3_store, tmp_path):
+    """A page that was cut short or is of another folder is asked for again; a name itself is protected by TLS alone."""
+    store, pages = s3_store(), []
+    for name in "ab":
+        store.write(f"folder/{name}", b"")
+    events = store._requests.client().meta.events
+    events.register("provide-client-params.s3.ListObjectsV2", lambda params, **_: params | {"MaxKeys": 1})
+    events.register_first(
+        "before-parse.s3.ListObjectsV2",
+        lambda response_dict, **_: pages.append((200, dict(response_dict["headers"]), response_dict["body"])),
+    )
+    names = store.list("folder")
+    first, last = pages
+    again = S3Store("tests", store.prefix, scratch=tmp_path, patience=AT_ONCE)
+    unprotected = set()
+    for tag, key in (("Key", "a"), ("NextContinuationToken", "a")):
+        name = f"{store.prefix}/folder/{key}"
+        start = first[2].index(f"<{tag}>{name}".encode()) + len(tag) + 2
+        unprotected |= set(range(start, start + len(name)))
+    for at in range(len(first[2])):
+        damaged = (200, first[1], flipped(first[2], at, at % 8))
+        asked = replay(again._requests, damaged, first, second_page=last)
+        assert again.list("folder") == names or at in unprotected, damaged
+        assert len(asked) <= 3
