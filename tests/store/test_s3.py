@@ -158,6 +158,7 @@ class DamagedOnce(FaultProxy):
         return head, body
 
 
+@pytest.mark.filterwarnings("ignore:tzname")
 @pytest.mark.parametrize("where", ["request", "answer"])
 def test_a_damaged_head_heals(s3_store, where, monkeypatch):
     """A server calls such a request wrongly signed, of nobody or forbidden; what its own head says may be no number or date."""
