@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from physion import __version__
-from physion.errors import ConfigError, DataError, nearest
-from physion.progress import progress
+from physion.errors import ConfigError, DataError, TransientError, nearest
+from physion.progress import Bar, progress
 from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
 from physion.store.checksums import sha256_of
 from physion.store.protocol import Store
@@ -78,7 +78,8 @@ def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
 
     What was read of a file so far stays in directory `partial`, and a copy that broke off goes on from there.
 
-    Raises DataError when a file is not what its manifest says, ConfigError when other weights have that name already.
+    Raises DataError when a file is not what its manifest says and comes the same again, TransientError when it comes wrong in
+    another way, ConfigError when other weights have that name already.
     """
     name = source.manifest.instance
     _require_free(store, name, source.manifest.fingerprint)
@@ -88,19 +89,30 @@ def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
             path = partial / record.sha256
             key = f"{source.prefix}/{record.name}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                bar.advance(file.tell())
-                while file.tell() < record.size:
-                    data = source.store.read_range(key, file.tell(), min(CHUNK, record.size - file.tell()))
-                    if not data:
-                        raise DataError(f"{source.store.uri}/{key} is shorter than its manifest says; push it again")
-                    file.write(data)
-                    bar.advance(len(data))
-            if sha256_of(path) != record.sha256:
+            wrong = ""
+            while (found := _read_rest(source.store, key, path, record.size, bar)) != record.sha256:
                 path.unlink()
-                raise DataError(f"{source.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); push it again")
+                bar.advance(-record.size)
+                if found == wrong:
+                    raise DataError(f"{source.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); push it again")
+                if wrong:
+                    raise TransientError(f"{source.store.uri}/{key} came damaged twice: check the network; run the same again")
+                wrong = found
             files[record.name] = (record.sha256, path)
     return _publish(store, source.manifest, files)
+
+
+def _read_rest(store: Store, key: str, path: Path, size: int, bar: Bar) -> str:
+    """Append to a file what it lacks of an object; returns its SHA-256."""
+    with path.open("ab") as file:
+        bar.advance(file.tell())
+        while file.tell() < size:
+            data = store.read_range(key, file.tell(), min(CHUNK, size - file.tell()))
+            if not data:
+                raise DataError(f"{store.uri}/{key} is shorter than its manifest says; push it again")
+            file.write(data)
+            bar.advance(len(data))
+    return sha256_of(path)
 
 
 def role_of(artifact: Artifact, role: str) -> Path | None:

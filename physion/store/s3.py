@@ -25,14 +25,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.disk_errors import clear_errors
 from physion.store.protocol import Upload
 from physion.store.s3_errors import FAILURES, Damaged
-from physion.store.s3_requests import Missing, Patience, Refused, Requests, Unsupported
+from physion.store.s3_requests import Beyond, Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from physion.store.cache import ShardCache
 
+T = TypeVar("T")
 MiB = 1 << 20
 PART = 16 * MiB  # of a large object: one request
 MOST_PARTS = 10_000  # S3's limit
@@ -95,8 +96,7 @@ class S3Store:
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when there is none."""
-        head = self._head(key)
-        return None if head is None else head["ContentLength"]
+        return self._head(key, lambda head: head["ContentLength"])
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None when there is none."""
@@ -120,14 +120,18 @@ class S3Store:
         def get(client: S3Client) -> bytes:
             answer = client.get_object(Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{start + length - 1}")
             data = answer["Body"].read()
-            if len(data) != answer["ContentLength"]:
-                raise Damaged("a part of another length came")
+            whole = int(answer["ContentRange"].rpartition("/")[2])
+            end = min(start + length, whole)
+            if answer["ContentRange"] != f"bytes {start}-{end - 1}/{whole}" or len(data) != end - start:
+                raise Damaged
             return data
 
         try:
             return self._requests.attempt(f"read {key}", get)
         except Missing as error:
             raise DataError(f"{self.uri}/{key} is missing") from error
+        except Beyond:
+            return b""
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
@@ -151,24 +155,34 @@ class S3Store:
         """
         if sha256 is not None and size is not None and self.cache is not None:
             return self.cache.get(sha256, size, partial(self._download, key, size, sha256))
-        if size is None or sha256 is None:
-            head = self._head(key)
-            if head is None:
-                raise FileNotFoundError(f"{self.uri}/{key}")
-            size, sha256 = head["ContentLength"], head["Metadata"].get("sha256")
         if self._fetched is None or not self._fetched.exists():
             self._fetched = self.scratch()
             weakref.finalize(self, _remove, self._fetched, os.getpid())
         path = self._fetched / uuid.uuid4().hex
-        self._download(key, size, sha256, path)
-        return path
+        known: tuple[int, str | None] | None = None if size is None or sha256 is None else (size, sha256)
+        before = known
+        while True:
+            facts = known or self._head(key, lambda head: (head["ContentLength"], head["Metadata"].get("sha256")))
+            if facts is None:
+                raise FileNotFoundError(f"{self.uri}/{key}")
+            try:
+                self._download(key, *facts, path)
+                return path
+            except DataError:  # unless the head was damaged on its way, or is of an object that was replaced since
+                if facts == before:
+                    raise
+                before = facts
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix (a folder), sorted."""
         below = self._key(prefix) + "/"
 
         def ask(client: S3Client, after: dict[str, Any]) -> Any:
-            return client.list_objects_v2(Bucket=self.bucket, Prefix=below, **after)
+            page = client.list_objects_v2(Bucket=self.bucket, Prefix=below, **after)
+            cut_off = not page["IsTruncated"] and page.get("NextContinuationToken")
+            if cut_off or not all(item["Key"].startswith(below) for item in page.get("Contents", [])):
+                raise Damaged  # as far as that can be seen: a listing has no checksum
+            return page
 
         pages = self._pages(f"list {prefix}", ask, ContinuationToken="NextContinuationToken")
         found = (self._name(item["Key"]) for page in pages for item in page.get("Contents", []))
@@ -181,8 +195,7 @@ class S3Store:
 
     def age(self, key: str) -> float | None:
         """Seconds since an object was written, by the server's clock; None when there is none."""
-        head = self._head(key)
-        return None if head is None else (_served(head) - head["LastModified"]).total_seconds()
+        return self._head(key, lambda head: (_served(head) - _utc(head["LastModified"])).total_seconds())
 
     def unfinished_uploads(self) -> Sequence[Upload]:
         """Multipart uploads below the prefix that are neither completed nor aborted. None where the server cannot list them."""
@@ -197,20 +210,21 @@ class S3Store:
             for page in self._pages("list unfinished uploads", ask, **marks):
                 for item in page.get("Uploads", []):
                     with contextlib.suppress(Missing):  # completed or aborted since
-                        found.append(self._unfinished(item["Key"], item["UploadId"], item["Initiated"]))
+                        found.append(self._unfinished(item["Key"], item["UploadId"], _utc(item["Initiated"])))
         return found
 
     def _unfinished(self, key: str, upload: str, begun: datetime) -> Upload:
         """What an upload has brought so far, and when it last did."""
 
         def ask(client: S3Client, after: dict[str, Any]) -> Any:
-            return client.list_parts(Bucket=self.bucket, Key=key, UploadId=upload, **after)
+            page = client.list_parts(Bucket=self.bucket, Key=key, UploadId=upload, **after)
+            return {**page, "served": _served(page)}
 
         size, last, now = 0, begun, begun
         for page in self._pages(f"look at the upload of {key}", ask, PartNumberMarker="NextPartNumberMarker"):
-            now = _served(page)
+            now = page["served"]
             for part in page.get("Parts", []):
-                size, last = size + part["Size"], max(last, part["LastModified"])
+                size, last = size + part["Size"], max(last, _utc(part["LastModified"]))
         return Upload(self._name(key), upload, size, max(0.0, (now - last).total_seconds()))
 
     def abort(self, upload: Upload) -> None:
@@ -221,8 +235,12 @@ class S3Store:
 
     def clock_skew(self) -> float | None:
         """Seconds that this machine's clock is ahead of the server's."""
-        answer = self._requests.attempt("ask for the time", lambda client: client.head_bucket(Bucket=self.bucket))
-        return (datetime.now(UTC) - _served(answer)).total_seconds()
+
+        def ask(client: S3Client) -> float:
+            served = _served(client.head_bucket(Bucket=self.bucket))
+            return (datetime.now(UTC) - served).total_seconds()
+
+        return self._requests.attempt("ask for the time", ask)
 
     def create(self) -> None:
         """Make the bucket, unless it is there and ours."""
@@ -250,18 +268,26 @@ class S3Store:
 
     def _pages(self, doing: str, ask: Callable[..., Any], **marks: str) -> Iterator[Any]:
         """The pages of a listing; `marks` are arguments that a page's values of these names give to the request of the next."""
-        after: dict[str, Any] = {}
-        while True:
-            page = self._requests.attempt(doing, partial(ask, after=after))
-            yield page
-            after = {argument: page[name] for argument, name in marks.items() if page.get(name)}
-            if not page.get("IsTruncated") or not after:
-                return
 
-    def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
+        def turn(client: S3Client, after: dict[str, Any]) -> tuple[Any, dict[str, Any] | None]:
+            page = ask(client, after)
+            if not page["IsTruncated"]:
+                return page, None
+            after = {argument: page[name] for argument, name in marks.items() if page.get(name)}
+            if not after:
+                raise Damaged
+            return page, after
+
+        after: dict[str, Any] | None = {}
+        while after is not None:
+            page, after = self._requests.attempt(doing, partial(turn, after=after))
+            yield page
+
+    def _head(self, key: str, facts: Callable[[HeadObjectOutputTypeDef], T]) -> T | None:
+        """What `facts` finds in the head of an object; None when there is none."""
         try:
             return self._requests.attempt(
-                f"look at {key}", lambda client: client.head_object(Bucket=self.bucket, Key=self._key(key))
+                f"look at {key}", lambda client: facts(client.head_object(Bucket=self.bucket, Key=self._key(key)))
             )
         except Missing:
             return None
@@ -275,11 +301,11 @@ class S3Store:
         if sent and send == self._send and conditional == if_absent:
             return True
         # Refused for another's object, or for ours when the answer to an earlier attempt got lost; or put together from parts.
-        standing = self._head(key)
+        standing = self._head(key, lambda head: (head["Metadata"].get("writer"), head["ContentLength"]))
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
-        if standing is not None and standing["Metadata"].get("writer") != writer:
+        if standing is not None and standing[0] != writer:
             return False
-        if standing is not None and standing["ContentLength"] == size:
+        if standing == (writer, size):
             return True
         if standing is not None:
             self.delete(key)
@@ -321,8 +347,7 @@ class S3Store:
         where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(key)}
         crc32 = self._checks_crc32()
         options: dict[str, Any] = {"Metadata": metadata, **({"ChecksumAlgorithm": "CRC32"} if crc32 else {})}
-        begun = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, **options))
-        upload = begun["UploadId"]
+        upload = self._requests.attempt(doing, lambda client: client.create_multipart_upload(**where, **options)["UploadId"])
 
         def send_part(number: int) -> CompletedPartTypeDef:
             with body.open("rb") as file:
@@ -330,8 +355,8 @@ class S3Store:
                 data = file.read(length)
             check: dict[str, Any] = {"ChecksumCRC32": _crc32(data)} if crc32 else {"ContentMD5": _md5(data)}
             rest: dict[str, Any] = {**where, **check, "UploadId": upload, "PartNumber": number}
-            answer = self._requests.attempt(doing, lambda client: client.upload_part(Body=data, **rest))
-            named: CompletedPartTypeDef = {"PartNumber": number, "ETag": answer["ETag"]}
+            etag = self._requests.attempt(doing, lambda client: client.upload_part(Body=data, **rest)["ETag"])
+            named: CompletedPartTypeDef = {"PartNumber": number, "ETag": etag}
             return {**named, "ChecksumCRC32": check["ChecksumCRC32"]} if crc32 else named
 
         try:
@@ -383,7 +408,10 @@ class S3Store:
                         with writing:
                             file.write(piece)
 
-            self._requests.attempt(f"fetch {key}", get)
+            try:
+                self._requests.attempt(f"fetch {key}", get)
+            except Beyond as error:
+                raise Damaged("a shorter one", corrupt) from error
 
         def fetch(_: S3Client) -> None:
             digest = hashlib.sha256()
@@ -424,7 +452,12 @@ def parse_uri(uri: str) -> tuple[str, str]:
 
 def _served(answer: Any) -> datetime:
     """When the server says it gave an answer."""
-    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return _utc(parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]))
+
+
+def _utc(moment: datetime) -> datetime:
+    """A server's time, which is UTC also where its zone was damaged on its way."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _md5(data: bytes) -> str:

@@ -11,23 +11,35 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_match_hostname import CertificateError
 
-# Everything a request or the reading of its answer can raise.
-FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError)
+# Everything a request or the reading of its answer can raise. The last two: in a damaged one a number is none, a field missing.
+FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError, ValueError, LookupError)
 
-# Codes with a status below 500 that say: the request was damaged on its way, came too slowly, or met another one.
-_HEALING = {
-    "BadDigest",
-    "IncompleteBody",
-    "InvalidDigest",
-    "InvalidPart",
-    "InvalidPartOrder",
-    "MalformedXML",
-    "RequestTimeout",
-    "XAmzContentSHA256Mismatch",
+# What a server means for good, each code with its status. Whatever else it says may be a damaged byte's doing (no byte turns
+# one of these into another) or pass by itself, and is tried again.
+_FINAL = {
+    "501": 501,
+    "AccessDenied": 403,
+    "AuthorizationHeaderMalformed": 400,
+    "ExpiredToken": 400,
+    "IllegalLocationConstraintException": 400,
+    "InvalidAccessKeyId": 403,
+    "InvalidArgument": 400,
+    "InvalidRange": 416,
+    "InvalidRequest": 400,
+    "InvalidToken": 400,
+    "NoSuchBucket": 404,
+    "NoSuchKey": 404,
+    "NoSuchUpload": 404,
+    "NotImplemented": 501,
+    "PermanentRedirect": 301,
+    "PreconditionFailed": 412,
+    "RequestTimeTooSkewed": 403,
+    "SignatureDoesNotMatch": 403,
 }
-_HEALING_STATUS = {408, 409, 425, 429}
+_BUSY = {408, 409, 425, 429}  # and from 500 on
 
 _ENDPOINT = "check AWS_ENDPOINT_URL and that the server runs"
+_NETWORK = "check the network and the proxies between here and the server"
 KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _REGION = "set AWS_REGION to the bucket's region"
 _ADVICE = {
@@ -74,7 +86,7 @@ class Diagnosis:
 def diagnose(error: Exception, endpoint: str) -> Diagnosis:
     """What a failure of one of the classes FAILURES means, or a Damaged."""
     if isinstance(error, Damaged):
-        return Diagnosis(True, str(error), "check the network and the proxies between here and the server")
+        return Diagnosis(True, str(error), _NETWORK)
     if isinstance(error, boto.ClientError):
         return _answered(error, endpoint)
     if isinstance(error, ResponseParserError):
@@ -91,6 +103,8 @@ def diagnose(error: Exception, endpoint: str) -> Diagnosis:
         return Diagnosis(True, f"{endpoint} cannot be reached ({why})", _ENDPOINT)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return Diagnosis(False, "there are no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    if isinstance(error, ValueError | LookupError):
+        return Diagnosis(True, f"{endpoint} gives an answer that makes no sense ({error!r})"[:300], _NETWORK)
     heals = isinstance(error, boto.CredentialRetrievalError | boto.MetadataRetrievalError)
     return Diagnosis(heals, str(error), "check the AWS settings of this shell (AWS_* and ~/.aws)")
 
@@ -99,16 +113,23 @@ def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
     """The server said no, or not now."""
     facts = error.response.get("ResponseMetadata", {})
     status = facts.get("HTTPStatusCode", 0)
-    code = str(error.response.get("Error", {}).get("Code", status))
-    what = f"{code}: {error.response.get('Error', {}).get('Message', '')[:200]}".rstrip(":. ")
+    said = error.response.get("Error", {})
+    code = str(said.get("Code") or status)
+    what = f"{code}: {str(said.get('Message') or '')[:200]}".rstrip(":. ")
     if code == str(status) and (reason := _REASONS.get(error.operation_name, {}).get(status)):
         code = what = reason
-    heals = code in _HEALING or status in _HEALING_STATUS or (status >= 500 and status != 501)
-    advice = _ADVICE.get(code, "wait for the server to recover" if heals else _ENDPOINT)
-    if code == str(status) and status < 500:  # the wrong server, or the answer of the right one broke off
-        heals, what = True, f"{endpoint} does not answer as S3 does ({what})"
+    heals = _FINAL.get(code) != status
+    advice = _ENDPOINT
+    if code in _ADVICE:
+        advice = _ADVICE[code]
+    elif status in _BUSY or (status >= 500 and heals):
+        advice = "wait for the server to recover"
+    elif code == str(status) and heals:  # the wrong server, or the answer of the right one broke off
+        what = f"{endpoint} does not answer as S3 does ({what})"
+    elif heals:
+        advice = f"see to that, or {_NETWORK}"
     after = facts.get("HTTPHeaders", {}).get("retry-after", "")
-    return Diagnosis(heals, what, advice, float(after) if after.isdigit() else 0.0, code)
+    return Diagnosis(heals, what, advice, float(after) if after.isdecimal() else 0.0, code)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -25,9 +25,6 @@ T = TypeVar("T")
 AT_ONCE = 10
 SILENCE = 10.0  # seconds between words about failures
 LONGEST_WAIT = 120.0  # seconds, whatever the server's Retry-After says
-_MISSING = {"NoSuchKey", "NoSuchUpload"}
-_REFUSED = {"PreconditionFailed"}
-_UNSUPPORTED = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest"}
 
 
 class Missing(Exception):
@@ -38,8 +35,16 @@ class Refused(Exception):
     """The condition of a conditional write does not hold."""
 
 
+class Beyond(Exception):
+    """The object ends before the range that was asked for."""
+
+
 class Unsupported(ConfigError):
     """The server does not know what it was asked for."""
+
+
+_EXPECTED = {"NoSuchKey": Missing, "NoSuchUpload": Missing, "PreconditionFailed": Refused, "InvalidRange": Beyond}
+_UNSUPPORTED = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest"}
 
 
 @dataclass(frozen=True)
@@ -65,22 +70,25 @@ class Requests:
     def attempt(self, doing: str, request: Callable[[S3Client], T]) -> T:
         """What `request` gives; tried again, after a random pause, while what fails can heal.
 
-        Raises Missing, Refused, Unsupported; DataError when the same wrong content came twice; ConfigError for what a person
-        has to mend; TransientError when the last attempt failed.
+        Raises Missing, Refused, Beyond; DataError when the same wrong content came twice; ConfigError (such as Unsupported)
+        for what a person has to mend, of what a server says once it said it twice: a request that was damaged on its way is
+        called wrongly signed, or of nobody; TransientError when the last attempt failed.
         """
         patience = self.patience
         wrong: str | None = None
+        said = ""
         for attempt in range(1, patience.attempts + 1):
             try:
                 return request(self.client())
             except (*FAILURES, Damaged) as error:
                 found = diagnose(error, self._client.meta.endpoint_url if self._client else "S3")
                 problem = f"store {self.uri}: cannot {doing}: {found.what}; {found.advice}"
-                for codes, kind in ((_MISSING, Missing), (_REFUSED, Refused), (_UNSUPPORTED, Unsupported)):
-                    if found.code in codes:
-                        raise kind(problem) from error
                 if not found.heals:
-                    raise ConfigError(problem) from error
+                    if found.code in _EXPECTED:
+                        raise _EXPECTED[found.code](problem) from error
+                    if found.code in ("", said):
+                        raise (Unsupported if found.code in _UNSUPPORTED else ConfigError)(problem) from error
+                    said = found.code
                 if isinstance(error, Damaged) and error.content is not None:
                     if error.content == wrong:
                         raise DataError(error.verdict) from error

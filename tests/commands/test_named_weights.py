@@ -301,6 +301,30 @@ def test_a_broken_download_goes_on(shared, tmp_path, monkeypatch):
     assert not list((tmp_path / "partial").iterdir())
 
 
+class Damaging(LocalStore):
+    """A store of whose first reads a bit of each is flipped on its way, always another one."""
+
+    def __init__(self, root, reads):
+        super().__init__(root)
+        self.reads = reads
+
+    def read_range(self, key, start, length):
+        data = bytearray(super().read_range(key, start, length))
+        if self.reads:
+            self.reads -= 1
+            data[self.reads] ^= 1
+        return bytes(data)
+
+
+def test_what_comes_damaged_is_read_again(shared, tmp_path):
+    target = LocalStore(tmp_path / "here")
+    with pytest.raises(TransientError, match="came damaged twice"):
+        copy_weights(find_weights(Damaging(shared, 2), "mini-steve"), target, tmp_path / "partial")
+    assert target.list("pretrained") == []
+    copied = copy_weights(find_weights(Damaging(shared, 1), "mini-steve"), target, tmp_path / "partial")
+    assert copied == find_weights(LocalStore(shared), "mini-steve").manifest
+
+
 def test_a_killed_download_goes_on(shared, tmp_path):
     program = (
         "import os, signal, sys\n"

@@ -18,6 +18,7 @@ FAULTS = (
     "truncated",
     "flipped down",
     "flipped up",
+    "flipped error",
     "stalled",
     "slow",
 )
@@ -27,8 +28,8 @@ class FaultProxy:
     """Forwards requests to a server, one a connection; of a share `rate` of them something goes wrong.
 
     `faults` counts what did. `without` are request headers it takes away, `unsupported` ones it answers with 501. With `tls`,
-    an ssl.SSLContext, it talks TLS. Bodies are spoiled only where they are an object's: against a listing that was changed
-    on its way without leaving a trace there is nothing but TLS.
+    an ssl.SSLContext, it talks TLS. Bodies are spoiled only where they are an object's or say what is wrong: against a listing
+    that was changed on its way without leaving a trace there is nothing but TLS.
     """
 
     def __init__(self, target, *, seed=0, rate=0.0, kinds=FAULTS, retry_after=0, tls=None, without=(), unsupported=()):
@@ -85,7 +86,8 @@ class FaultProxy:
         line = head.split(b"\r\n", 1)[0].decode()
         self.requests.append(line)
         fault = self._fault(line, body)
-        self.faults[fault] += 1
+        if fault != "flipped error":
+            self.faults[fault] += 1
         if fault == "503":
             return _refuse(writer, "503 Slow Down", "SlowDown")
         if fault == "429":
@@ -105,7 +107,10 @@ class FaultProxy:
             body = body[: self._draw.randrange(len(body))]
             head = re.sub(rb"(?i)(content-length: )\d+", rb"\g<1>%d" % len(body), head)
             head = re.sub(rb"^HTTP/1.1 206 \S+", b"HTTP/1.1 200 OK", head)
-        if fault == "flipped down":
+        if fault == "flipped error":
+            fault = fault if body and head.split()[1] >= b"400" else None
+            self.faults[fault] += 1
+        if fault in ("flipped down", "flipped error"):
             body = self._flip(body)
         writer.write(head)
         if fault == "reset mid-body":
@@ -146,7 +151,7 @@ class FaultProxy:
         """The server's answer: head and body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.target, limit=1 << 26)
         gone = ("connection", "expect", *self.without)
-        lines = [line for line in head.split(b"\r\n") if line.partition(b":")[0].decode().lower() not in gone]
+        lines = [line for line in head.split(b"\r\n") if line.partition(b":")[0].decode("latin-1").lower() not in gone]
         writer.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + body)
         try:
             answer = await reader.read(-1)

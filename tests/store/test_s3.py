@@ -94,6 +94,7 @@ def test_a_fault_heals(s3_store, through, kind):
         assert store.upload(f"a/{number}", file_of(store, data))
         assert not store.write(f"a/{number}", b"late", if_absent=True)
         assert store.write(f"b/{number}", b"%d" % number)
+        assert [store.read(f"none/{other}") for other in range(10)] == [None] * 10
     for number in range(3):
         assert store.fetch(f"a/{number}", size=BIG, sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data
         assert store.fetch(f"a/{number}").read_bytes() == data
@@ -140,6 +141,46 @@ def test_wrong_bytes_are_never_stored(s3_store, through):
             spoiled.upload("a", file_of(spoiled, os.urandom(size)))
     assert store.size("a") is None
     assert uploads(store) == []
+
+
+class DamagedOnce(FaultProxy):
+    """Flips a bit in the head of the next request, or of the answer to it."""
+
+    where = None
+
+    async def _forward(self, head, body):
+        where, self.where = self.where, None
+        if where == "request":
+            head = self._flip(head[:-4]) + head[-4:]
+        head, body = await super()._forward(head, body)
+        if where == "answer":
+            head = self._flip(head[:-4]) + head[-4:]
+        return head, body
+
+
+@pytest.mark.filterwarnings("ignore:tzname")
+@pytest.mark.parametrize("where", ["request", "answer"])
+def test_a_damaged_head_heals(s3_store, where, monkeypatch):
+    """A server calls such a request wrongly signed, of nobody or forbidden; what its own head says may be no number or date."""
+    data = os.urandom(1000)
+    with DamagedOnce(port_of_environment(), seed=TEST_SEED) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = warm(s3_store(patience=BUSY))
+        store.write("a/b", data)
+        for _ in range(25):
+            for ask, answer in (
+                (lambda: store.read("a/b"), data),
+                (lambda: store.read("a/none"), None),
+                (lambda: store.size("a/none"), None),
+                (lambda: store.read_range("a/b", 10, 100), data[10:110]),
+                (lambda: store.fetch("a/b").read_bytes(), data),
+                (lambda: store.list("a"), ["a/b"]),
+                (lambda: store.write("a/b", data), True),
+                (lambda: store.write("a/b", b"late", if_absent=True), False),
+            ):
+                proxy.where = where
+                assert ask() == answer
+                assert proxy.where is None
 
 
 def test_a_server_that_asks_for_time_gets_it(s3_store, through):
@@ -192,7 +233,9 @@ def test_a_thousand_faults(s3_store, through, tmp_path):
     direct = s3_store()
     assert direct.list("artifacts") == []
     draws = [random.Random(TEST_SEED + worker) for worker in range(8)]
-    proxy = through(rate=0.45, seed=TEST_SEED, kinds=[*FAULTS, *(k for k in FAULTS if k != "stalled")])
+    # A stall takes long, and most answers are no errors.
+    kinds = [*FAULTS, *(kind for kind in FAULTS if kind != "stalled"), *["flipped error"] * 3]
+    proxy = through(rate=0.45, seed=TEST_SEED, kinds=kinds)
     store = s3_store(patience=replace(BUSY, attempts=5))
     contents, failures = {}, []
 

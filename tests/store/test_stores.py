@@ -60,7 +60,7 @@ def test_a_file_that_is_not_there_or_not_what_it_should_be(store):
     for known in ({}, facts):
         with pytest.raises(FileNotFoundError):
             store.fetch("a/shard", **known)
-    for other in (b"dat4", b"dat", b"datas"):
+    for other in (b"dat4", b"dat", b"datas", b""):
         store.write("a/shard", other)
         with pytest.raises(DataError, match="a/shard is corrupt"):
             store.fetch("a/shard", **facts)
@@ -150,6 +150,7 @@ def test_a_range_of_an_object(store):
     store.write("a/b", bytes(range(100)))
     assert store.read_range("a/b", 10, 5) == bytes(range(10, 15))
     assert store.read_range("a/b", 90, 50) == bytes(range(90, 100))
+    assert store.read_range("a/b", 100, 50) == b""
     with pytest.raises(DataError, match="a/none is missing"):
         store.read_range("a/none", 0, 5)
 
