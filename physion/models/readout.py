@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from physion.models.slot_attention import linear
-
 
 class Readout(nn.Module):
     """A linear layer of every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
@@ -19,8 +17,8 @@ class Readout(nn.Module):
         if slots < 2:
             raise ValueError(f"a readout compares pairs of slots, so it needs at least 2 slots, got {slots}")
         self.slots, self.slot_size = slots, slot_size
-        self.linear1 = linear(2 * slot_size, slot_size)
-        self.linear2 = linear(slot_size, 1)
+        self.linear1 = nn.Linear(2 * slot_size, slot_size)
+        self.linear2 = nn.Linear(slot_size, 1)
 
     def forward(self, slots_BTSD: Tensor) -> Tensor:
         """Slots [B, T, S, D] -> logits [B] of "they touch".
