@@ -112,13 +112,13 @@ STAGES = {
         Stage("simulate", 1, "simulate, render and encode PhysionSim videos", "simulate", parts=True),
         Stage("fetch", 1, "bring in the official Physion videos", "fetch"),
         Stage("frames", 1, "decode and resize the videos of a subset", "frames", parts=True),
-        Stage("train-dvae", 2, "train the dVAE that turns frames into tokens", "train_dvae"),
-        Stage("tokenize", 1, "dVAE tokens of the training frames", "tokenize", parts=True),
+        Stage("train-dvae", 3, "train the dVAE that turns frames into tokens", "train_dvae"),
+        Stage("tokenize", 2, "dVAE tokens of the training frames", "tokenize", parts=True),
         Stage("train-steve", 3, "train STEVE, which finds slots in video", "train_steve"),
-        Stage("extract-slots", 1, "slots of every frame of a subset", "extract_slots", parts=True),
+        Stage("extract-slots", 2, "slots of every frame of a subset", "extract_slots", parts=True),
         Stage("train-slotformer", 3, "train SlotFormer, which predicts slots", "train_slotformer"),
-        Stage("rollout", 1, "predict the slots after the observed frames", "rollout", parts=True),
+        Stage("rollout", 2, "predict the slots after the observed frames", "rollout", parts=True),
         Stage("train-readout", 3, "train a readout on slots: will red touch yellow?", "train_readout"),
-        Stage("evaluate", 2, "test the readouts once and write the report", "evaluate"),
+        Stage("evaluate", 3, "test the readouts once and write the report", "evaluate"),
     )
 }

@@ -27,6 +27,7 @@ from physion.stages import Job
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, device
+from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
 
@@ -144,6 +145,7 @@ def _provenance(artifact: Artifact) -> ProvenanceRow:
     return ProvenanceRow(manifest.instance, manifest.fingerprint, manifest.seconds, False, size)
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def _pictures(
     job: Job,
