@@ -5,6 +5,8 @@ Shapes: B batch, L queries, M keys, D width, A heads, E = D / A head size.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,11 +103,12 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers without a final norm, keyed `layers.<i>` as in `nn.TransformerEncoder`."""
+    """A stack of encoder layers without a final norm, keyed `layers.<i>` and starting alike as in `nn.TransformerEncoder`."""
 
     def __init__(self, layers: int, width: int, heads: int, ffn: int, p: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, p) for _ in range(layers))
+        layer = EncoderLayer(width, heads, ffn, p)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(layers))
 
     def forward(self, x_BMD: Tensor, last: int | None = None) -> Tensor:
         """[B, M, D] -> [B, M, D], or its `last` positions."""

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from physion.models.attention import attend, split_heads
 from physion.models.noise import dropout
-from physion.models.slot_attention import linear
+
+
+def linear(inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> nn.Linear:
+    """Make a linear layer of a block: unlike torch's own, Xavier initialised, its bias zero."""
+    layer = nn.Linear(inputs, outputs, bias)
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class KeysValues:
@@ -109,11 +117,11 @@ class TokenDecoder(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, tokens: int, codes: int, p: float) -> None:
         super().__init__()
         self.codes, self.tokens, self.p = codes, tokens, p
-        self.in_proj = linear(width, width)
+        self.in_proj = nn.Linear(width, width)
         self.tok_emb = nn.Embedding(codes + 1, width)  # the last entry is BOS
         self.pos_emb = Positions(tokens, width)
         self.tf_dec = DecoderStack(layers, width, heads, p)
-        self.head = linear(width, codes, bias=False)
+        self.head = nn.Linear(width, codes, bias=False)
 
     def hidden(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
         """Slots and the true tokens -> what `head` turns into logits, [N, L, D]."""

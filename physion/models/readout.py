@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from physion.models.slot_attention import linear
-
 
 class Readout(nn.Module):
     """A linear layer of every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
@@ -21,8 +19,8 @@ class Readout(nn.Module):
         if slots < 2:
             raise ValueError(f"a readout compares pairs of slots, so it needs at least 2 slots, got {slots}")
         self.slots, self.slot_size = slots, slot_size
-        self.linear1 = linear(2 * slot_size, slot_size)
-        self.linear2 = linear(slot_size, 1)
+        self.linear1 = nn.Linear(2 * slot_size, slot_size)
+        self.linear2 = nn.Linear(slot_size, 1)
 
     @classmethod
     def from_sizes(cls, sizes: dict[str, Any]) -> Readout:

@@ -9,15 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-def linear(inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> nn.Linear:
-    """Make a linear layer, Xavier initialised, its bias zero."""
-    layer = nn.Linear(inputs, outputs, bias)
-    nn.init.xavier_uniform_(layer.weight, gain)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
 class SlotAttention(nn.Module):
     """The iterated attention and update of slots, as STEVE's published code has it."""
 
@@ -25,11 +16,11 @@ class SlotAttention(nn.Module):
         super().__init__()
         self.iterations, self.eps = iterations, eps
         self.norm_inputs = nn.LayerNorm(slot_size)
-        self.project_q = nn.Sequential(nn.LayerNorm(slot_size), linear(slot_size, slot_size, bias=False))
-        self.project_k = linear(slot_size, slot_size, bias=False)
-        self.project_v = linear(slot_size, slot_size, bias=False)
+        self.project_q = nn.Sequential(nn.LayerNorm(slot_size), nn.Linear(slot_size, slot_size, bias=False))
+        self.project_k = nn.Linear(slot_size, slot_size, bias=False)
+        self.project_v = nn.Linear(slot_size, slot_size, bias=False)
         self.gru = nn.GRUCell(slot_size, slot_size)
-        self.mlp = nn.Sequential(nn.LayerNorm(slot_size), linear(slot_size, mlp), nn.ReLU(), linear(mlp, slot_size))
+        self.mlp = nn.Sequential(nn.LayerNorm(slot_size), nn.Linear(slot_size, mlp), nn.ReLU(), nn.Linear(mlp, slot_size))
 
     def forward(self, features_BPD: Tensor, slots_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Update the slots from a frame's features, already through `norm_inputs`.

@@ -19,7 +19,7 @@ from physion.config.schema import STEVEModel
 from physion.models.attention import Encoder
 from physion.models.decoder import TokenDecoder
 from physion.models.dvae import DVAE
-from physion.models.slot_attention import SlotAttention, linear
+from physion.models.slot_attention import SlotAttention
 from physion.models.slots import SlotOutput
 from physion.models.weights import load_model
 
@@ -39,7 +39,7 @@ class GridPositions(nn.Module):
 
     def __init__(self, side: int, channels: int) -> None:
         super().__init__()
-        self.dense = linear(4, channels)
+        self.dense = nn.Linear(4, channels)
         axis = torch.linspace(0, 1, side)
         yx = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
         self.register_buffer("grid", torch.cat([yx, 1 - yx], -1)[None], persistent=False)
@@ -78,7 +78,7 @@ class Predictor(nn.Module):
             )
         })  # fmt: skip
         self.rnn = LSTM(model.slot_size, model.predictor_lstm)
-        self.out_projector = linear(model.predictor_lstm, model.slot_size)
+        self.out_projector = nn.Linear(model.predictor_lstm, model.slot_size)
 
     def forward(self, state: VideoState) -> VideoState:
         """Advance a frame's slots [B, S, D] and the LSTM state; returns the guess and the new state."""
@@ -104,7 +104,7 @@ class STEVE(nn.Module):
             nn.Sequential(nn.Conv2d(c, c, 5, padding=2)),
         )
         self.encoder_pos_embedding = GridPositions(image_size // 2, c)
-        self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), linear(c, d), nn.ReLU(), linear(d, d))
+        self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, d), nn.ReLU(), nn.Linear(d, d))
         self.trans_decoder = TokenDecoder(
             d, model.decoder_layers, model.decoder_heads, (image_size // 4) ** 2, codes, model.dropout
         )

@@ -243,7 +243,7 @@ for _stage in (
     ),
     Stage(
         "train-dvae",
-        version=2,
+        version=3,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
         module="physion.stages.train_dvae",
@@ -265,7 +265,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=2,
+        version=3,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         module="physion.stages.train_steve",
@@ -295,7 +295,7 @@ for _stage in (
     ),
     Stage(
         "train-slotformer",
-        version=2,
+        version=3,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
         module="physion.stages.train_slotformer",

@@ -29,6 +29,7 @@ from physion.stages.extract_slots import load_slot_model
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, device
+from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
 CHUNK = 30  # frames of a shown video that are looked at together
@@ -176,6 +177,7 @@ def _provenance(artifact: Artifact) -> ProvenanceRow:
     return ProvenanceRow(manifest.instance, manifest.fingerprint, manifest.seconds, size)
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], list[Still]]:
     """Videos with masks and decoded slots, and stills of what the slot model's tokens and its slots keep."""

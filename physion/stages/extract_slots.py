@@ -19,6 +19,7 @@ from physion.models.weights import kind_of_weights
 from physion.stages.bulk import map_shards
 from physion.store.artifacts import Artifact
 from physion.training.engine import WEIGHTS, device
+from physion.training.precision import arithmetic
 
 
 def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
@@ -30,6 +31,7 @@ def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
     return model
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video; the state carries over from chunk to chunk of a video."""

@@ -15,8 +15,10 @@ from physion.job import Job
 from physion.models.weights import load_model
 from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, device
+from physion.training.precision import arithmetic
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video: the first `observed` frames as extracted, the rest predicted."""

@@ -16,8 +16,10 @@ from physion.job import Job
 from physion.models.weights import load_model
 from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, device
+from physion.training.precision import arithmetic
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
     """Publish `tokens` int16 [T, N] a video, row-major within a frame."""

@@ -19,6 +19,7 @@ from physion.models.weights import save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.store.artifacts import ArtifactWriter
 from physion.training.engine import Task, device, fit, initial_model, publish_weights
+from physion.training.precision import arithmetic
 
 EPOCHS = "epochs/"
 
@@ -80,6 +81,7 @@ def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any
     return {"threshold": threshold, "heldout_balanced_accuracy": balanced_accuracy(probabilities, labels, threshold)}
 
 
+@arithmetic(torch.float32)
 @torch.inference_mode()
 def predict(models: Sequence[nn.Module], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
     """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models."""

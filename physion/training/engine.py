@@ -40,6 +40,7 @@ from physion.models.weights import save_weights
 from physion.progress import progress, say
 from physion.training.checkpoints import Checkpoints, State, best_row, best_weights
 from physion.training.distributed import data_parallel
+from physion.training.precision import arithmetic
 from physion.training.watchdog import Watchdog
 from physion.training.watching import Watch, forget_after
 
@@ -130,17 +131,6 @@ def require_compilers(job: Job, where: torch.device) -> None:
         )
 
 
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Run torch on `count` CPU threads inside, on as many as before outside; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def learning_rate(step: int, peak: float, optim: Optim) -> float:
     """Learning rate in force at a step: linear from peak * final_lr, then half a cosine back to it."""
     low = peak * optim.final_lr
@@ -176,7 +166,11 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
             f"{job.instance}.optim.batch-size"
         )
     who = f"rank {ranks.rank} of {job.instance}" if ranks.count > 1 else job.instance
-    with cpu_threads(config.threads), Watchdog(who, config.stuck_after) as watchdog, Checkpoints(job.output) as checkpoints:
+    with (
+        arithmetic(_precision(config.precision, device()), config.threads),
+        Watchdog(who, config.stuck_after) as watchdog,
+        Checkpoints(job.output) as checkpoints,
+    ):
         return Training(task, config, job, who, checkpoints, watchdog).run()
 
 
@@ -190,11 +184,9 @@ class Training:
         self.ranks, self.checkpoints, self.watchdog = job.ranks, checkpoints, watchdog
         self.where = device()
         self.precision = _precision(config.precision, self.where)
-        on_gpu = self.where.type == "cuda"
         self.model = task.model.to(self.where)
-        if on_gpu:
+        if self.where.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
-            torch.set_float32_matmul_precision("highest" if self.precision == torch.float32 else "high")  # TF32
         if config.compile:
             for part in self.model.children():
                 part.compile()

@@ -30,6 +30,7 @@ class Goldens:
     def __init__(self):
         self.info = json.loads((GOLDENS / "info.json").read_text())
         self.keys = json.loads((GOLDENS / "checkpoint_keys.json").read_text())
+        self.initial = json.loads((GOLDENS / "initial_weights.json").read_text())
         self.schedules = json.loads((GOLDENS / "schedules.json").read_text())
 
     def arrays(self, case):
@@ -67,14 +68,18 @@ class Goldens:
         assert hashlib.sha256(value.tobytes()).hexdigest() == facts["sha256"]
         return torch.from_numpy(value)
 
-    def model(self, name):
-        """The published model with its golden weights, in eval mode."""
-        model = {
+    def fresh(self, name):
+        """The published model as constructed."""
+        return {
             "dvae": lambda: DVAE(DVAEModel()),
             "steve": lambda: STEVE(STEVEModel(), image_size=128, codes=4096),
             "slotformer": lambda: SlotFormer(SlotFormerModel(), slots=6, slot_size=192),
             "readout": lambda: Readout(slots=6, slot_size=192),
         }[name]()
+
+    def model(self, name):
+        """The published model with its golden weights, in eval mode."""
+        model = self.fresh(name)
         model.load_state_dict(from_published(name, self.published(name)))
         return model.eval()
 

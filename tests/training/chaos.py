@@ -26,7 +26,7 @@ from ranks import Ranks, physion
 
 from physion.store.cache import ShardCache
 from physion.store.server import Server
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 STAGES = ("train-dvae", "train-steve", "train-slotformer", "train-readout")
 EVENTS = ("SIGKILL of one rank", "SIGKILL of all", "SIGTERM to one rank", "SIGTERM to all", "store outage", "zombie")

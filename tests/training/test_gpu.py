@@ -8,6 +8,8 @@ import pytest
 import torch
 from ranks import Ranks, physion
 
+from physion.training.precision import arithmetic
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 STAGES = ("train-dvae", "train-steve", "train-slotformer", "train-readout")
 TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
@@ -56,6 +58,16 @@ def test_micro_batches_are_the_batch(train):
     assert [row["loss"] for row in split if "loss" in row] == pytest.approx(
         [row["loss"] for row in whole if "loss" in row], rel=1e-3
     )
+
+
+def test_float32_is_not_tf32():
+    """Sums of a thousand products are off by far less than 1e-5 of their spread; of TF32's 11 bits, by more than 1e-4."""
+    a, b = torch.randn(2, 1024, 1024, device="cuda")
+    images, weights = torch.randn(8, 64, 32, 32, device="cuda"), torch.randn(64, 64, 4, 4, device="cuda")
+    with arithmetic(torch.float32):
+        ours = [a @ b, torch.nn.functional.conv2d(images, weights)]
+    exact = [a.double() @ b.double(), torch.nn.functional.conv2d(images.double(), weights.double())]
+    assert all((x - y).std() < 1e-5 * y.std() for x, y in zip(ours, exact, strict=True))
 
 
 @TWO
