@@ -89,7 +89,7 @@ def main() -> None:
             node = pod["metadata"]["annotations"]["workflows.argoproj.io/node-name"].removeprefix(name).lstrip(".")
             task, *item = re.findall(
                 r"^[\w-]+|(?<=:)[^)]+", node
-            )  # simulate(0:0/2)(0), readouts-of-slots(1:train-readout-full-0)(0)
+            )  # frames-test(0:0/2)(0), train-readout-full(1:train-readout-full-1)(0)
             tasks.setdefault(task, []).append(pod)
             stages |= {item[0] if item and "/" not in item[0] else task} - {"plan", "onExit"}
         elif "training.kubeflow.org/job-name" in pod["metadata"]["labels"]:

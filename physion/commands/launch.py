@@ -21,6 +21,7 @@ from physion.commands import (
     with_precision,
 )
 from physion.errors import ConfigError, nearest
+from physion.kubernetes.manifest import MANIFEST
 from physion.pipeline.graph import select_one
 from physion.stages import STAGES, Kind
 
@@ -42,7 +43,7 @@ def launch(
     queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that admits the job.")] = None,
     namespace: Namespace = None,
     jobs: Annotated[
-        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Where STAGE.yaml, the PyTorchJob, lies.")
+        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Where training.yaml, the PyTorchJob, lies.")
     ] = Path("jobs"),
     patch: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML to merge into the pods' spec: tolerations, nodeSelector, ...")
@@ -91,10 +92,11 @@ def launch(
 
 
 def _require_manifest(jobs: Path, name: str) -> None:
-    known = sorted(path.stem for path in jobs.glob("*.yaml") if path.stem in STAGES.of_kind(Kind.TRAINING))
+    known = STAGES.of_kind(Kind.TRAINING)
     if name not in known:
-        there = f"; there are {', '.join(known)}" if known else ": run it where jobs/ lies, or name that folder with --jobs"
-        raise ConfigError(f"no training has a manifest {jobs / name}.yaml{nearest(name, known)}{there}")
+        raise ConfigError(f"{name} is no training{nearest(name, known)}; there are {', '.join(known)}")
+    if not (jobs / MANIFEST).exists():
+        raise ConfigError(f"no {MANIFEST} in {jobs}: run it where jobs/ lies, or name that folder with --jobs")
 
 
 def for_pods(preset: str, overrides: list[str]) -> None:

@@ -297,5 +297,5 @@ def first_failure(ends: list[dict[str, Any]]) -> int:
 
 def _ended(end: dict[str, Any]) -> str:
     if end.get("reason") == "OOMKilled":
-        return "out of memory: give it more (resources in jobs/*.yaml, or --patch), or make batches smaller"
+        return "out of memory: give it more (resources in jobs/training.yaml, or --patch), or make batches smaller"
     return f"exit code {end['exitCode']}"

@@ -1,4 +1,4 @@
-"""The PyTorchJob of one training: its manifest in jobs/, patched by what the command line says."""
+"""The PyTorchJob of one training: jobs/training.yaml, filled in with what the command line says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from physion.errors import ConfigError
 
 CONTAINER = "pytorch"  # the operator's name for the one that trains
 GPU = "nvidia.com/gpu"
+MANIFEST = "training.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ def job_name(stage: str, fingerprint: str, store: str) -> str:
     return f"{stage}-{hashlib.sha256(f'{fingerprint} {store}'.encode()).hexdigest()[:10]}"
 
 
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """A YAML file that holds one mapping. Raises ConfigError."""
+def read_mapping(path: Path, what: str, stage: str = "STAGE") -> dict[str, Any]:
+    """A YAML file that holds one mapping, with this stage for STAGE. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text().replace("STAGE", stage))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -49,9 +50,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
 def training_job(
     folder: Path, stage: str, name: str, shape: Shape, environment: dict[str, str], annotations: dict[str, str]
 ) -> dict[str, Any]:
-    """A stage's manifest as it is created: this name, this shape, these variables. Raises ConfigError."""
-    path = folder / f"{stage}.yaml"
-    manifest = read_mapping(path, "manifest")
+    """The manifest of a folder as it is created: this stage, this name, this shape, these variables. Raises ConfigError."""
+    path = folder / MANIFEST
+    manifest = read_mapping(path, "manifest", stage)
     try:
         worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
         elastic = manifest["spec"]["elasticPolicy"]

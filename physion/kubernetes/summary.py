@@ -1,4 +1,4 @@
-"""The last pod of a workflow says what was made, what it gave and what went wrong: workflows/templates/study.yaml runs this.
+"""The last pod of a workflow says what was made, what it gave and what went wrong: workflows/template.yaml runs this.
 
 It takes the study from PHYSION_PRESET, PHYSION_STORE and PHYSION_SET as every stage does, and WORKFLOW,
 STATUS and FAILURES from Argo.

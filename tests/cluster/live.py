@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "physion"
 PATIENCE = 900.0
@@ -29,6 +31,11 @@ def argo(*words, **options):
 
 def objects(kind, *selection):
     return json.loads(kubectl("get", kind, *selection, "-o", "json"))["items"]
+
+
+def by_hand(stage):
+    """The PyTorchJob of a training as docs/kubernetes.md makes it, without `physion launch`."""
+    return yaml.safe_load(command("sed", f"s/STAGE/{stage}/", "jobs/training.yaml"))
 
 
 def until(condition, seconds=PATIENCE, pause=1.0):

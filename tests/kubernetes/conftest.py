@@ -57,7 +57,7 @@ class Training:
         self._launchers = []
 
     def manifest(self, job):
-        (self.jobs / "train-dvae.yaml").write_text(yaml.safe_dump(job))
+        (self.jobs / "training.yaml").write_text(yaml.safe_dump(job))
 
     def publish(self):
         """What the stand-in does not do: the artifact."""

@@ -85,7 +85,7 @@ class Namespace:
 
 
 def stand_in(script=STAND_IN, **spec):
-    """A PyTorchJob of the shape of jobs/*.yaml."""
+    """A PyTorchJob of the shape of jobs/training.yaml."""
     container = {
         "name": "pytorch",
         "image": IMAGE,

@@ -13,7 +13,7 @@ from physion.kubernetes.workflows import exit_code, steps
 
 @pytest.fixture
 def launch(physion, tmp_path, preset):
-    (tmp_path / "train-dvae.yaml").write_text(yaml.safe_dump(stand_in()))
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump(stand_in()))
 
     def command(stage, *options):
         return physion("launch", stage, "-p", preset, "-s", tmp_path / "store", "--jobs", tmp_path, *options)
@@ -34,7 +34,7 @@ def nowhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "options", "words"),
     [
-        ("train-dvea", [], "train-dvea.yaml, did you mean 'train-dvae'?; there are train-dvae"),
+        ("train-dvea", [], "train-dvea is no training, did you mean 'train-dvae'?; there are train-dvae, train-steve"),
         ("evaluate", [], "there are train-dvae"),
         ("train-dvae", ["--jobs", "/nothing"], "name that folder with --jobs"),
         ("train-dvae", ["--set", "train-dvae.optim.lrr=1"], "did you mean 'lr'?"),

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -5,7 +7,9 @@ from physion.errors import ConfigError
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import Shape, job_name, merged, training_job
 from physion.kubernetes.pods import obstacle
+from physion.stages import STAGES, Kind
 
+ROOT = Path(__file__).parents[2]
 MANIFEST = {
     "apiVersion": "kubeflow.org/v1",
     "kind": "PyTorchJob",
@@ -45,7 +49,7 @@ ENVIRONMENT = {"PHYSION_PRESET": "tiny", "PHYSION_STORE": "s3://b/p", "PHYSION_S
 
 @pytest.fixture
 def jobs(tmp_path):
-    (tmp_path / "train-dvae.yaml").write_text(yaml.safe_dump(MANIFEST))
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump(MANIFEST))
     return tmp_path
 
 
@@ -104,9 +108,24 @@ def test_merging():
 
 @pytest.mark.parametrize("text", ["kind: Job", "spec: {pytorchReplicaSpecs: {Worker: {template: {spec: {containers: []}}}}}"])
 def test_a_manifest_that_is_no_elastic_job_is_refused_by_name(jobs, text):
-    (jobs / "train-dvae.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"train-dvae\.yaml: no elastic PyTorchJob of Workers with a container 'pytorch'"):
+    (jobs / "training.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"training\.yaml: no elastic PyTorchJob of Workers with a container 'pytorch'"):
         built(jobs)
+
+
+@pytest.mark.parametrize("stage", STAGES.of_kind(Kind.TRAINING))
+def test_the_manifest_of_the_repository_is_one_for_every_training(stage):
+    job = training_job(ROOT / "jobs", stage, f"{stage}-12", Shape(), ENVIRONMENT, {})
+    by_hand = yaml.safe_load((ROOT / "jobs" / "training.yaml").read_text().replace("STAGE", stage))  # with sed
+    assert by_hand["metadata"]["name"] == stage
+    assert "STAGE" not in str(job)
+    for each in (job, by_hand):
+        template = each["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+        component = {"app.kubernetes.io/component": stage}
+        assert component.items() <= each["metadata"]["labels"].items()
+        assert component.items() <= template["metadata"]["labels"].items()
+        assert template["spec"]["topologySpreadConstraints"][0]["labelSelector"] == {"matchLabels": component}
+        assert template["spec"]["containers"][0]["args"] == ["stage", stage]
 
 
 def test_a_job_has_one_name_for_each_training_and_store():

@@ -14,7 +14,7 @@ from stand_in import IMAGE, PATIENCE, RESTRICTED, UNPRIVILEGED, stand_in, until
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
-# Argo's own containers need it said as well (workflows/templates).
+# Argo's own containers need it said as well (workflows/template.yaml).
 ARGOS = "[{name: %s, securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]"
 
 

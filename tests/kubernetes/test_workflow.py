@@ -1,27 +1,36 @@
-"""Workflow and plan are the same graph."""
+"""Workflow, plan and stages are the same graph."""
 
+import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from physion.config.load import load_config
+from physion.config.load import load_config, preset_names
 from physion.kubernetes.summary import ADVICE, advice, parsed
-from physion.kubernetes.tasks import TASKS, task_of, work_lists
+from physion.kubernetes.tasks import Task, study_tasks, task_of, work_lists
+from physion.kubernetes.template import main, written
 from physion.pipeline.graph import build_graph, left_to_do
 from physion.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-TEMPLATES = {
-    template["metadata"]["name"]: template
-    for path in (ROOT / "workflows" / "templates").glob("*.yaml")
-    for template in yaml.safe_load_all(path.read_text())
-}
-STUDY = TEMPLATES["physion-vqa"]["spec"]
-DAG = {task["name"]: task for task in STUDY["templates"][0]["dag"]["tasks"]}
-FAN_OUT = {name: task for name, task in DAG.items() if name not in ("plan", "evaluate")}
+FILE = ROOT / "workflows" / "template.yaml"
+TEXT = FILE.read_text()
+SPEC = yaml.safe_load(TEXT)["spec"]
+TEMPLATES = {template["name"]: template for template in SPEC["templates"]}
+PARAMETERS = {each["name"]: each for each in SPEC["arguments"]["parameters"]}
+PODS = {name: template for name, template in TEMPLATES.items() if name != "study"}
+DAG = {task["name"]: task for task in TEMPLATES["study"]["dag"]["tasks"]}
+GIVEN = [
+    "train-dvae.weights=a",
+    "train-steve.weights=a",
+    "train-slotformer.weights=a",
+    "train-readout.weights.rollout=a-{seed}",
+    "train-readout.weights.full=a-{seed}",
+]
 
 
 def ancestors(task):
@@ -29,51 +38,96 @@ def ancestors(task):
     return set(direct).union(*(ancestors(parent) for parent in direct))
 
 
-def tasks_of(graph):
-    return {name: "evaluate" if node.stage == "evaluate" else task_of(node) for name, node in graph.items()}
+@pytest.fixture
+def generate(monkeypatch, tmp_path):
+    """Runs the generator on a file with this text: its exit code, and the file's new text."""
+    file = tmp_path / "template.yaml"
+
+    def command(text, *options):
+        file.write_text(text)
+        monkeypatch.setattr(sys, "argv", ["template", str(file), *options])
+        return main(), file.read_text()
+
+    return command
 
 
-@pytest.mark.parametrize("preset", ["smoke", "tiny", "small", "paper"])
-@pytest.mark.parametrize("override", ["dataset=simulate", "dataset=fetch", "train-readout.features=[rollout]"])
-def test_every_instance_has_a_task_that_waits_for_its_inputs_and_for_nothing_else(preset, override):
-    graph = build_graph(load_config(preset, [override]))
-    task = tasks_of(graph)
-    assert set(task.values()) <= set(DAG)
-    needed = {name: set() for name in DAG}
-    for name, node in graph.items():
-        needed[task[name]] |= {task[source] for source in node.inputs.values()} | {
-            above for source in node.inputs.values() for above in needed[task[source]]
-        }
-    for name in set(task.values()):
-        idle = {"plan", "simulate", "fetch", "readouts-of-slots", "readouts-of-rollouts"}  # may have nothing to do
-        assert needed[name] <= ancestors(name)
-        # A task waits for more than its inputs only where these waited for it already, or have given weights as inputs.
-        assert ancestors(name) - idle <= needed[name] | {"train-dvae", "train-steve", "tokenize", "frames-training"}
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_file_is_what_follows_from_the_stages(generate, preset):
+    assert generate(TEXT, "--check", "--preset", preset) == (0, TEXT)
 
 
-def test_nothing_stands_in_the_workflow_that_the_plan_does_not_know():
-    assert set(FAN_OUT) == set(TASKS)
-    outputs = {
-        p["name"]: p["valueFrom"]["path"] for p in TEMPLATES["physion-plan"]["spec"]["templates"][0]["outputs"]["parameters"]
-    }
-    assert outputs == {task: f"/scratch/tasks/{task}" for task in TASKS}
-    for name, task in FAN_OUT.items():
-        assert task["withParam"] == f"{{{{tasks.plan.outputs.parameters.{name}}}}}"
+def test_what_is_generated_is_made_anew_and_what_is_edited_stays(generate, capsys):
+    edited = TEXT.replace("parallelism: 8", "parallelism: 9")
+    edited = re.sub("(simulate-shards, .*value: )'2'", r"\1'7'", edited)
+    assert edited.count("'7'") == 1
+    spoilt = edited.replace("depends: frames-training\n", "depends: plan\n").replace("--shards=tokenize", "--shards=other")
+    assert generate(spoilt, "--check") == (1, spoilt)
+    assert "python -m physion.kubernetes.template writes it" in capsys.readouterr().err
+    assert generate(spoilt) == (0, edited)
 
 
-def test_tasks_call_the_kind_of_template_that_their_stage_is():
-    kinds = {"physion-bulk": set(), "physion-training": set(), "physion-stage": set()}
-    for name, task in FAN_OUT.items():
-        kinds[task["templateRef"]["name"]].add(name)
-        given = {p["name"]: p["value"] for p in task["arguments"]["parameters"]}
-        if task["templateRef"]["name"] == "physion-bulk":
-            assert (given["stage"], given["shard"]) == (name, "{{item}}")
-        else:
-            assert given["stage"] == "{{item}}"
-    split = {stage.name for stage in STAGES.values() if stage.parts}
-    assert {re.sub("-(training|readout|test)$", "", name) for name in kinds["physion-bulk"]} == split
-    assert kinds["physion-training"] == {"train-dvae", "train-steve", "train-slotformer"}
-    assert kinds["physion-training"] == {path.stem for path in (ROOT / "jobs").glob("*.yaml")}
+@pytest.mark.parametrize("place", ["parameters", "shards", "lists", "tasks"])
+def test_a_place_that_is_missing_is_named(generate, capsys, place):
+    without = TEXT.replace(f"# generated: {place}\n", "# something else\n")
+    assert generate(without) == (2, without)
+    assert f"no lines '# generated: {place}'" in capsys.readouterr().err
+
+
+def test_a_stage_from_outside_gets_its_task_and_its_parameters():
+    stage = dataclasses.replace(STAGES["train-dvae"], name="train-other")
+    tasks = study_tasks(load_config("smoke")) | {"train-other": Task("train-other", stage, ("frames-training", "tokenize"))}
+    spec = yaml.safe_load(written(TEXT, tasks))["spec"]
+    (task,) = (each for each in spec["templates"][-1]["dag"]["tasks"] if each["name"] == "train-other")
+    assert (task["template"], task["depends"]) == ("training", "tokenize")  # which waits for frames-training itself
+    added = {each["name"]: each for each in spec["arguments"]["parameters"] if each["name"] not in PARAMETERS}
+    assert set(added) == {"train-other-nodes", "train-other-gpus"}
+    assert added["train-other-nodes"]["value"] == "1"
+    assert {"name": "train-other", "valueFrom": {"path": "/scratch/tasks/train-other"}} in next(
+        template["outputs"]["parameters"] for template in spec["templates"] if template["name"] == "plan"
+    )
+
+
+def test_a_task_waits_for_what_its_instances_may_read_and_for_nothing_else():
+    tasks = study_tasks(load_config("smoke"))
+    assert set(DAG) == {"plan", *tasks}
+    above = {}
+    for task in tasks.values():
+        above[task.name] = {"plan", *task.after}.union(*(above[name] for name in task.after))
+        assert ancestors(task.name) == above[task.name]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset=simulate"],
+        ["dataset=fetch"],
+        ["train-readout.features=[rollout]"],
+        *([each, "train-readout.features=[rollout,full]"] for each in GIVEN),
+        GIVEN,
+    ],
+    ids=" ".join,
+)
+def test_every_instance_has_a_task_that_waits_for_its_inputs(preset, overrides):
+    graph = build_graph(load_config(preset, overrides))
+    for node in graph.values():
+        assert {task_of(graph[source]) for source in node.inputs.values()} <= ancestors(task_of(node))
+
+
+def test_tasks_give_their_templates_what_these_take():
+    for task in DAG.values():
+        inputs = TEMPLATES[task["template"]].get("inputs", {}).get("parameters", [])
+        given = {each["name"] for each in task.get("arguments", {}).get("parameters", [])}
+        assert {each["name"] for each in inputs if "value" not in each} <= given <= {each["name"] for each in inputs}
+
+
+def test_parameters_are_those_that_are_used():
+    assert set(re.findall(r"workflow\.parameters(?:\.|\[\")([\w-]+)", TEXT)) == set(PARAMETERS)
+    defaults = yaml.safe_load_all((ROOT / "k8s" / "base" / "config.yaml").read_text())
+    (known,) = (each["data"] for each in defaults if each["metadata"]["name"] == "physion")
+    for parameter in PARAMETERS.values():
+        assert parameter["description"]
+        assert "value" in parameter or parameter["valueFrom"]["configMapKeyRef"]["key"] in known
 
 
 def test_what_is_cached_and_what_only_served_that_is_left_out():
@@ -88,51 +142,51 @@ def test_what_is_cached_and_what_only_served_that_is_left_out():
 
 
 def test_work_lists():
-    graph = build_graph(load_config("smoke", []))
-    lists = work_lists(graph.values(), {"frames": 3})
-    assert set(lists) == set(TASKS)
+    config = load_config("smoke", [])
+    graph = build_graph(config)
+    lists = work_lists(config, graph.values(), {"frames": 3})
+    assert set(lists) == set(DAG) - {"plan", "evaluate"}
     assert lists["frames-test"] == ["0/3", "1/3", "2/3"]
-    assert lists["simulate"] == ["0/1"]
-    assert lists["fetch"] == []
+    assert lists["simulate-training"] == ["0/1"]
+    assert lists["fetch-training"] == lists["take-weights-steve"] == []
     assert lists["train-dvae"] == ["train-dvae"]
-    assert lists["readouts-of-rollouts"] == ["train-readout-rollout-0", "train-readout-rollout-1"]
-    assert len(lists["readouts-of-slots"]) == 4
+    assert lists["train-readout-rollout"] == ["train-readout-rollout-0", "train-readout-rollout-1"]
 
 
-def test_the_plan_writes_them(physion, tmp_path):
+def test_the_plan_writes_what_the_workflow_reads(physion, tmp_path):
     ended = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--shards", "simulate=2")
     assert ended.code == 0, ended.err
-    assert json.loads((tmp_path / "tasks" / "simulate").read_text()) == ["0/2", "1/2"]
-    assert {path.name for path in (tmp_path / "tasks").iterdir()} == set(TASKS)
+    assert json.loads((tmp_path / "tasks" / "simulate-test").read_text()) == ["0/2", "1/2"]
+    lists = {each["name"]: Path(each["valueFrom"]["path"]) for each in TEMPLATES["plan"]["outputs"]["parameters"]}
+    assert {path.name for path in (tmp_path / "tasks").iterdir()} == set(lists)
+    for name, path in lists.items():
+        assert path == Path("/scratch/tasks") / name
+        assert DAG[name]["withParam"] == f"{{{{tasks.plan.outputs.parameters.{name}}}}}"
     wrong = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--shards", "evaluate=2")
     assert wrong.code == 2
     assert "--shards evaluate=2: not of the form STAGE=N" in wrong.err
 
 
 def test_every_pod_is_hardened_alike():
-    for template in TEMPLATES.values():
-        spec = template["spec"]
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert all(name in spec["podSpecPatch"] for name in ("name: init", "name: wait"))
-        assert spec["executor"] == {"serviceAccountName": "workflow"}
-        for part in spec["templates"]:
-            if container := part.get("container"):
-                assert container["securityContext"] == {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "readOnlyRootFilesystem": True,
-                }
-                assert "requests" in container["resources"]
-                assert all(isinstance(word, str) for word in container["args" if "args" in container else "command"])
+    assert SPEC["securityContext"]["runAsNonRoot"] is True
+    assert all(name in SPEC["podSpecPatch"] for name in ("name: init", "name: wait"))
+    assert SPEC["executor"] == {"serviceAccountName": "workflow"}
+    for pod in PODS.values():
+        container = pod["container"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert "requests" in container["resources"]
+        assert {each["name"] for each in container["volumeMounts"]} <= {each["name"] for each in SPEC["volumes"]}
+        assert all(isinstance(word, str) for word in (*container["command"], *container.get("args", ())))
 
 
-def test_jobs_differ_in_nothing_but_their_stage_and_its_size():
-    texts = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.yaml")}
-    without_size = {
-        re.sub(r"(Trains (the )?\w+|sizeLimit: \w+|memory: \w+)", "", text.replace(stage, "STAGE"))
-        for stage, text in texts.items()
-    }
-    assert len(without_size) == 1
+def test_every_stage_is_tried_again_by_one_rule_and_the_graph_is_not():
+    assert TEXT.count("lastRetry") == 2
+    assert {name for name, template in TEMPLATES.items() if "retryStrategy" in template} == {*PODS} - {"summary"}
+    assert "templateDefaults" not in SPEC
 
 
 @pytest.mark.parametrize("failures", ["null", "", "[]", '"[]"', "not JSON"])
