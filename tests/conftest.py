@@ -22,7 +22,7 @@ from physion.data.layout import LABELS, label_key, video_path, write_labels
 from physion.data.video import write_mp4
 from physion.store.cache import ShardCache
 from physion.store.server import Server
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 FRAMES, SIZE = 12, 32
 SCENARIOS = ("Collide", "Drop")

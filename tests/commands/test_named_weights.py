@@ -129,7 +129,7 @@ def changed(preset, shared, overrides, more):
 
 
 def test_what_given_readouts_depend_on(preset, shared):
-    """On the frames that they see, for their thresholds are chosen on these; on nothing of a training that did not take place."""
+    """On the frames that they see, for their thresholds are chosen on these; on nothing that only a training reads."""
     given = use(*MODELS, readouts=True)
     for mode, frames in (("rollout", 7), ("full", 11)):
         readouts = {f"take-weights-readout-{mode}-{seed}" for seed in (0, 1)}

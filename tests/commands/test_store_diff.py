@@ -18,7 +18,7 @@ from physion.config.load import load_config
 from physion.data.shards import encode_frames
 from physion.data.video import read_frames, write_mp4
 from physion.pipeline.graph import build_graph
-from physion.store.store import open_store
+from physion.store.uri import open_store
 
 
 @pytest.fixture
