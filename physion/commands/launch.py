@@ -54,7 +54,7 @@ def launch(
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
     _require_manifest(jobs, name)
-    overrides = with_precision(overrides, precision)
+    overrides = with_precision(preset, overrides, precision)
     for_pods(preset, overrides)
     graph, target = study(preset, overrides, store)
     node = select_one(graph, name, {})
