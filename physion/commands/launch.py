@@ -30,7 +30,7 @@ Namespace = Annotated[
 
 
 def launch(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="train-dvae, train-steve or train-slotformer.")],
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="A training, such as train-steve.")],
     preset: Preset,
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006

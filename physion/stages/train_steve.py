@@ -20,24 +20,26 @@ from physion.training.slot_task import SlotTask
 class STEVETask(SlotTask):
     """Clips of successive frames and their tokens in, cross-entropy of the tokens out."""
 
+    model: STEVE
+
     def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
+        model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
+        super().__init__(model, frames, config.clip_frames, tokens)
         self.config = config
-        self.steve = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
-        super().__init__(self.steve, frames, config.clip_frames, tokens)
         self.sample_flops = 3 * steve_clip_flops(config, frames.image_size, codes)
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
         """The decoder learns at a rate of its own."""
-        decoder = list(self.steve.trans_decoder.parameters())
+        decoder = list(self.model.trans_decoder.parameters())
         known = {id(parameter) for parameter in decoder}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         return [(rest, optim.lr), (decoder, self.config.decoder_lr)]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Cross-entropy of all tokens of every frame."""
-        slots = self.steve.encode(to_unit(batch["images"])).slots
-        return self.steve.loss(slots, batch["tokens"])
+        slots = self.model.encode(to_unit(batch["images"])).slots
+        return self.model.loss(slots, batch["tokens"])
 
 
 def run(job: Job) -> dict[str, Any]:
