@@ -111,10 +111,13 @@ Precision = Annotated[
 ]
 
 
-def with_precision(overrides: list[str], precision: str | None) -> list[str]:
+def with_precision(preset: str, overrides: list[str], precision: str | None) -> list[str]:
     """Overrides that also give every training this precision."""
+    if precision is None:
+        return overrides
+    load_config(preset, overrides)  # imports plugins, which may add trainings
     trainings = [stage.name for stage, section in STAGES.sections() if issubclass(section, TrainingStage)]
-    return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings if precision)]
+    return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings)]
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:

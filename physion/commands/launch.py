@@ -31,7 +31,7 @@ Namespace = Annotated[
 
 
 def launch(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="train-dvae, train-steve or train-slotformer.")],
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="A training, such as train-steve.")],
     preset: Preset,
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
@@ -55,7 +55,7 @@ def launch(
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
     _require_manifest(jobs, name)
-    overrides = with_precision(overrides, precision)
+    overrides = with_precision(preset, overrides, precision)
     for_pods(preset, overrides)
     graph, target = study(preset, overrides, store)
     node = select_one(graph, name, {})

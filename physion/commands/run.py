@@ -44,7 +44,7 @@ def run(
         raise ConfigError(
             "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
         )
-    graph, target = study(preset, with_precision(overrides, precision), store)
+    graph, target = study(preset, with_precision(preset, overrides, precision), store)
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
 
     def starting(node: Node) -> None:

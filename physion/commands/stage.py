@@ -65,7 +65,7 @@ def stage(
 
     Without --subset, simulate and fetch bring in the videos of all subsets.
     """
-    graph, target = study(preset, with_precision(overrides, precision), store)
+    graph, target = study(preset, with_precision(preset, overrides, precision), store)
     chosen = {"subset": subset, "model": model, "features": features, "seed": seed}
     nodes = select(graph, name, chosen)
     if nodes[0].stage.makes != "dataset":

@@ -17,9 +17,9 @@ from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options,
 from physion.config.load import load_config
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
-from physion.models.kinds import MODELS
+from physion.models.kinds import MODELS, ReadoutKind
 from physion.pipeline.graph import Node, build_graph, select_one
-from physion.stages import trained
+from physion.stages import copied_here, trained
 from physion.store.artifacts import Artifact, Manifest, read_manifest
 from physion.store.checksums import sha256_of
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
@@ -44,11 +44,13 @@ def import_command(
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Check a published checkpoint against the configured model and make it named weights of the store."""
+    from physion.models.published import form_of, read_published, take_apart
+
+    config = load_config(preset, overrides)
     if kind not in MODELS:
         raise ConfigError(f"unknown model '{kind}'{nearest(kind, list(MODELS))}; models: {', '.join(MODELS)}")
-    from physion.models.published import read_published, take_apart
-
-    target, sizes = chosen_store(store), _sizes(load_config(preset, overrides))
+    form_of(kind)
+    target, sizes = chosen_store(store), _sizes(config)
     model, frozen = take_apart(read_published(file), kind, sizes, str(file))
     origin = {"file": file.name, "sha256": sha256_of(file)}
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
@@ -71,12 +73,12 @@ def export(
 
     if file.exists():
         raise ConfigError(f"{file} exists; choose another name, or remove it first")
+    config = load_config(preset, overrides)
     if source.startswith(f"{PREFIX}/"):
-        model, frozen = _named(source, chosen_store(store))
+        kind, model, frozen = _named(source, chosen_store(store))
     else:
-        config = _config_for(source, preset, overrides)
-        model, frozen, _ = _trained(source, chosen_store(store), config, preset, features, seed)
-    state = {key: value.contiguous() for key, value in to_published(model, frozen).items()}
+        kind, model, frozen, _ = _trained(source, chosen_store(store), config, preset, features, seed)
+    state = {key: value.contiguous() for key, value in to_published(kind, model, frozen).items()}
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         torch.save({"state_dict": state}, partial)
@@ -111,9 +113,8 @@ def push(
         return
     if name is None:
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
-    config = _config_for(source, preset, overrides)
-    model, frozen, node = _trained(source, origin, config, preset, features, seed)
-    kind = _kind_of(source, config)
+    config = load_config(preset, overrides)
+    kind, model, frozen, node = _trained(source, origin, config, preset, features, seed)
     facts = {"stage": node.name, "fingerprint": node.fingerprint}
     _say(target, _publish(target, name, kind, _sizes(config)[kind], model, frozen, facts))
 
@@ -153,54 +154,42 @@ def remove(name: Reference, store: StoreURI) -> None:
     remove_weights(chosen_store(store), name)
 
 
-def _named(source: str, store: Store) -> tuple[Any, dict[str, Any]]:
-    """Model and frozen copies of `pretrained/<name>`."""
+def _named(source: str, store: Store) -> tuple[str, Any, dict[str, Any]]:
+    """Kind, model and frozen copies of `pretrained/<name>`."""
     from physion.models.published import load_copies
-    from physion.models.weights import load_model
+    from physion.models.weights import kind_of_weights, load_model
 
     artifact = find_weights(store, source)
     path, frozen = role_of(artifact, "weights"), role_of(artifact, "frozen")
     assert path is not None
-    return load_model(path), load_copies(frozen) if frozen else {}
-
-
-def _config_for(source: str, preset: str, overrides: list[str]) -> Study:
-    """The configuration that a stage was trained with. Raises ConfigError when `source` is no such stage."""
-    stages = list(dict.fromkeys(kind.stage for kind in MODELS.values()))
-    if source not in stages:
-        raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(stages)})")
-    return load_config(preset, overrides)
+    return kind_of_weights(path), load_model(path), load_copies(frozen) if frozen else {}
 
 
 def _trained(
     source: str, store: Store, config: Study, preset: str, features: str | None, seed: int | None
-) -> tuple[Any, dict[str, Any], Node]:
-    """Model, frozen copies and node of a stage that was trained here."""
+) -> tuple[str, Any, dict[str, Any], Node]:
+    """Kind, model, frozen copies and node of a stage that was trained here. Raises ConfigError when it is no such stage."""
     from physion.models.published import copies_for
-    from physion.models.weights import load_model
+    from physion.models.weights import kind_of_weights, load_model
     from physion.training.engine import WEIGHTS
 
+    if source not in MODELS.trainings():
+        raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(MODELS.trainings())})")
     graph = build_graph(config, partial(find_weights, store))
     node = select_one(graph, source, {"features": features, "seed": seed})
-    kind = MODELS[_kind_of(source, config)]
 
-    def load(stage: str) -> Any:
+    def weights(stage: str) -> Path:
         made = graph[stage]
         manifest = read_manifest(store, made.stage.name, made.fingerprint)
         if manifest is None:
             raise ConfigError(
                 f"{stage} of preset {preset} is not in {store.uri}: give the preset and overrides of its training"
             )
-        return load_model(Artifact(store, manifest).path(WEIGHTS))
+        return Artifact(store, manifest).path(WEIGHTS)
 
-    copied = {other: load(trained(config, other).name) for other in dict.fromkeys(kind.frozen.values())}
-    return load(node.name), copies_for(kind.name, copied), node
-
-
-def _kind_of(stage: str, config: Study) -> str:
-    """The kind of model that a stage trains; one stage trains readouts of any kind."""
-    kinds = [kind.name for kind in MODELS.values() if kind.stage == stage]
-    return kinds[0] if len(kinds) == 1 else str(config.section(stage).model)
+    kind = kind_of_weights(weights(node.name))
+    copied = {other: load_model(weights(trained(config, other).name)) for other in copied_here(config, MODELS[kind])}
+    return kind, load_model(weights(node.name)), copies_for(kind, copied), node
 
 
 def _sizes(config: Study) -> dict[str, dict[str, Any]]:
@@ -232,6 +221,6 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
 def _say(store: Store, manifest: Manifest) -> None:
     reference = f"{PREFIX}/{manifest.instance}"
     option = f"{manifest.stage}.weights={reference}"
-    if manifest.stage == MODELS["readout"].stage:
+    if any(isinstance(kind, ReadoutKind) for kind in MODELS.trained_by(manifest.stage)):  # given by feature mode
         option = f"{manifest.stage}.weights.rollout={reference}"
     print(f"{store.uri}/{reference}\nuse it with: --set {option}")

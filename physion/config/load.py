@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import traceback
 import types
 import typing
 from importlib import resources
@@ -13,10 +14,11 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
 
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
-from physion.models.kinds import kind_of_model
+from physion.models.kinds import MODELS, SlotModelKind
 from physion.stages import STAGES, Stage
 
 
@@ -60,7 +62,7 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
             raise ValueError(
                 f"'dataset': {study.dataset!r} is none{nearest(study.dataset, known)}; there are {', '.join(known)}"
             )
-        kind_of_model(study.slot_model, "slots")
+        MODELS.named(study.slot_model, SlotModelKind)
         for stage in stages:
             stage.check(study)
         return study
@@ -84,7 +86,7 @@ def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
     tree["preset"] = Path(preset).stem
     for override in overrides:
         _apply(tree, override)
-    _import_plugins(preset, tree.get("plugins") or ())
+    _import_plugins(preset, tree.get("plugins"))
     try:
         return study_class().model_validate(tree)
     except ValidationError as error:
@@ -93,12 +95,27 @@ def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
 
 
 def _import_plugins(preset: str, names: typing.Any) -> None:
-    """Import modules that register stages and kinds of models. Raises ConfigError naming one that cannot be."""
-    for name in names if isinstance(names, list | tuple) else [names]:
+    """Import modules that register stages and kinds of models. Raises ConfigError naming one that will not do."""
+    for name in names if isinstance(names, list) else []:  # of anything else the schema complains
+        known = set(STAGES)
         try:
             importlib.import_module(str(name))
-        except ImportError as error:
-            raise ConfigError(f"preset {preset}: plugin '{name}' cannot be imported ({error}); is it on PYTHONPATH?") from error
+            for stage in STAGES.keys() - known:
+                STAGES[stage].load()
+            for kind in MODELS.values():
+                if kind.stage not in STAGES:
+                    hint = nearest(kind.stage, list(STAGES))
+                    raise ConfigError(f"{kind.what} '{kind.name}': there is no stage '{kind.stage}' to train it{hint}")
+        except ModuleNotFoundError as error:
+            hint = "; is its folder on PYTHONPATH?" if error.name == str(name).partition(".")[0] else ""
+            raise ConfigError(f"preset {preset}: plugin '{name}' cannot be imported ({error}){hint}") from error
+        except ConfigError as error:
+            raise ConfigError(f"preset {preset}: plugin '{name}': {error}") from error
+        except Exception as error:  # whatever its code does wrong
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            bodies = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+            where = "".join(f"; {frame.filename}, line {frame.lineno}" for frame in bodies[-1:])
+            raise ConfigError(f"preset {preset}: plugin '{name}' cannot be imported ({what}{where})") from error
 
 
 def fingerprinted(section: BaseModel) -> dict[str, Any]:
@@ -143,20 +160,25 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{nearest(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+        return f"unknown key '{where}'{nearest(str(error['loc'][-1]), list(_fields_at(error['loc'][:-1])))}"
     if error["type"] == "missing":
-        return f"'{where}' is missing"
+        needed = [key for key, field in _fields_at(error["loc"]).items() if field.is_required()]
+        return f"'{where}' is missing" + (f"; of its options these have no default: {', '.join(needed)}" if needed else "")
     if error["type"] == "value_error":
         return f"'{where}': {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     return f"'{where}': {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
 
 
-def _keys_at(location: typing.Sequence[int | str]) -> list[str]:
+def _fields_at(location: typing.Sequence[int | str]) -> dict[str, FieldInfo]:
+    """The options of a section by their names; none of what is no section."""
     model: Any = study_class()
     for part in location:
-        fields = {f.alias or n: f for n, f in model.model_fields.items()}
-        model = _model_of(fields[str(part)].annotation)
-    return [f.alias or n for n, f in model.model_fields.items()]
+        model = _model_of(_options(model)[str(part)].annotation)
+    return _options(model)
+
+
+def _options(model: Any) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in getattr(model, "model_fields", {}).items()}
 
 
 def _model_of(annotation: Any) -> Any:

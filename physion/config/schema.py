@@ -47,6 +47,15 @@ class Section(BaseModel):
         serialize_by_alias=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, given: Any) -> Any:
+        """Of a part that has a default, only what differs from it need be given."""
+        defaults = {f.alias or n: f.default.model_dump() for n, f in cls.model_fields.items() if isinstance(f.default, Section)}
+        if not isinstance(given, dict):
+            return given
+        return {key: defaults.get(key, {}) | value if isinstance(value, dict) else value for key, value in given.items()}
+
 
 # ---------------------------------------------------------------------------------------------------- models
 class DVAEModel(Section):

@@ -5,6 +5,7 @@ Shapes: N frames (B * T), S slots, D width (the slot size), L tokens a frame, V 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -151,3 +152,17 @@ class TokenDecoder(nn.Module):
                 x_N1D = block(x_N1D, block_cross, block_past)
             tokens_NL[:, i + 1] = self.head(self.tf_dec.layer_norm(x_N1D)).squeeze(1).argmax(-1)
         return tokens_NL[:, 1:]
+
+
+def causal_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks bool [L, L], True where attention is forbidden, that the published decoder stores in every block, by key.
+
+    state: a published state dict with the parameters of a decoder, below whatever prefix.
+    """
+    masks = {}
+    for key, value in state.items():
+        if key.endswith(".self_attn_layer_norm.weight"):
+            tokens = state[f"{key.partition('tf_dec.')[0]}pos_emb.pe"].shape[1]
+            mask_LL = torch.ones(tokens, tokens, dtype=torch.bool, device=value.device).triu(1)
+            masks[f"{key.removesuffix('_layer_norm.weight')}_mask"] = mask_LL
+    return masks

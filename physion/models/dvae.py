@@ -67,9 +67,9 @@ class DVAE(nn.Module):
         )  # fmt: skip
 
     @classmethod
-    def from_sizes(cls, sizes: dict[str, Any]) -> DVAE:
-        """Build one from `model`, as a dumped section."""
-        return cls(DVAEModel(**sizes["model"]))
+    def from_sizes(cls, model: dict[str, Any]) -> DVAE:
+        """Make one from the section `model` as plain data."""
+        return cls(DVAEModel(**model))
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, V, h, w]."""

@@ -5,7 +5,7 @@ Symbols as in the models: c channels, d slot size, n tokens a frame, p positions
 
 from __future__ import annotations
 
-from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel, TrainSlotFormer, TrainSTEVE
 
 
 def encode_flops(model: DVAEModel, size: int) -> float:
@@ -18,6 +18,11 @@ def decode_flops(model: DVAEModel, size: int) -> float:
     """dVAE decoder from relaxed codes, one image."""
     c, n = model.channels, (size // 4) ** 2
     return 2 * n * (model.codes * c + 15 * c**2 + 4 * 15 * c**2 + 16 * 3 * c)
+
+
+def reconstruct_flops(model: DVAEModel, size: int) -> float:
+    """dVAE there and back, one image: a sample of its training, forward."""
+    return encode_flops(model, size) + decode_flops(model, size)
 
 
 def slots_flops(model: STEVEModel, size: int) -> float:
@@ -37,11 +42,31 @@ def tokens_flops(model: STEVEModel, size: int, codes: int) -> float:
     return 2 * (s * d**2 + model.decoder_layers * layer + n * d * codes)
 
 
+def steve_clip_flops(section: TrainSTEVE, size: int, codes: int) -> float:
+    """STEVE, one clip: a sample of its training, forward."""
+    return section.clip_frames * (slots_flops(section.model, size) + tokens_flops(section.model, size, codes))
+
+
 def predict_flops(model: SlotFormerModel, slots: int, slot_size: int) -> float:
     """SlotFormer, one predicted frame."""
     w, length = model.d_model, model.burn_in * slots
     layer = length * _encoder_layer(w, model.ffn) + 2 * length**2 * w
     return 2 * (length * slot_size * w + model.layers * layer + slots * w * slot_size)
+
+
+def slotformer_clip_flops(section: TrainSlotFormer, slots: int, slot_size: int) -> float:
+    """SlotFormer, one clip: a sample of its training, forward."""
+    return section.rollout_frames * predict_flops(section.model, slots, slot_size)
+
+
+def readout_flops(slots: int, slot_size: int) -> float:
+    """The published readout, one frame."""
+    return 4 * slots * slot_size**2
+
+
+def readout_parameters(slot_size: int) -> float:
+    """Weights of the published readout, without biases."""
+    return 2 * slot_size**2
 
 
 def slotformer_parameters(model: SlotFormerModel) -> float:

@@ -1,6 +1,6 @@
-"""The kinds of models in one table: how each is built, how large it is, how its published state dict is taken apart.
+"""The kinds of models in one table: configuration, build, FLOPs, published keys, frozen copies. Importing this loads no torch.
 
-Importing this loads no torch. `register` adds a kind from outside the package: docs/extend.md.
+`MODELS.register` adds a kind from outside the package: docs/extend.md.
 """
 
 from __future__ import annotations
@@ -8,141 +8,240 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from physion.errors import ConfigError, nearest
-from physion.models.flops import slots_flops
+from physion.models import flops
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Role = Literal["tokenizer", "slots", "dynamics", "readout"]
 Sizes = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ModelKind:
-    """A kind of model.
+class Imported:
+    """A callable `package.module:name` that is imported when it is first called: what makes a model loads torch."""
 
-    module: `package.module:Class`, whose `from_sizes(sizes)` makes one with fresh weights. stage: what trains it. sizes: of the
-    configured study, what it is built from, plain JSON. mark: how keys begin that only its published state dict has. frozen:
-    copies of other models in that, by the prefix of their keys.
-    """
+    path: str
 
-    name: str
-    title: str
-    role: Role
-    stage: str
-    module: str
-    sizes: Callable[[Any], Sizes]
-    mark: str = ""
-    frozen: Mapping[str, str] = field(default_factory=dict)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call it."""
+        return self.load()(*arguments, **keywords)
 
-    def build(self, sizes: Sizes) -> nn.Module:
-        """Construct one with fresh weights. Raises KeyError, TypeError or ValueError if the sizes do not fit."""
-        model: nn.Module = _imported(self.module).from_sizes(sizes)
-        return model
+    def load(self) -> Any:
+        """The object itself."""
+        module, _, name = self.path.partition(":")
+        return attrgetter(name)(importlib.import_module(module))
+
+
+class Copy(NamedTuple):
+    """A frozen copy of another model: of which kind, and which module of it (default: the whole)."""
+
+    kind: str
+    module: str = ""
 
 
 @dataclass(frozen=True)
-class SlotModelKind(ModelKind):
-    """A kind of slot model: a `physion.models.slots.SlotModel` once loaded.
+class Published:
+    """How a kind's published state dict differs from ours, whose parameters carry the published names.
 
-    shape: slots S and slot size D of the configured study. encode_flops: of one frame. decodes_with: kinds of models without
-    which its slots cannot become pictures; they are handed to `load` of its module, `load(weights, {kind: weights})`.
+    mark: how keys begin that only this kind has. prefix: of all our keys there. frozen: copies of other models, by the first
+    name of their keys; they stand before our first key that begins with `frozen_before`. constants: how the keys end of what
+    the published modules store beside parameters, such as masks; the model's `published_constants(state)` computes them.
     """
 
-    shape: Callable[[Any], tuple[int, int]] = lambda config: (0, 0)
-    encode_flops: Callable[[Any], float] = lambda config: 0.0
+    mark: str
+    prefix: str = ""
+    frozen: Mapping[str, Copy] = field(default_factory=dict)
+    frozen_before: str = ""
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKind:
+    """A kind of model.
+
+    make: the class, or another callable, that makes one with fresh weights from its sizes as keyword arguments. sizes: what
+    these are in the configured study, plain JSON. stage: what trains it. published: where there are published checkpoints.
+
+    For the plan, and 0 where nobody says: parameters; flops of a forward pass, of one frame; sample_flops, forward too, of
+    one sample of its training.
+    """
+
+    name: str = field(kw_only=False)
+    make: Callable[..., Any]
+    sizes: Callable[[Any], Sizes]
+    stage: str
+    parameters: Callable[[Any], float] = lambda config: 0.0
+    flops: Callable[[Any], float] = lambda config: 0.0
+    sample_flops: Callable[[Any], float] = lambda config: 0.0
+    published: Published | None = None
+
+    what: ClassVar[str] = "model"
+    protocol: ClassVar[Imported] = Imported("torch.nn:Module")
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        make = self.make
+        return make.path if isinstance(make, Imported) else f"{make.__module__}:{getattr(make, '__qualname__', make)}"
+
+    def frozen(self) -> Mapping[str, Copy]:
+        """The copies of other models in its published state dict, by the first name of their keys."""
+        return self.published.frozen if self.published else {}
+
+    def copied(self) -> list[str]:
+        """The kinds of models that these are of."""
+        return list(dict.fromkeys(copy.kind for copy in self.frozen().values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotModelKind(ModelKind):
+    """A kind of slot model: `make` makes a `physion.models.slots.SlotModel`.
+
+    shape: slots S and slot size D of the configured study. decodes_with: kinds of models without which its slots cannot become
+    pictures; where they are at hand, `with_others(model, **{kind: model})` is the slot model.
+    """
+
+    shape: Callable[[Any], tuple[int, int]]
     decodes_with: tuple[str, ...] = ()
+    with_others: Callable[..., Any] = lambda model: model
 
-    def load(self, weights: Any, others: Mapping[str, Any]) -> Any:
-        """The slot model of a weights file; with the files of `decodes_with`, one that can also decode."""
-        module = self.module.partition(":")[0]
-        return importlib.import_module(module).load(weights, others)
-
-
-MODELS: dict[str, ModelKind] = {}
+    what: ClassVar[str] = "slot model"
+    protocol: ClassVar[Imported] = Imported("physion.models.slots:SlotModel")
 
 
-def register(kind: ModelKind) -> ModelKind:
-    """Add a kind of model to the table. A name is taken once; the same kind again changes nothing."""
-    known = MODELS.setdefault(kind.name, kind)
-    if known.module != kind.module:
-        raise ConfigError(f"two kinds of models are called '{kind.name}': {known.module} and {kind.module}")
-    return known
+def _slot_sizes(config: Any) -> Sizes:
+    slots, size = slot_model_kind(config).shape(config)
+    return {"slots": slots, "slot_size": size}
 
 
-def kind_of_model(name: str, role: Role) -> ModelKind:
-    """The kind of that name, which must have that role. Raises ConfigError naming those that have."""
-    known = [kind.name for kind in MODELS.values() if kind.role == role]
-    if name not in known:
-        raise ConfigError(f"there is no {role} model '{name}'{nearest(name, known)}; there are: {', '.join(known)}")
-    return MODELS[name]
+@dataclass(frozen=True, kw_only=True)
+class ReadoutKind(ModelKind):
+    """A kind of readout, trained by `train-readout`: `make(slots, slot_size)` makes a `physion.models.readout.ReadoutModel`.
+
+    version: raise it when a change of the code changes what it answers. sample_flops follow from the frames that it sees.
+    """
+
+    sizes: Callable[[Any], Sizes] = _slot_sizes
+    stage: str = "train-readout"
+    version: int = 1
+
+    what: ClassVar[str] = "readout"
+    protocol: ClassVar[Imported] = Imported("physion.models.readout:ReadoutModel")
+
+
+KindT = TypeVar("KindT", bound=ModelKind)
+
+
+class Kinds(dict[str, ModelKind]):
+    """The kinds of models by name."""
+
+    def register(self, kind: ModelKind) -> None:
+        """Add a kind. A name is taken once; the same kind again changes nothing.
+
+        Raises ConfigError, also for a class that is not what the kind says, or leaves out a part of it.
+        """
+        if isinstance(kind.make, type):
+            protocol = kind.protocol.load()
+            if not issubclass(kind.make, protocol):
+                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} is no subclass of {kind.protocol.path}")
+            if missing := ", ".join(sorted(getattr(kind.make, "__abstractmethods__", ()))):
+                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} does not define {missing} of {kind.protocol.path}")
+        known = self.setdefault(kind.name, kind)
+        if known.make != kind.make:
+            raise ConfigError(f"two kinds of models are called '{kind.name}': {known.origin} and {kind.origin}")
+
+    def named(self, name: str, of: type[KindT]) -> KindT:
+        """The kind of that name, which must be one `of` these. Raises ConfigError naming those that are."""
+        kind = self.get(name)
+        if isinstance(kind, of):
+            return kind
+        known = [other.name for other in self.values() if isinstance(other, of)]
+        hint = f": it is registered as a {kind.what}" if kind else nearest(name, known)
+        raise ConfigError(f"there is no {of.what} '{name}'{hint}; there are: {', '.join(known)}")
+
+    def trained_by(self, stage: str) -> list[ModelKind]:
+        """The kinds that a stage trains."""
+        return [kind for kind in self.values() if kind.stage == stage]
+
+    def trainings(self) -> list[str]:
+        """Names of the stages that train a model."""
+        return list(dict.fromkeys(kind.stage for kind in self.values()))
+
+
+MODELS = Kinds()
+
+
+def shared_parts() -> dict[str, Copy]:
+    """The parts of models that others' published state dicts hold copies of, by the first name of the copies' keys."""
+    return {part: copy for kind in MODELS.values() for part, copy in kind.frozen().items()}
 
 
 def slot_model_kind(config: Any) -> SlotModelKind:
     """The kind of slot model that the study uses."""
-    kind = kind_of_model(config.slot_model, "slots")
-    assert isinstance(kind, SlotModelKind)
-    return kind
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _slots(config: Any) -> Sizes:
-    slots, size = slot_model_kind(config).shape(config)
-    return {"slots": slots, "slot_size": size}
+    return MODELS.named(config.slot_model, SlotModelKind)
 
 
 for _kind in (
     ModelKind(
         "dvae",
-        title="a dVAE",
-        role="tokenizer",
-        stage="train-dvae",
-        module="physion.models.dvae:DVAE",
+        make=Imported("physion.models.dvae:DVAE.from_sizes"),
         sizes=lambda config: {"model": config.train_dvae.model.model_dump()},
-        mark="encoder.0.m.",
+        stage="train-dvae",
+        parameters=lambda config: flops.dvae_parameters(config.train_dvae.model),
+        flops=lambda config: flops.encode_flops(config.train_dvae.model, config.frames.image_size),
+        sample_flops=lambda config: flops.reconstruct_flops(config.train_dvae.model, config.frames.image_size),
+        published=Published(mark="encoder.0.m."),
     ),
     SlotModelKind(
         "steve",
-        title="STEVE",
-        role="slots",
-        stage="train-steve",
-        module="physion.models.steve:STEVE",
+        make=Imported("physion.models.steve:STEVE.from_sizes"),
         sizes=lambda config: {
             "model": config.train_steve.model.model_dump(),
             "image_size": config.frames.image_size,
             "codes": config.train_dvae.model.codes,
         },
-        mark="slot_attention.",
-        frozen={"dvae.": "dvae"},
+        stage="train-steve",
+        parameters=lambda config: flops.steve_parameters(
+            config.train_steve.model, config.frames.image_size, config.train_dvae.model.codes
+        ),
+        flops=lambda config: flops.slots_flops(config.train_steve.model, config.frames.image_size),
+        sample_flops=lambda config: flops.steve_clip_flops(
+            config.train_steve, config.frames.image_size, config.train_dvae.model.codes
+        ),
+        published=Published(
+            mark="slot_attention.",
+            frozen={"dvae": Copy("dvae")},
+            frozen_before="encoder.",
+            constants=("encoder_pos_embedding.grid", ".self_attn_mask"),
+        ),
         shape=lambda config: (config.train_steve.model.slots, config.train_steve.model.slot_size),
-        encode_flops=lambda config: slots_flops(config.train_steve.model, config.frames.image_size),
         decodes_with=("dvae",),
+        with_others=Imported("physion.models.steve:STEVEWithDVAE"),
     ),
     ModelKind(
         "slotformer",
-        title="SlotFormer",
-        role="dynamics",
+        make=Imported("physion.models.slotformer:SlotFormer.from_sizes"),
+        sizes=lambda config: {"model": config.train_slotformer.model.model_dump(), **_slot_sizes(config)},
         stage="train-slotformer",
-        module="physion.models.slotformer:SlotFormer",
-        sizes=lambda config: {"model": config.train_slotformer.model.model_dump(), **_slots(config)},
-        mark="rollouter.",
-        frozen={"dvae.": "dvae", "decoder.": "steve"},
+        parameters=lambda config: flops.slotformer_parameters(config.train_slotformer.model),
+        flops=lambda config: flops.predict_flops(config.train_slotformer.model, *slot_model_kind(config).shape(config)),
+        sample_flops=lambda config: flops.slotformer_clip_flops(
+            config.train_slotformer, *slot_model_kind(config).shape(config)
+        ),
+        published=Published(
+            mark="rollouter.",
+            prefix="rollouter.",
+            frozen={"dvae": Copy("dvae"), "decoder": Copy("steve", "trans_decoder")},
+            constants=(".self_attn_mask", "enc_t_pe"),
+        ),
     ),
-    ModelKind(
+    ReadoutKind(
         "readout",
-        title="a readout",
-        role="readout",
-        stage="train-readout",
-        module="physion.models.readout:Readout",
-        sizes=_slots,
-        mark="linear1.",
+        make=Imported("physion.models.readout:Readout"),
+        parameters=lambda config: flops.readout_parameters(slot_model_kind(config).shape(config)[1]),
+        flops=lambda config: flops.readout_flops(*slot_model_kind(config).shape(config)),
+        published=Published(mark="linear1.", constants=("comb_idx",)),
     ),
 ):
-    register(_kind)
+    MODELS.register(_kind)

@@ -3,13 +3,12 @@
 Our parameters carry the published names, so only what is not a trained part of a model differs: constants that the
 published modules store (position grid, causal masks, sine positions, slot pairs), and frozen copies of other models
 (the dVAE inside STEVE; the dVAE and STEVE's decoder inside SlotFormer). Reading checks them and takes them apart, writing
-puts them back.
+puts them back. Which kind has what is in the table of kinds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 import warnings
@@ -24,66 +23,63 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from physion.errors import DataError
-from physion.models.kinds import MODELS
-from physion.models.readout import Readout
-from physion.models.slotformer import SlotFormer
-from physion.models.steve import STEVE
+from physion.errors import ConfigError, DataError
+from physion.models.kinds import MODELS, Copy, Published, shared_parts
 from physion.models.weights import FACTS, build_model, misfit
 
 State = dict[str, Tensor]
 
-CONSTANTS = ("encoder_pos_embedding.grid", ".self_attn_mask", "enc_t_pe", "comb_idx")  # stored beside the parameters
-ROLLOUTER = "rollouter."
-
 
 # --------------------------------------------------------------------------------------------------- state dicts
 def from_published(name: str, published: Mapping[str, Tensor]) -> State:
-    """Pick from a published state dict of model `name` (dvae, steve, slotformer, readout) what our model loads."""
-    ours = {key: value for key, value in published.items()
-            if not key.startswith(_frozen(name)) and not key.endswith(CONSTANTS)}  # fmt: skip
-    if name == "slotformer":
-        ours = {key.removeprefix(ROLLOUTER): value for key, value in ours.items()}
-    return ours
+    """Pick from a published state dict of model `name` what our model loads."""
+    form = form_of(name)
+    return {
+        key.removeprefix(form.prefix): value
+        for key, value in published.items()
+        if _first(key) not in form.frozen and not key.endswith(form.constants)
+    }
 
 
 def frozen_copies(name: str, published: Mapping[str, Tensor]) -> State:
     """Take the frozen copies of other models out of a published state dict of model `name`, keys as they are."""
-    return {key: value for key, value in published.items() if key.startswith(_frozen(name)) and not key.endswith(CONSTANTS)}
+    form = form_of(name)
+    return {key: value for key, value in published.items() if _first(key) in form.frozen and not key.endswith(form.constants)}
 
 
-def to_published(model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> State:
-    """Make the published state dict of a model, in the published order, with these frozen copies in it."""
-    ours, frozen = dict(model.state_dict()), frozen or {}
-    copies = {prefix: {k: v for k, v in frozen.items() if k.startswith(prefix)} for prefix in ("dvae.", "decoder.")}
-    if isinstance(model, STEVE):
-        state: State = {}
-        for key, value in ours.items():
-            if key == "encoder.0.0.weight":
-                state |= copies["dvae."]
-            if key == "encoder_pos_embedding.dense.weight":
-                state["encoder_pos_embedding.grid"] = model.encoder_pos_embedding.grid.clone()
-            state |= _with_mask(key, value, model.trans_decoder.tokens)
-        return state
-    if isinstance(model, SlotFormer):
-        state = copies["dvae."]
-        for key, value in copies["decoder."].items():
-            state |= _with_mask(key, value, frozen["decoder.pos_emb.pe"].shape[1])
-        state[ROLLOUTER + "enc_t_pe"] = model.positions[None].clone()
-        return state | {ROLLOUTER + key: value for key, value in ours.items()}
-    if isinstance(model, Readout):
-        pairs = torch.tensor(list(itertools.combinations(range(model.slots), 2)))
-        return {"comb_idx": pairs.flatten()} | ours
-    return ours
+def to_published(name: str, model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> State:
+    """Make the published state dict of a model `name`, in the published order, with these frozen copies in it."""
+    form = form_of(name)
+    ours = [(f"{form.prefix}{key}", value) for key, value in model.state_dict().items()]
+    copies = [(key, value) for part in form.frozen for key, value in (frozen or {}).items() if _first(key) == part]
+    at = next(number for number, (key, _) in enumerate(ours) if key.startswith(form.frozen_before))
+    parameters = dict([*ours[:at], *copies, *ours[at:]])
+    constants = cast(Any, model).published_constants(parameters) if form.constants else {}
+    state: State = {}
+    for key, value in parameters.items():
+        # torch lists what a module holds itself before what its parts hold.
+        state |= {c: constants.pop(c) for c in list(constants) if key.startswith(c[: c.rfind(".") + 1])}
+        state[key] = value
+    return state
 
 
 def copies_for(name: str, models: Mapping[str, nn.Module]) -> State:
-    """The frozen copies that a published state dict of a model holds, from the models, by kind, that it was trained with."""
+    """The frozen copies that a published state dict of a model holds, of those models, by kind, that it was trained with."""
     state: State = {}
-    for prefix, other in MODELS[name].frozen.items():
-        part = cast(STEVE, models[other]).trans_decoder if prefix == "decoder." else models[other]
-        state |= part.state_dict(prefix=prefix)
+    for part, copy in MODELS[name].frozen().items():
+        if copy.kind in models:
+            state |= models[copy.kind].get_submodule(copy.module).state_dict(prefix=f"{part}.")
     return state
+
+
+def form_of(name: str) -> Published:
+    """How the published state dict of a kind of model differs from ours. Raises ConfigError when there is none."""
+    form = MODELS[name].published
+    if form is None:
+        known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
+        raise ConfigError(f"{name} has no published form, which is for the authors' code: {known} have. `physion weights push` "
+                          "shares it between stores")  # fmt: skip
+    return form
 
 
 def save_copies(path: Path, frozen: Mapping[str, Tensor]) -> None:
@@ -100,14 +96,14 @@ def load_copies(path: Path) -> State:
 def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of the parts by which weights of several models can be told to belong together: `dvae`, STEVE's `decoder`."""
     shared = dict(frozen)
-    if name == "dvae":
-        shared |= {f"dvae.{key}": value for key, value in state.items()}
-    if name == "steve":
-        shared |= {key.removeprefix("trans_"): v for key, v in state.items() if key.startswith("trans_decoder.")}
+    for part, copy in shared_parts().items():
+        if copy.kind == name:
+            inside = f"{copy.module}." if copy.module else ""
+            shared |= {f"{part}.{key.removeprefix(inside)}": v for key, v in state.items() if key.startswith(inside)}
     found = {}
-    for part in ("dvae", "decoder"):
+    for part in shared_parts():
         digest = hashlib.sha256()
-        keys = sorted(key for key in shared if key.startswith(f"{part}."))
+        keys = sorted(key for key in shared if _first(key) == part)
         for key in keys:
             digest.update(f"{key} {list(shared[key].shape)} ".encode() + shared[key].float().cpu().numpy().tobytes())
         if keys:
@@ -115,17 +111,9 @@ def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
     return found
 
 
-def _frozen(name: str) -> tuple[str, ...]:
-    """Prefixes of the frozen copies in a published state dict."""
-    return tuple(MODELS[name].frozen)
-
-
-def _with_mask(key: str, value: Tensor, tokens: int) -> State:
-    """Put a block's causal mask (True where attention is forbidden) before its first parameter."""
-    if not key.endswith("self_attn_layer_norm.weight"):
-        return {key: value}
-    mask_LL = torch.ones(tokens, tokens, dtype=torch.bool, device=value.device).triu(1)
-    return {key.removesuffix("_layer_norm.weight") + "_mask": mask_LL, key: value}
+def _first(key: str) -> str:
+    """The first name of a key: `dvae` of `dvae.encoder.0.bias`."""
+    return key.partition(".")[0]
 
 
 # -------------------------------------------------------------------------------------------------------- files
@@ -160,8 +148,8 @@ def read_published(path: Path) -> State:
 
 def kind_of(published: Mapping[str, Tensor]) -> str | None:
     """Which model a published state dict is of, by keys that only that one has; None when it is none of them."""
-    marked = (kind for kind in MODELS.values() if kind.mark and any(key.startswith(kind.mark) for key in published))
-    return next((kind.name for kind in marked), None)
+    marks = {kind.name: kind.published.mark for kind in MODELS.values() if kind.published}
+    return next((name for name, mark in marks.items() if any(key.startswith(mark) for key in published)), None)
 
 
 def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]], file: str) -> tuple[nn.Module, State]:
@@ -170,22 +158,23 @@ def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]],
     A dVAE is also taken from inside STEVE or SlotFormer. Raises DataError naming `file` when it is of another model, or when
     a key is missing, extra or of another shape, or when a stored constant is not what this model computes.
     """
-    found = kind_of(published)
-    inside = {k.removeprefix("dvae."): v for k, v in published.items() if k.startswith("dvae.")}
-    if name == "dvae" and inside:
-        found, published = "dvae", inside
+    form, found = form_of(name), kind_of(published)
+    for part in (part for part, copy in shared_parts().items() if copy == Copy(name)):
+        if inside := {key.removeprefix(f"{part}."): value for key, value in published.items() if _first(key) == part}:
+            found, published = name, inside
+    if found is None:
+        known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
+        raise DataError(f"{file} is of no known model: its keys are of none of {known}")
     if found != name:
-        if found is None:
-            raise DataError(f"{file} is of no known model: no key of it is a dVAE's, STEVE's, SlotFormer's or a readout's")
-        raise DataError(f"{file} holds {MODELS[found].title}, not {MODELS[name].title}: import it --as {found}")
+        raise DataError(f"{file} holds a {found} model, not {name}: import it --as {found}")
     model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)
-    present = tuple(prefix for prefix in _frozen(name) if any(key.startswith(prefix) for key in frozen))
-    copies = copies_for(name, {other: build_model(other, sizes[other]) for other in set(MODELS[name].frozen.values())})
-    expected = to_published(model, {key: value for key, value in copies.items() if key.startswith(present)})
+    present = {_first(key) for key in frozen}
+    copies = copies_for(name, {other: build_model(other, sizes[other]) for other in MODELS[name].copied()})
+    expected = to_published(name, model, {key: value for key, value in copies.items() if _first(key) in present})
     if problem := misfit(expected, published):
         raise DataError(f"{file} does not fit the configured {name} model: {problem}. Sizes come from --preset and --set")
     for key, value in expected.items():
-        if key.endswith(CONSTANTS) and not torch.allclose(value.float(), published[key].float(), atol=1e-5, rtol=0):
+        if key.endswith(form.constants) and not torch.allclose(value.float(), published[key].float(), atol=1e-5, rtol=0):
             raise DataError(f"{file}: the stored constant {key} is not what this {name} model computes")
     model.load_state_dict(from_published(name, published))
     return model.eval(), frozen

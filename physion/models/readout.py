@@ -5,13 +5,23 @@ Shapes: B videos, T frames, S slots, D slot size.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 
-class Readout(nn.Module):
+class ReadoutModel(nn.Module, ABC):
+    """What the study asks of a readout, whichever it is: a class of two arguments, `slots` S and `slot_size` D."""
+
+    @abstractmethod
+    def forward(self, slots_BTSD: Tensor) -> Tensor:
+        """Slots [B, T, S, D] of the frames that it may see -> logits [B] of "they touch"; T differs between feature modes."""
+
+
+class Readout(ReadoutModel):
     """A linear layer of every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
 
     def __init__(self, slots: int, slot_size: int) -> None:
@@ -21,11 +31,6 @@ class Readout(nn.Module):
         self.slots, self.slot_size = slots, slot_size
         self.linear1 = nn.Linear(2 * slot_size, slot_size)
         self.linear2 = nn.Linear(slot_size, 1)
-
-    @classmethod
-    def from_sizes(cls, sizes: dict[str, Any]) -> Readout:
-        """Build one from `slots` and `slot_size`."""
-        return cls(int(sizes["slots"]), int(sizes["slot_size"]))
 
     def forward(self, slots_BTSD: Tensor) -> Tensor:
         """Slots [B, T, S, D] -> logits [B] of "they touch".
@@ -43,3 +48,7 @@ class Readout(nn.Module):
             best_pair = torch.maximum(best_pair, as_first[i] + best_second)
         logits_BT: Tensor = self.linear2(best_pair).squeeze(-1)
         return logits_BT.amax(1)
+
+    def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the published module stores beside its parameters: all pairs of slots."""
+        return {"comb_idx": torch.tensor(list(itertools.combinations(range(self.slots), 2))).flatten()}

@@ -5,6 +5,7 @@ Shapes: B batch, T frames, S slots, D slot size, W the model's width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from physion.config.schema import SlotFormerModel
 from physion.models.attention import Encoder
+from physion.models.decoder import causal_masks
 
 
 def sine_positions(frames: int, width: int) -> Tensor:
@@ -36,9 +38,9 @@ class SlotFormer(nn.Module):
         self.register_buffer("positions", sine_positions(model.burn_in, model.d_model), persistent=False)
 
     @classmethod
-    def from_sizes(cls, sizes: dict[str, Any]) -> SlotFormer:
-        """Build one from `model` (as a dumped section), `slots` and `slot_size`."""
-        return cls(SlotFormerModel(**sizes["model"]), int(sizes["slots"]), int(sizes["slot_size"]))
+    def from_sizes(cls, model: dict[str, Any], slots: int, slot_size: int) -> SlotFormer:
+        """Make one from the section `model` as plain data."""
+        return cls(SlotFormerModel(**model), slots, slot_size)
 
     def forward(self, window_BTSD: Tensor) -> Tensor:
         """Slots of `burn_in` successive frames (`stride` video frames apart) -> slots of the next one, [B, S, D]."""
@@ -79,3 +81,7 @@ class SlotFormer(nn.Module):
         predicted_XTSD = self.predict(phases_PBTSD.flatten(0, 1), steps)
         predicted_BTSD = predicted_XTSD.unflatten(0, (stride, -1)).movedim(0, 2).flatten(1, 2)
         return torch.cat([observed_BTSD, predicted_BTSD], 1)[:, :frames]
+
+    def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the published modules store beside their parameters: frame positions, and the masks of STEVE's decoder."""
+        return causal_masks(state) | {"rollouter.enc_t_pe": self.positions[None].clone()}

@@ -5,11 +5,16 @@ Shapes: B videos, T frames, S slots, D slot size, N frames of any videos, H W pi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from physion.errors import ConfigError
+
+MASK_ERROR = 0.02  # of the sum of bfloat16 masks
 
 
 class SlotOutput(NamedTuple):
@@ -20,20 +25,50 @@ class SlotOutput(NamedTuple):
     state: Any
 
 
-class SlotModel(Protocol):
-    """A slot model, on one device and in eval mode."""
+class SlotModel(nn.Module, ABC):
+    """A model that finds slots. Only `encode` has to be defined."""
 
+    @abstractmethod
     def encode(self, images_BT3HW: Tensor, state: Any = None, with_masks: bool = False) -> SlotOutput:
-        """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`."""
+        """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
+
+        Chunk by chunk with the state carried must give the slots of the whole video at once.
+        """
 
     def decode(self, slots_NSD: Tensor) -> Tensor | None:
-        """Images [N, 3, H, W] from slots; None when this model cannot draw."""
+        """Draw slots as images [N, 3, H, W] in [-1, 1]; None when this model cannot."""
+        return None
 
     def reconstruct(self, images_N3HW: Tensor) -> Tensor | None:
-        """What the model's visual tokens keep of images, [N, 3, H, W]; None when it has none."""
+        """What is left of images [N, 3, H, W] in a code that the model sees them through; None when there is none."""
+        return None
 
-    def to(self, where: torch.device) -> SlotModel:
-        """The same model on a device."""
+
+def encode_video(model: SlotModel, chunks_BT3HW: Iterable[Tensor], with_masks: bool = False) -> Iterator[SlotOutput]:
+    """Successive chunks of some videos, one after the other, with the state carried along.
+
+    Raises ConfigError when what the model gives is not of the shapes that `SlotOutput` says.
+    """
+    state = None
+    for images in chunks_BT3HW:
+        out = model.encode(images, state, with_masks)
+        _require(out, images, with_masks, type(model).__name__)
+        state = out.state
+        yield out
+
+
+def _require(out: SlotOutput, images_BT3HW: Tensor, with_masks: bool, name: str) -> None:
+    videos, frames = images_BT3HW.shape[:2]
+    if out.slots.ndim != 4 or out.slots.shape[:2] != (videos, frames):
+        raise ConfigError(f"{name}.encode gave slots {[*out.slots.shape]}, not [B={videos}, T={frames}, S, D]")
+    if not with_masks:
+        return
+    wanted, given = [videos, frames, out.slots.shape[2]], None if out.masks is None else [*out.masks.shape]
+    if given is None or len(given) != 5 or given[:3] != wanted:
+        raise ConfigError(f"{name}.encode gave masks {given}, not [B={videos}, T={frames}, S={wanted[2]}, h, w]")
+    assert out.masks is not None
+    if (out.masks.sum(2) - 1).abs().max() > MASK_ERROR:
+        raise ConfigError(f"{name}.encode gave masks that do not sum to 1 over the slots")
 
 
 def resize_masks(masks_BTShw: Tensor, size: int) -> Tensor:

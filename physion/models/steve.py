@@ -8,7 +8,6 @@ the masks have h = H / 2 and w = W / 2, P = h * w positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 
 from physion.config.schema import STEVEModel
 from physion.models.attention import Encoder
-from physion.models.decoder import TokenDecoder
+from physion.models.decoder import TokenDecoder, causal_masks
 from physion.models.dvae import DVAE
 from physion.models.slot_attention import SlotAttention
-from physion.models.slots import SlotOutput
-from physion.models.weights import load_model
+from physion.models.slots import SlotModel, SlotOutput
 
 
 class VideoState(NamedTuple):
@@ -88,7 +86,7 @@ class Predictor(nn.Module):
         return VideoState(self.out_projector(hidden_XE).to(x_BSD.dtype).view(x_BSD.shape), hidden_XE, cell_XE)
 
 
-class STEVE(nn.Module):
+class STEVE(SlotModel):
     """Encoder, slot attention over frames, predictor between frames, and the autoregressive token decoder."""
 
     def __init__(self, model: STEVEModel, image_size: int, codes: int) -> None:
@@ -111,9 +109,9 @@ class STEVE(nn.Module):
         self.predictor = Predictor(model)
 
     @classmethod
-    def from_sizes(cls, sizes: dict[str, Any]) -> STEVE:
-        """Build one from `model` (as a dumped section), `image_size` and `codes`."""
-        return cls(STEVEModel(**sizes["model"]), int(sizes["image_size"]), int(sizes["codes"]))
+    def from_sizes(cls, model: dict[str, Any], image_size: int, codes: int) -> STEVE:
+        """Make one from the section `model` as plain data."""
+        return cls(STEVEModel(**model), image_size, codes)
 
     def encode(self, images_BT3HW: Tensor, state: VideoState | None = None, with_masks: bool = False) -> SlotOutput:
         """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
@@ -148,6 +146,10 @@ class STEVE(nn.Module):
         """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""
         return self.trans_decoder.generate(slots_NSD)
 
+    def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the published modules store beside their parameters: the position grid, and the decoder's masks."""
+        return {"encoder_pos_embedding.grid": self.encoder_pos_embedding.grid.clone()} | causal_masks(state)
+
     def _features(self, images_BT3HW: Tensor) -> Tensor:
         """Features [B, T, P, D] of all frames at once, normalised for slot attention."""
         images_F3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -164,10 +166,10 @@ class STEVE(nn.Module):
         return VideoState(slots_BSD, zeros_XE, zeros_XE)
 
 
-class STEVEWithDVAE(nn.Module):
-    """STEVE with the dVAE whose tokens it predicts: a `physion.models.slots.SlotModel` that can draw what it sees."""
+class STEVEWithDVAE(SlotModel):
+    """STEVE with the dVAE whose tokens it predicts, which can draw what it sees."""
 
-    def __init__(self, steve: STEVE, dvae: DVAE | None) -> None:
+    def __init__(self, steve: STEVE, dvae: DVAE) -> None:
         super().__init__()
         self.steve, self.dvae = steve, dvae
 
@@ -175,20 +177,12 @@ class STEVEWithDVAE(nn.Module):
         """As `STEVE.encode`."""
         return self.steve.encode(images_BT3HW, state, with_masks)
 
-    def decode(self, slots_NSD: Tensor) -> Tensor | None:
+    def decode(self, slots_NSD: Tensor) -> Tensor:
         """Slots -> their most likely tokens, one after another -> images [N, 3, H, W]."""
-        if self.dvae is None:
-            return None
         tokens_NL = self.steve.generate(slots_NSD)
         side = int(tokens_NL.shape[1] ** 0.5)
         return self.dvae.decode_tokens(tokens_NL.view(-1, side, side))
 
-    def reconstruct(self, images_N3HW: Tensor) -> Tensor | None:
+    def reconstruct(self, images_N3HW: Tensor) -> Tensor:
         """Images -> their tokens -> images."""
-        return None if self.dvae is None else self.dvae.decode_tokens(self.dvae.tokenize(images_N3HW))
-
-
-def load(weights: Path, others: Mapping[str, Path]) -> STEVEWithDVAE:
-    """STEVE from its weights file, and the dVAE from its own where it is given."""
-    dvae = load_model(others["dvae"], "dvae") if "dvae" in others else None
-    return STEVEWithDVAE(load_model(weights, "steve"), dvae).eval()
+        return self.dvae.decode_tokens(self.dvae.tokenize(images_N3HW))

@@ -22,11 +22,12 @@ SHOWN_KEYS = 3  # keys that an error names before it counts the others
 def build_model(name: str, sizes: dict[str, Any]) -> nn.Module:
     """Construct a model of a kind with fresh weights from its sizes, JSON values (`ModelKind.sizes`).
 
-    Raises KeyError, TypeError or ValueError if they do not fit, or if there is no such kind.
+    Raises TypeError or ValueError if they do not fit, or if there is no such kind.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}")
-    return MODELS[name].build(sizes)
+        raise ValueError(f"unknown model {name!r}; is it one of a plugin?")
+    model: nn.Module = MODELS[name].make(**sizes)
+    return model
 
 
 def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def load_model(path: Path, name: str | None = None) -> Any:
         raise DataError(f"weights file {path} holds a {kind} model, not {name}")
     try:
         model = build_model(kind, config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
     problem = misfit(model.state_dict(), state)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from physion.config import schema
-from physion.models import flops
-from physion.models.kinds import MODELS, slot_model_kind
-from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage
+from physion.models.kinds import MODELS, ModelKind, ReadoutKind, slot_model_kind
+from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage, training_cost
 
 __all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "last_stage", "trained"]
 
@@ -46,6 +45,11 @@ def given(config: Any, kind: str, params: Params) -> str | None:
     return weights
 
 
+def copied_here(config: Any, kind: ModelKind) -> list[str]:
+    """Those of the models that its published state dict holds copies of (`ModelKind.copied`) that this study has."""
+    return [other for other in kind.copied() if other in {config.slot_model, *slot_model_kind(config).decodes_with}]
+
+
 def slots_for(config: Any, features: str | int, subset: str) -> Instance:
     """The slots that a feature mode sees. True ones (observed, full) do not wait for the rollouter."""
     return of_subset("rollout" if features == "rollout" else "extract-slots", subset)
@@ -68,21 +72,25 @@ def _weights_inputs(config: Any, params: Params) -> dict[str, Source]:
     reference = given(config, kind.name, rest)
     assert reference is not None
     inputs: dict[str, Source] = {"weights": Named(reference)}
-    inputs |= {other: trained(config, other) for other in dict.fromkeys(kind.frozen.values())}
-    if kind.role == "readout":
+    inputs |= {other: trained(config, other) for other in copied_here(config, kind)}
+    if isinstance(kind, ReadoutKind):
         inputs["slots"] = slots_for(config, rest["features"], "readout")
     return inputs
 
 
 # ---------------------------------------------------------------------------------------------------- settings
-def _frames_seen(config: Any, params: Params) -> dict[str, Any]:
+def _frames_seen(config: Any, params: Params) -> int:
     """How many frames of a video a readout sees."""
-    features = params.get("features")
-    if features is None:
+    features = str(params["features"])
+    return int(config.rollout.observed if features == "observed" else getattr(config.train_readout.frames, features))
+
+
+def _readout_settings(config: Any, params: Params) -> dict[str, Any]:
+    """What a readout sees, and which code of it (`ReadoutKind.version`); of other models given in their place, nothing."""
+    if "features" not in params:
         return {}
-    return {
-        "frames": config.rollout.observed if features == "observed" else getattr(config.train_readout.frames, str(features))
-    }
+    kind = MODELS.named(config.train_readout.model, ReadoutKind)
+    return {"frames": _frames_seen(config, params), "model-version": kind.version}
 
 
 def _simulated(config: Any, params: Params) -> dict[str, Any]:
@@ -112,51 +120,26 @@ def _frames(config: Any, params: Params) -> float:
     return _videos(config, params.get("subset", "training")) * float(config.frames.frames)
 
 
-def _training_cost(section: Any, parameters: float, forward: float) -> Cost:
-    return Cost(4 * parameters, 3 * forward * section.optim.batch_size * section.optim.steps)  # backward is twice forward
-
-
-def _dvae_cost(config: Any, params: Params) -> Cost:
-    model, size = config.train_dvae.model, config.frames.image_size
-    forward = flops.encode_flops(model, size) + flops.decode_flops(model, size)
-    return _training_cost(config.train_dvae, flops.dvae_parameters(model), forward)
-
-
-def _steve_cost(config: Any, params: Params) -> Cost:
-    section, size, codes = config.train_steve, config.frames.image_size, config.train_dvae.model.codes
-    frame = flops.slots_flops(section.model, size) + flops.tokens_flops(section.model, size, codes)
-    return _training_cost(section, flops.steve_parameters(section.model, size, codes), section.clip_frames * frame)
-
-
 def _tokens_cost(config: Any, params: Params) -> Cost:
     frames, size = _frames(config, params), config.frames.image_size
-    return Cost(2 * frames * (size // 4) ** 2, frames * flops.encode_flops(config.train_dvae.model, size))
+    return Cost(2 * frames * (size // 4) ** 2, frames * MODELS["dvae"].flops(config))
 
 
 def _slots_cost(config: Any, params: Params) -> Cost:
     kind = slot_model_kind(config)
     slots, size = kind.shape(config)
-    return Cost(4 * _frames(config, params) * slots * size, _frames(config, params) * kind.encode_flops(config))
-
-
-def _slotformer_cost(config: Any, params: Params) -> Cost:
-    section = config.train_slotformer
-    step = flops.predict_flops(section.model, *slot_model_kind(config).shape(config))
-    return _training_cost(section, flops.slotformer_parameters(section.model), section.rollout_frames * step)
+    return Cost(4 * _frames(config, params) * slots * size, _frames(config, params) * kind.flops(config))
 
 
 def _rollout_cost(config: Any, params: Params) -> Cost:
     slots, size = slot_model_kind(config).shape(config)
-    length = config.frames.frames
-    predicted = _videos(config, params["subset"]) * max(0, length - config.rollout.observed)
-    step = flops.predict_flops(config.train_slotformer.model, slots, size)
-    return Cost(4 * _frames(config, params) * slots * size, predicted * step)
+    predicted = _videos(config, params["subset"]) * max(0, config.frames.frames - config.rollout.observed)
+    return Cost(4 * _frames(config, params) * slots * size, predicted * MODELS["slotformer"].flops(config))
 
 
 def _readout_cost(config: Any, params: Params) -> Cost:
-    slots, size = slot_model_kind(config).shape(config)
-    seen = _frames_seen(config, params)["frames"]
-    return _training_cost(config.train_readout, 2 * size**2, seen * slots * 4 * size**2)
+    kind = MODELS.named(config.train_readout.model, ReadoutKind)
+    return training_cost(kind.name, lambda config: _frames_seen(config, params) * kind.flops(config))(config, params)
 
 
 # ------------------------------------------------------------------------------------------------------ checks
@@ -188,6 +171,7 @@ def _check_rollout(config: Any) -> None:
 
 def _check_readout(config: Any) -> None:
     section, observed = config.train_readout, config.rollout.observed
+    MODELS.named(section.model, ReadoutKind)
     for mode in section.features:
         if mode != "observed":
             _fits(config, f"train-readout.frames.{mode}", getattr(section.frames, mode))
@@ -249,7 +233,7 @@ for _stage in (
         module="physion.stages.train_dvae",
         section=schema.TrainDVAE,
         reads=lambda config, params: {"frames": of_subset("frames", "training")},
-        cost=_dvae_cost,
+        cost=training_cost("dvae"),
         gpu=True,
     ),
     Stage(
@@ -275,7 +259,7 @@ for _stage in (
             "frames": of_subset("frames", "training"),
             "tokens": Instance("tokenize"),
         },
-        cost=_steve_cost,
+        cost=training_cost("steve"),
         check=_check_steve,
         gpu=True,
     ),
@@ -301,7 +285,7 @@ for _stage in (
         module="physion.stages.train_slotformer",
         section=schema.TrainSlotFormer,
         reads=lambda config, params: {"slots": of_subset("extract-slots", "training")},
-        cost=_slotformer_cost,
+        cost=training_cost("slotformer"),
         check=_check_slotformer,
         gpu=True,
     ),
@@ -328,7 +312,7 @@ for _stage in (
         module="physion.stages.train_readout",
         section=schema.TrainReadout,
         replaced=("frames", "seed"),
-        settings=_frames_seen,
+        settings=_readout_settings,
         reads=lambda config, params: {"slots": slots_for(config, params["features"], "readout")},
         cost=_readout_cost,
         check=_check_readout,
@@ -341,7 +325,7 @@ for _stage in (
         kind=Kind.PROCESS,
         summary="take named weights in the place of a training",
         module="physion.stages.take_weights",
-        settings=_frames_seen,
+        settings=_readout_settings,
         reads=_weights_inputs,
         fans_out="seed",
     ),

@@ -18,7 +18,7 @@ from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
 from physion.data.video import write_mp4
 from physion.job import Job
-from physion.models.slots import SlotModel, resize_masks
+from physion.models.slots import SlotModel, encode_video, resize_masks
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
@@ -180,12 +180,12 @@ def _provenance(artifact: Artifact) -> ProvenanceRow:
 @arithmetic(torch.float32)
 @torch.inference_mode()
 def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], list[Still]]:
-    """Videos with masks and decoded slots, and stills of what the slot model's tokens and its slots keep."""
+    """Videos with masks and decoded slots, and stills of where the slots look and of what the slot model is shown."""
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
     shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
     where = device()
-    model = load_slot_model(job.inputs).to(where)
+    model = load_slot_model(job.inputs)
     total = frames.video_frames
     observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
@@ -218,19 +218,14 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
     stills = [Still("Slots: test frames (left) and where each slot looks", pictures.png(pictures.grid(slot_rows)))]
     if inputs:
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
-        stills.insert(0, Still("Test frames (top) and their reconstructions from tokens (bottom)", pictures.png(rows)))
+        stills.insert(0, Still("Test frames (top) and their reconstructions (bottom)", pictures.png(rows)))
     return panels, stills
 
 
 def _masks(model: SlotModel, images_T3HW: torch.Tensor, size: int) -> np.ndarray:
     """Where each slot looks, frame by frame: [T, S, size, size]."""
-    state, parts = None, []
-    for chunk in images_T3HW.split(CHUNK):
-        out = model.encode(chunk[None], state, with_masks=True)
-        state = out.state
-        assert out.masks is not None
-        parts.append(resize_masks(out.masks, size)[0].cpu())
-    return torch.cat(parts).numpy()
+    parts = encode_video(model, images_T3HW[None].split(CHUNK, 1), with_masks=True)
+    return torch.cat([resize_masks(out.masks, size)[0].cpu() for out in parts if out.masks is not None]).numpy()
 
 
 def _panel(job: Job, found: Predictions, number: int, clips: Mapping[str, np.ndarray]) -> VideoPanel:

@@ -14,8 +14,8 @@ from physion.data.layout import Video
 from physion.data.shards import FrameShards, in_groups
 from physion.job import Job
 from physion.models.kinds import MODELS, SlotModelKind
-from physion.models.slots import SlotModel
-from physion.models.weights import kind_of_weights
+from physion.models.slots import SlotModel, encode_video
+from physion.models.weights import kind_of_weights, load_model
 from physion.stages.bulk import map_shards
 from physion.store.artifacts import Artifact
 from physion.training.engine import WEIGHTS, device
@@ -25,10 +25,12 @@ from physion.training.precision import arithmetic
 def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
     """The slot model of a stage's inputs: `slot-model`, and by their kind those that it needs to decode."""
     weights = inputs["slot-model"].path(WEIGHTS)
-    kind = MODELS[kind_of_weights(weights)]
-    assert isinstance(kind, SlotModelKind)
-    model: SlotModel = kind.load(weights, {name: inputs[name].path(WEIGHTS) for name in kind.decodes_with if name in inputs})
-    return model
+    kind = MODELS.named(kind_of_weights(weights), SlotModelKind)
+    model: SlotModel = load_model(weights)
+    others = {name: load_model(inputs[name].path(WEIGHTS), name) for name in kind.decodes_with if name in inputs}
+    if others:
+        model = kind.with_others(model, **others).eval()
+    return model.to(device())
 
 
 @arithmetic(torch.float32)
@@ -37,20 +39,18 @@ def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video; the state carries over from chunk to chunk of a video."""
     config: ExtractSlots = job.config
     frames = FrameShards(job.inputs["frames"])
-    where = device()
-    model = load_slot_model(job.inputs).to(where)
+    model = load_slot_model(job.inputs)
+
+    def chunks(videos: list[Video]) -> Iterator[torch.Tensor]:
+        for start in range(0, frames.video_frames, config.chunk_frames):
+            count = min(config.chunk_frames, frames.video_frames - start)
+            images = np.stack([frames.images(video.name, start, count) for video in videos])
+            yield to_unit(torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(device()))
 
     def slots(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):
-            state, chunks = None, []
-            for start in range(0, frames.video_frames, config.chunk_frames):
-                count = min(config.chunk_frames, frames.video_frames - start)
-                images = np.stack([frames.images(video.name, start, count) for video in group])
-                batch = torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(where)
-                out = model.encode(to_unit(batch), state, with_masks=False)
-                state = out.state
-                chunks.append(out.slots.cpu())
-            for video, array in zip(group, torch.cat(chunks, 1).numpy(), strict=True):
+            found = torch.cat([out.slots.cpu() for out in encode_video(model, chunks(group))], 1)
+            for video, array in zip(group, found.numpy(), strict=True):
                 yield video.name, array
 
     return map_shards(job, frames, config.videos_per_shard, "slots", slots)

@@ -14,6 +14,7 @@ from typing import Any
 from physion.config.schema import Section
 from physion.errors import ConfigError
 from physion.job import Job
+from physion.models.kinds import MODELS
 
 Params = Mapping[str, str | int]
 
@@ -35,6 +36,18 @@ class Cost:
 
     bytes: float = 0.0
     flops: float = 0.0
+
+
+def training_cost(model: str, sample_flops: Callable[[Any], float] | None = None) -> Callable[[Any, Params], Cost]:
+    """The cost of the training of a kind of model, as the table of kinds has it. sample_flops: instead of the kind's."""
+
+    def cost(config: Any, params: Params) -> Cost:
+        kind = MODELS[model]
+        optim = config.section(kind.stage).optim
+        forward = (sample_flops or kind.sample_flops)(config)
+        return Cost(4 * kind.parameters(config), 3 * forward * optim.batch_size * optim.steps)  # backward is twice forward
+
+    return cost
 
 
 @dataclass(frozen=True)
@@ -60,21 +73,21 @@ class Named:
 Source = Instance | Named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage of the study.
 
-    version: raise it when a change of the code changes what comes out. section: its section of the configuration, called as the
-    stage; `replaced` are those of its fields that it does not read as they are, but by `settings`: what else of the
-    configuration it reads, by name, for these parameters. Section (but for knobs and replaced fields) and settings
-    are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
+    version: raise it when a change of the code changes what comes out. module: where its `run(job)` is. section: its section of
+    the configuration, called as the stage; `replaced` are those of its fields that it does not read as they are, but by
+    `settings`: what else of the configuration it reads, by name, for these parameters. Section (but for knobs and replaced
+    fields) and settings are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
     reads: its inputs by role. check: raises ValueError for a configuration that cannot work. makes: what others can
     make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. summary:
     for people.
     """
 
-    name: str
-    version: int
+    name: str = field(kw_only=False)
+    version: int = 1
     kind: Kind
     summary: str
     module: str
@@ -96,20 +109,21 @@ class Stage:
         return self.name.replace("-", "_")
 
     def load(self) -> Callable[[Job], dict[str, Any]]:
-        """The stage's `run(job) -> headline metrics`; loading it may load torch."""
-        run: Callable[[Job], dict[str, Any]] = importlib.import_module(self.module).run
+        """The stage's `run(job) -> headline metrics`; loading it may load torch. Raises ConfigError when there is none."""
+        run: Callable[[Job], dict[str, Any]] | None = getattr(importlib.import_module(self.module), "run", None)
+        if run is None:
+            raise ConfigError(f"stage {self.name}: module {self.module} has no run(job)")
         return run
 
 
 class Registry(dict[str, Stage]):
     """The stages by name, each after those that it reads."""
 
-    def register(self, stage: Stage) -> Stage:
+    def register(self, stage: Stage) -> None:
         """Add a stage. A name is taken once; the same stage again changes nothing. Raises ConfigError."""
         known = self.setdefault(stage.name, stage)
         if known.module != stage.module:
             raise ConfigError(f"two stages are called '{stage.name}': {known.module} and {stage.module}")
-        return known
 
     def that_make(self, what: str) -> list[str]:
         """Names of the stages that can make it."""

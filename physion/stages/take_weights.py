@@ -7,7 +7,7 @@ from typing import Any
 
 from physion.data.shards import Shards
 from physion.job import Job
-from physion.models.kinds import MODELS
+from physion.models.kinds import MODELS, ReadoutKind
 from physion.models.published import digests
 from physion.models.weights import load_model
 from physion.stages.train_readout import choose_on_heldout, heldout_videos
@@ -24,13 +24,13 @@ def run(job: Job) -> dict[str, Any]:
     given, kind = job.inputs["weights"], MODELS[str(job.params["model"])]
     path = role_of(given, "weights")
     assert path is not None
-    for other in dict.fromkeys(kind.frozen.values()):
+    for other in (other for other in kind.copied() if other in job.inputs):
         used = load_model(job.inputs[other].path(WEIGHTS), other).state_dict()
         parts = given.manifest.metrics.get("digests", {})
         require_together(parts, given.prefix, digests(other, used, {}), f"the {job.inputs[other].manifest.instance} in use")
     metrics: dict[str, Any] = {"weights": given.prefix, "parameters": given.manifest.metrics["parameters"]}
     model = load_model(path, kind.name)
-    if kind.role == "readout":
+    if isinstance(kind, ReadoutKind):
         frames = job.settings["frames"]
         metrics |= {"frames": frames} | choose_on_heldout(model, heldout_videos(Shards(job.inputs["slots"]), frames))
     local = job.output.scratch / WEIGHTS

@@ -12,7 +12,7 @@ from physion.data.clips import Batch, FrameClips, to_unit
 from physion.data.shards import FrameShards
 from physion.job import Job
 from physion.models.dvae import DVAE, gumbel_tau
-from physion.models.flops import decode_flops, encode_flops
+from physion.models.flops import reconstruct_flops
 from physion.report import pictures
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
@@ -25,7 +25,7 @@ class DVAETask(Task):
         self.model: DVAE = initial_model(config.seed, lambda: DVAE(config.model))
         self.train = FrameClips(frames, frames.select(heldout=False), frames.video_frames, 1)
         self.heldout = FrameClips(frames, frames.select(heldout=True), frames.video_frames, 1)
-        self.sample_flops = 3 * (encode_flops(config.model, frames.image_size) + decode_flops(config.model, frames.image_size))
+        self.sample_flops = 3 * reconstruct_flops(config.model, frames.image_size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error through relaxed codes at the step's temperature."""

@@ -1,4 +1,4 @@
-"""`train-readout`: one linear readout, for one feature mode and seed; its threshold is chosen on held-out readout videos."""
+"""`train-readout`: one readout, for one feature mode and seed; its threshold is chosen on held-out readout videos."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from physion.config.schema import TrainReadout
 from physion.data.clips import Batch, LabelledSlots
 from physion.data.shards import Shards
+from physion.errors import ConfigError
 from physion.job import Job
-from physion.models.kinds import kind_of_model
-from physion.models.weights import save_weights
+from physion.models.weights import build_model, save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.store.artifacts import ArtifactWriter
 from physion.training.engine import Task, device, fit, initial_model, publish_weights
@@ -29,23 +29,26 @@ class ReadoutTask(Task):
 
     def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
         _, count, size = slots.shape("slots")
-        self.kind, self.sizes = kind_of_model(config.model, "readout"), {"slots": count, "slot_size": size}
+        self.kind, self.sizes = config.model, {"slots": count, "slot_size": size}
         self.steps, self.output = config.optim.steps, output
-        self.model = initial_model(seed, lambda: self.kind.build(self.sizes))
+        self.model = initial_model(seed, lambda: build_model(self.kind, self.sizes))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
         self.heldout: LabelledSlots = heldout_videos(slots, frames)
         self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Binary cross-entropy."""
-        return F.binary_cross_entropy_with_logits(self.model(batch["slots"]), batch["labels"])
+        logits, labels = self.model(batch["slots"]), batch["labels"]
+        if logits.shape != labels.shape:
+            raise ConfigError(f"readout '{self.kind}' gave logits {[*logits.shape]}, not [B={len(labels)}]")
+        return F.binary_cross_entropy_with_logits(logits, labels)
 
     def after_step(self, done: int) -> None:
         """Keep the weights of an epoch: the published protocol chooses among them (`paper_protocol`)."""
         if done % self.epoch_steps == 0 or done == self.steps:
             epoch = -(-done // self.epoch_steps)
             path = self.output.scratch / "epoch"
-            save_weights(path, self.model, self.kind.name, self.sizes)
+            save_weights(path, self.model, self.kind, self.sizes)
             self.output.add_part(f"epoch-{epoch:05d}", {f"{EPOCHS}{epoch:05d}.safetensors": path})
 
     def keep_epochs(self) -> None:
@@ -64,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
     rows = fit(task, config, job)
     job.ranks.on_rank_0(task.keep_epochs)
     model = task.model.cpu().eval()
-    metrics = publish_weights(model, task.kind.name, task.sizes, rows, job)
+    metrics = publish_weights(model, task.kind, task.sizes, rows, job)
     return metrics | {"frames": job.settings["frames"]} | choose_on_heldout(model, task.heldout)
 
 

@@ -10,7 +10,7 @@ from physion.config.schema import TrainSlotFormer
 from physion.data.clips import Batch, SlotClips
 from physion.data.shards import Shards
 from physion.job import Job
-from physion.models.flops import predict_flops
+from physion.models.flops import slotformer_clip_flops
 from physion.models.slotformer import SlotFormer
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
@@ -24,7 +24,7 @@ class SlotFormerTask(Task):
         frames, stride = config.model.burn_in + config.rollout_frames, config.model.stride
         self.train = SlotClips(slots, slots.select(heldout=False), video_frames, frames, stride)
         self.heldout = SlotClips(slots, slots.select(heldout=True), video_frames, frames, stride)
-        self.sample_flops = 3 * config.rollout_frames * predict_flops(config.model, count, size)
+        self.sample_flops = 3 * slotformer_clip_flops(config, count, size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error over the predicted frames, with gradients through all of them."""

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from physion.config.schema import Optim, TrainSTEVE
-from physion.data.clips import Batch, FrameClips, to_unit
+from physion.data.clips import Batch, to_unit
 from physion.data.shards import FrameShards, Shards
 from physion.job import Job
-from physion.models.flops import slots_flops, tokens_flops
+from physion.models.flops import steve_clip_flops
 from physion.models.steve import STEVE
 from physion.models.weights import load_model
 from physion.training.engine import WEIGHTS, fit, initial_model, publish_weights
@@ -20,14 +20,13 @@ from physion.training.slot_task import SlotTask
 class STEVETask(SlotTask):
     """Clips of successive frames and their tokens in, cross-entropy of the tokens out."""
 
+    model: STEVE
+
     def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
+        model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
+        super().__init__(model, frames, config.clip_frames, tokens)
         self.config = config
-        self.model: STEVE = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
-        length = frames.video_frames
-        self.train = FrameClips(frames, frames.select(heldout=False), length, config.clip_frames, tokens)
-        self.heldout = FrameClips(frames, frames.select(heldout=True), length, config.clip_frames, tokens)
-        frame_flops = slots_flops(config.model, frames.image_size) + tokens_flops(config.model, frames.image_size, codes)
-        self.sample_flops = 3 * config.clip_frames * frame_flops
+        self.sample_flops = 3 * steve_clip_flops(config, frames.image_size, codes)
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
@@ -39,7 +38,7 @@ class STEVETask(SlotTask):
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Cross-entropy of all tokens of every frame."""
-        slots = self.model.encode(to_unit(batch["images"]), with_masks=False).slots
+        slots = self.model.encode(to_unit(batch["images"])).slots
         return self.model.loss(slots, batch["tokens"])
 
 

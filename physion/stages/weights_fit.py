@@ -8,7 +8,7 @@ from typing import Any
 
 from physion.config.schema import Study
 from physion.errors import ConfigError
-from physion.models.kinds import MODELS
+from physion.models.kinds import MODELS, shared_parts, slot_model_kind
 from physion.store.artifacts import Artifact
 
 # Keys of a model's sizes that matter to its training only.
@@ -20,12 +20,18 @@ def require_fit(config: Study, taken: Mapping[str, tuple[str, Artifact]]) -> Non
 
     Raises ConfigError when some are of another model than is configured, or do not belong together.
     """
+    used = {config.slot_model, *slot_model_kind(config).decodes_with}
     for kind, artifact in taken.values():
         manifest, stage = artifact.manifest, MODELS[kind].stage
         if manifest.stage != stage:
             raise ConfigError(f"{artifact.prefix} is for {manifest.stage}, so it cannot be the weights of {stage}")
         if different := _differences(manifest.config, MODELS[kind].sizes(config)):
             raise ConfigError(f"{artifact.prefix} does not fit the configured {kind} model: {', '.join(different)}")
+        for part in _digests(artifact):
+            if (owner := shared_parts()[part].kind) not in {kind, *used}:
+                raise ConfigError(
+                    f"{artifact.prefix} was trained with {owner}, which is no part of this study on {config.slot_model}"
+                )
     for (_, first), (_, second) in combinations(taken.values(), 2):
         require_together(_digests(first), first.prefix, _digests(second), second.prefix)
 
@@ -37,7 +43,8 @@ def require_together(first: Mapping[str, str], first_name: str, second: Mapping[
     """
     for part in sorted(first.keys() & second.keys()):
         if first[part] != second[part]:
-            title = {"dvae": "dVAE", "decoder": "STEVE decoder"}[part]
+            owner = shared_parts()[part].kind
+            title = part if part == owner else f"{owner} {part}"
             raise ConfigError(
                 f"{first_name} and {second_name} do not belong together: the {title} of one is not the {title} of the other. "
                 f"Take the {title} that came with it, or train both here"

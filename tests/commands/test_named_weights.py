@@ -185,7 +185,7 @@ def test_weights_of_another_dvae_are_refused(physion, preset, shared, store, tmp
     ended = physion("stage", "take-weights", "-p", preset, "-s", store, *other)
     assert ended.code == 2
     assert (
-        "pretrained/mini-steve and the train-dvae in use do not belong together: the dVAE of one is not the dVAE" in ended.err
+        "pretrained/mini-steve and the train-dvae in use do not belong together: the dvae of one is not the dvae" in ended.err
     )
     assert physion("stage", "take-weights", "-p", preset, "-s", store, *with_set(use("steve"))).code == 0
     # both given by name: said before anything runs

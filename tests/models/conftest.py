@@ -53,7 +53,7 @@ class Goldens:
 
     def checkpoint(self, name):
         """The whole published state dict: what the rule makes, in its order, with the constants that it leaves."""
-        whole = to_published(self.model(name), frozen_copies(name, self.published(name)))
+        whole = to_published(name, self.model(name), frozen_copies(name, self.published(name)))
         return {key: whole[key] for key in self.keys[name]}
 
     def input(self, case, name):

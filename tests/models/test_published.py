@@ -79,8 +79,8 @@ def test_a_steve_without_its_dvae(physion, published, tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "change", "message"),
     [
-        ("slotformer", "steve", lambda s: s, "holds SlotFormer, not STEVE: import it --as slotformer"),
-        ("readout", "dvae", lambda s: s, "holds a readout, not a dVAE: import it --as readout"),
+        ("slotformer", "steve", lambda s: s, "holds a slotformer model, not steve: import it --as slotformer"),
+        ("readout", "dvae", lambda s: s, "holds a readout model, not dvae: import it --as readout"),
         ("readout", "readout", lambda s: {"x": torch.ones(1)}, "is of no known model"),
         ("dvae", "dvae", lambda s: {k: v for k, v in s.items() if k != "decoder.0.bias"}, "missing: decoder.0.bias"),
         ("dvae", "dvae", lambda s: s | {"decoder.99.bias": torch.ones(1)}, "extra: decoder.99.bias"),

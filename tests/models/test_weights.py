@@ -90,7 +90,7 @@ def test_files_that_are_no_weights(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_published_state_dicts_come_in_and_go_out(goldens, name):
     model, keys = goldens.model(name), goldens.keys[name]
-    published = to_published(model, copies_for(name, {"dvae": goldens.model("dvae"), "steve": goldens.model("steve")}))
+    published = to_published(name, model, copies_for(name, {other: goldens.model(other) for other in ("dvae", "steve")}))
     shapes = {key: [*value.shape, str(value.dtype).removeprefix("torch.")] for key, value in published.items()}
     assert shapes == keys
     back = from_published(name, published)
