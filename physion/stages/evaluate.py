@@ -28,7 +28,7 @@ from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
-from physion.training.engine import HISTORY, WEIGHTS, device
+from physion.training.engine import HISTORY, WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
@@ -184,7 +184,7 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
     shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
-    where = device()
+    device = best_device()
     model = load_slot_model(job.inputs)
     total = frames.video_frames
     observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
@@ -198,12 +198,12 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
             job.stop.check()
             video = found.videos[number]
             images = frames.images(video.name, 0, total)
-            batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(where))
+            batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             masks = _masks(model, batch, frames.image_size)
             clips = {"video": images[shown], "slot masks": pictures.overlay_masks(images[shown], masks[shown])}
             border = {caption: [False] * len(shown) for caption in clips}
             for caption, source in shards.items():
-                decoded = model.decode(torch.from_numpy(source.read(video.name, "slots")[shown]).to(where))
+                decoded = model.decode(torch.from_numpy(source.read(video.name, "slots")[shown]).to(device))
                 if decoded is not None:
                     clips[caption] = pictures.from_unit(decoded.cpu().numpy())
                     border[caption] = predicted if sources[caption] == "rollouts" else [False] * len(shown)

@@ -18,7 +18,7 @@ from physion.models.slots import SlotModel, encode_video
 from physion.models.weights import kind_of_weights, load_model
 from physion.stages.bulk import map_shards
 from physion.store.artifacts import Artifact
-from physion.training.engine import WEIGHTS, device
+from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 
@@ -30,7 +30,7 @@ def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
     others = {name: load_model(inputs[name].path(WEIGHTS), name) for name in kind.decodes_with if name in inputs}
     if others:
         model = kind.with_others(model, **others).eval()
-    return model.to(device())
+    return model.to(best_device())
 
 
 @arithmetic(torch.float32)
@@ -45,7 +45,7 @@ def run(job: Job) -> dict[str, Any]:
         for start in range(0, frames.video_frames, config.chunk_frames):
             count = min(config.chunk_frames, frames.video_frames - start)
             images = np.stack([frames.images(video.name, start, count) for video in videos])
-            yield to_unit(torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(device()))
+            yield to_unit(torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(best_device()))
 
     def slots(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):

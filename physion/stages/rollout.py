@@ -14,7 +14,7 @@ from physion.data.shards import Shards, in_groups
 from physion.job import Job
 from physion.models.weights import load_model
 from physion.stages.bulk import map_shards
-from physion.training.engine import WEIGHTS, device
+from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 
@@ -24,14 +24,14 @@ def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video: the first `observed` frames as extracted, the rest predicted."""
     config: Rollout = job.config
     source = Shards(job.inputs["slots"])
-    where = device()
-    model = load_model(job.inputs["slotformer"].path(WEIGHTS), "slotformer").to(where)
+    device = best_device()
+    model = load_model(job.inputs["slotformer"].path(WEIGHTS), "slotformer").to(device)
     frames, _, _ = source.shape("slots")
 
     def rollouts(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):
             observed = np.stack([source.read(video.name, "slots", slice(0, config.observed)) for video in group])
-            predicted = model.rollout_video(torch.from_numpy(observed).to(where), frames)
+            predicted = model.rollout_video(torch.from_numpy(observed).to(device), frames)
             for video, array in zip(group, predicted.cpu().numpy(), strict=True):
                 yield video.name, array
 

@@ -15,7 +15,7 @@ from physion.data.shards import FrameShards
 from physion.job import Job
 from physion.models.weights import load_model
 from physion.stages.bulk import map_shards
-from physion.training.engine import WEIGHTS, device
+from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 
@@ -25,13 +25,13 @@ def run(job: Job) -> dict[str, Any]:
     """Publish `tokens` int16 [T, N] a video, row-major within a frame."""
     config: Tokenize = job.config
     frames = FrameShards(job.inputs["frames"])
-    where = device()
-    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").to(where)
+    device = best_device()
+    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae").to(device)
 
     def tokens(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for video in videos:
             images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).permute(0, 3, 1, 2)
-            rows = [dvae.tokenize(to_unit(part.to(where))).flatten(1).cpu() for part in images.split(config.batch_size)]
+            rows = [dvae.tokenize(to_unit(part.to(device))).flatten(1).cpu() for part in images.split(config.batch_size)]
             yield video.name, torch.cat(rows).to(torch.int16).numpy()
 
     return map_shards(job, frames, config.videos_per_shard, "tokens", tokens)

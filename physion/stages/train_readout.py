@@ -18,7 +18,7 @@ from physion.job import Job
 from physion.models.weights import build_model, save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.store.artifacts import ArtifactWriter
-from physion.training.engine import Task, device, fit, initial_model, publish_weights
+from physion.training.engine import Task, best_device, fit, initial_model, publish_weights
 from physion.training.precision import arithmetic
 
 EPOCHS = "epochs/"
@@ -88,10 +88,10 @@ def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any
 @torch.inference_mode()
 def predict(models: Sequence[nn.Module], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
     """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models."""
-    where = device()
-    models = [model.to(where) for model in models]
+    device = best_device()
+    models = [model.to(device) for model in models]
     logits = []
     for first in range(0, len(videos), batch):
-        slots = videos[range(first, min(first + batch, len(videos)))]["slots"].to(where)
+        slots = videos[range(first, min(first + batch, len(videos)))]["slots"].to(device)
         logits.append(torch.stack([model(slots) for model in models]))
     return torch.cat(logits, 1).double().sigmoid().cpu().numpy()

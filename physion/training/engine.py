@@ -104,7 +104,7 @@ class Loss(nn.Module):
         return self._task.loss(batch, step)
 
 
-def device() -> torch.device:
+def best_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -115,19 +115,19 @@ def initial_model(seed: int, build: Callable[[], ModelT]) -> ModelT:
     return build()
 
 
-def require_compilers(job: Job, where: torch.device) -> None:
+def require_compilers(job: Job, device: torch.device) -> None:
     """Raise ConfigError unless there is what torch.compile makes kernels with; torch itself asks in the middle of a step."""
-    if where.type == "cuda":
+    if device.type == "cuda":
         compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
         missing = ["Triton"] if importlib.util.find_spec("triton") is None else []
     else:
         compilers, missing = [os.environ.get("CXX", "g++")], []
     if not any(shutil.which(name) for name in compilers):
-        missing.append(f"a {'C' if where.type == 'cuda' else 'C++'} compiler ({' or '.join(compilers)})")
+        missing.append(f"a {'C' if device.type == 'cuda' else 'C++'} compiler ({' or '.join(compilers)})")
     if missing:
         raise ConfigError(
-            f"{job.instance}: torch.compile needs {' and '.join(missing)} for a {where.type} device, and neither the container "
-            f"image nor every machine has that: leave out {job.output.stage}.compile=true, or install it"
+            f"{job.instance}: torch.compile needs {' and '.join(missing)} for a {device.type} device, and neither the "
+            f"container image nor every machine has that: leave out {job.output.stage}.compile=true, or install it"
         )
 
 
@@ -155,7 +155,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     to compile with.
     """
     if config.compile:
-        require_compilers(job, device())
+        require_compilers(job, best_device())
     if not len(task.heldout) or not len(task.train):
         what = "is held out; raise" if len(task.train) else "is left to train on; lower"
         raise DataError(f"{job.instance}: no video {what} frames.heldout, or add videos")
@@ -167,7 +167,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
         )
     who = f"rank {ranks.rank} of {job.instance}" if ranks.count > 1 else job.instance
     with (
-        arithmetic(_precision(config.precision, device()), config.threads),
+        arithmetic(_precision(config.precision, best_device()), config.threads),
         Watchdog(who, config.stuck_after) as watchdog,
         Checkpoints(job.output) as checkpoints,
     ):
@@ -182,10 +182,10 @@ class Training:
     ) -> None:
         self.task, self.config, self.optim, self.job, self.who = task, config, config.optim, job, who
         self.ranks, self.checkpoints, self.watchdog = job.ranks, checkpoints, watchdog
-        self.where = device()
-        self.precision = _precision(config.precision, self.where)
-        self.model = task.model.to(self.where)
-        if self.where.type == "cuda":
+        self.device = best_device()
+        self.precision = _precision(config.precision, self.device)
+        self.model = task.model.to(self.device)
+        if self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         if config.compile:
             for part in self.model.children():
@@ -194,7 +194,7 @@ class Training:
         self.peaks = [peak for _, peak in groups]
         self.parameters = [p for params, _ in groups for p in params]
         self.adam = torch.optim.Adam([{"params": params} for params, _ in groups], lr=1.0, fused=True)
-        self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.precision == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.share = self.ranks.share(self.optim.batch_size)
         self.micro = config.micro_batch or self.share.stop - self.share.start
         self.waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
@@ -212,7 +212,7 @@ class Training:
         if not self.history.rows:
             self._measure(0)
         batches = StepBatches(len(self.task.train), optim.batch_size, self.config.seed, start, optim.steps, self.share)
-        loader = iter(_loader(self.task.train, batches, self.config, self.where))
+        loader = iter(_loader(self.task.train, batches, self.config, self.device))
         with progress(name, optim.steps, "steps", start) as bar:
             self.model.train()
             self.watch.restart_clock(start)
@@ -233,7 +233,7 @@ class Training:
         for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
             group["lr"] = learning_rate(step, peak, self.optim)
         try:
-            loss = self._backward(_to(batch, self.where), step)
+            loss = self._backward(_to(batch, self.device), step)
         except torch.OutOfMemoryError:
             loss = None  # look for what fits only when the exception, which holds the tensors, is gone
         if loss is None:
@@ -253,7 +253,7 @@ class Training:
         number.
         """
         size, module = self.share.stop - self.share.start, self.module
-        total = torch.zeros((), device=self.where)
+        total = torch.zeros((), device=self.device)
         for first in range(0, size, self.micro):
             last = min(first + self.micro, size)
             piece = {name: tensor[first:last] for name, tensor in batch.items()}
@@ -297,7 +297,7 @@ class Training:
             flops = self.task.sample_flops and self.task.sample_flops * self.optim.batch_size / self.ranks.count
             shown = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms)}
             shown |= {"lr": learning_rate(done - 1, self.peaks[0], self.optim), **self.task.watched(done - 1)}
-            self.watch.log(done, self.optim.batch_size, flops, self.where, **shown)
+            self.watch.log(done, self.optim.batch_size, flops, self.device, **shown)
 
     @torch.no_grad()
     def _measure(self, step: int) -> None:
@@ -310,13 +310,13 @@ class Training:
             self.watchdog.doing(f"measuring the held-out loss after {step} steps")
             chosen = mine[first : first + self.micro]
             with self._autocast():
-                total += self.task.heldout_loss(_to(self.task.heldout[chosen], self.where)).item() * len(chosen)
+                total += self.task.heldout_loss(_to(self.task.heldout[chosen], self.device)).item() * len(chosen)
         loss = self.ranks.all_reduce(total).item() / len(clips)
         self._require_finite(loss, "held-out loss", step)
         rate = learning_rate(min(step, self.optim.steps - 1), self.peaks[0], self.optim)
         self.history.close_row(step=step, lr=rate, heldout_loss=loss)
         if self.ranks.rank == 0:
-            few = _to(self.task.heldout[clips[:PICTURED]], self.where)
+            few = _to(self.task.heldout[clips[:PICTURED]], self.device)
             with self._autocast():
                 self.watch.measured(step, loss, self.task.picture(few))
         self.model.train()
@@ -364,13 +364,13 @@ class Training:
             self.adam.zero_grad()
             torch.cuda.empty_cache()
             with suppress(torch.OutOfMemoryError), self._autocast():
-                loss = self.task.loss(_to({key: tensor[:smaller] for key, tensor in batch.items()}, self.where), step)
+                loss = self.task.loss(_to({key: tensor[:smaller] for key, tensor in batch.items()}, self.device), step)
                 torch.autograd.grad(loss, self.parameters, allow_unused=True)  # without DDP's hooks
                 return f"{self.who}: {size} samples at a time do not fit into memory, {smaller} do: {option}={smaller}"
         return f"{self.who}: not even one sample fits into memory; use a smaller model or a larger device"
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.where.type, self.precision, enabled=self.precision != torch.float32)
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     @contextmanager
     def _noise(self, step: int, first: int, last: int) -> Iterator[None]:
@@ -380,7 +380,7 @@ class Training:
         """
         seed = self.config.seed
         torch.manual_seed(step_seed(seed, step, first))
-        if self.where.type == "cuda":
+        if self.device.type == "cuda":
             yield
             return
         with sample_noise([step_seed(seed, step, position) for position in range(first, last)]):
@@ -418,17 +418,17 @@ def publish_weights(
     }
 
 
-def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, where: torch.device) -> Iterable[Batch]:
+def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, device: torch.device) -> Iterable[Batch]:
     workers = config.loader_workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())  # a rank a GPU
-        workers = min(8, max(1, cores)) if where.type == "cuda" else 0
+        workers = min(8, max(1, cores)) if device.type == "cuda" else 0
     return DataLoader(
         cast(Any, clips),
         sampler=batches,
         batch_size=None,  # a "sample" is a whole batch: the sampler yields its clip numbers
         num_workers=workers,
-        pin_memory=where.type == "cuda",
+        pin_memory=device.type == "cuda",
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_interrupt,
@@ -439,12 +439,12 @@ def _ignore_interrupt(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when loading ends
 
 
-def _to(batch: Batch, where: torch.device) -> Batch:
-    return {name: tensor.to(where, non_blocking=True) for name, tensor in batch.items()}
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _precision(wanted: str, where: torch.device) -> torch.dtype:
-    if where.type == "cpu":
+def _precision(wanted: str, device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
         return torch.float32
     if wanted == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -51,12 +51,12 @@ class Watch:
         """Leave out of the rates what happened since the last row: held-out measures, checkpoints."""
         self._lap, self._lap_step, self._waited = time.monotonic(), step, 0.0
 
-    def log(self, step: int, batch: int, flops: float | None, where: torch.device, **values: float) -> None:
+    def log(self, step: int, batch: int, flops: float | None, device: torch.device, **values: float) -> None:
         """Add a row for the steps since the last one: `values` and the rates. flops: of a step on one device."""
         seconds, steps = time.monotonic() - self._lap, step - self._lap_step
         row = {"step": step, "time": round(time.time(), 3), **values}
-        row |= {"samples_per_s": batch * steps / seconds, "data_wait": self._waited / seconds, "memory_gb": memory_gb(where)}
-        if flops is not None and (peak := peak_flops(where)):
+        row |= {"samples_per_s": batch * steps / seconds, "data_wait": self._waited / seconds, "memory_gb": memory_gb(device)}
+        if flops is not None and (peak := peak_flops(device)):
             row["mfu"] = flops * steps / seconds / peak
         self._rows.append(row)
         self.restart_clock(step)
@@ -127,14 +127,14 @@ def forget_after(output: ArtifactWriter, step: int) -> None:
             output.store.delete(key)
 
 
-def memory_gb(where: torch.device) -> float:
+def memory_gb(device: torch.device) -> float:
     """The most memory that was in use, GB: of the device, or of this process."""
-    if where.type == "cuda":
-        return torch.cuda.max_memory_allocated(where) / 1e9
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def peak_flops(where: torch.device) -> float | None:
+def peak_flops(device: torch.device) -> float | None:
     """Peak FLOP/s of the device in bf16 or fp16; None where it is not known."""
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else ""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if part in name), None)

@@ -56,7 +56,7 @@ def test_the_same_artifacts_as_on_one_machine(first, study, physion, tmp_path):
     where = ["-p", "smoke", "-s", store]
     for row in json.loads(physion("plan", "--json", *where).out):
         if row["name"] in TRAININGS:
-            command(sys.executable, "-m", "physion.training.launch", "--nproc-per-node=4", "stage", row["name"], *where)
+            command(sys.executable, "-m", "physion.training.torchrun", "--nproc-per-node=4", "stage", row["name"], *where)
         else:
             assert physion("stage", row["name"], *where).code == 0
     here = {m["instance"]: m for path in store.glob("artifacts/*/*/manifest.json") for m in [json.loads(path.read_text())]}

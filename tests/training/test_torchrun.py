@@ -61,7 +61,7 @@ def test_a_rank_that_dies_restarts_the_group_from_the_last_checkpoint(start, tmp
 
 def test_sigterm_ends_with_143_and_the_state_saved(start, tmp_path):
     """Configured by the environment that a PyTorchJob sets."""
-    process = start(sys.executable, "-m", "physion.training.launch", PET_NPROC_PER_NODE="2", PET_NNODES="1")
+    process = start(sys.executable, "-m", "physion.training.torchrun", PET_NPROC_PER_NODE="2", PET_NNODES="1")
     wait_for_checkpoint(tmp_path / "store", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
@@ -73,6 +73,6 @@ def test_sigterm_ends_with_143_and_the_state_saved(start, tmp_path):
 
 
 def test_launch_without_a_stage_says_how():
-    ended = subprocess.run([sys.executable, "-m", "physion.training.launch", "-h"], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-m", "physion.training.torchrun", "-h"], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: usage: ")

@@ -1,6 +1,6 @@
 """torchrun that ends with physion's exit code, so that a scheduler can act on it; torchrun itself always fails with 1.
 
-    python -m physion.training.launch --nproc-per-node=8 --max-restarts=3 stage train-steve -p paper -s ...
+    python -m physion.training.torchrun --nproc-per-node=8 --max-restarts=3 stage train-steve -p paper -s ...
 
 Everything before `stage` is an option of torchrun, or comes from the environment (PET_NPROC_PER_NODE and so on).
 """
@@ -26,7 +26,7 @@ def main() -> int:
     """Run `physion stage ...` on several ranks. Returns the exit code of the rank that failed first, 128 + n for signal n."""
     arguments = sys.argv[1:]
     if "stage" not in arguments:
-        print("error: usage: python -m physion.training.launch [options of torchrun] stage ...", file=sys.stderr)
+        print("error: usage: python -m physion.training.torchrun [options of torchrun] stage ...", file=sys.stderr)
         return ConfigError.exit_code
     # A store that agents share with all attempts of the ranks keeps the addresses of dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
