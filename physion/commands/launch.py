@@ -54,10 +54,10 @@ def launch(
     as_json: AsJSON = False,
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
-    _require_manifest(jobs, name)
-    overrides = with_precision(preset, overrides, precision)
     for_pods(preset, overrides)
+    overrides = with_precision(preset, overrides, precision)
     graph, target = study(preset, overrides, store)
+    _require_manifest(jobs, name)  # now that plugins have added theirs
     node = select_one(graph, name, {})
     from physion.pipeline.runner import Done, published_input, standing
 

@@ -173,6 +173,12 @@ def test_a_precision_is_for_its_training_too(example):
     assert load_config("smoke", overrides).section("train-patches").precision == "bf16"
 
 
+def test_a_cluster_can_train_it(physion, example, tmp_path):
+    ended = physion("launch", "train-patches", *STUDY, "-s", tmp_path / "store", "--jobs", DOCS.parent / "jobs")
+    assert ended.code == 2
+    assert "error: input frames-training" in ended.err  # the last thing looked at before the cluster
+
+
 def test_its_weights_are_shared_and_used(ran, physion, example, tmp_path):
     _, store, _ = ran
     other = tmp_path / "other"
