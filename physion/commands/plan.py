@@ -77,11 +77,13 @@ def _say_why(rows: list[dict[str, Any]], graph: Mapping[str, Node], target: Stor
     if as_json:
         print(json.dumps({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()}, indent=1))
         return
+    told: set[str] = set()
     for name, reasons in found.items():
         print(name)
         for reason in reasons:
-            for line in reason.lines(1):
+            for line in reason.lines(told, 1):
                 print(line)
+        told.add(name)
     if not found:
         print("nothing is to be made")
 

@@ -26,11 +26,14 @@ class Reason:
     because: tuple[Reason, ...] = field(default=())
     """Of an input: why that is another one."""
 
-    def lines(self, depth: int = 0) -> Iterator[str]:
-        """For people, indented by how deep in the chain it lies."""
-        yield "  " * depth + self._sentence()
-        for reason in self.because:
-            yield from reason.lines(depth + 1)
+    def lines(self, told: set[str], depth: int = 0) -> Iterator[str]:
+        """For people, indented by depth in the chain; instances that were `told` of already are not explained again."""
+        known = self.kind == "input" and self.what in told
+        yield "  " * depth + (f"its input {self.what} is another one, as above" if known else self._sentence())
+        if self.kind == "input" and not known:
+            told.add(self.what)
+            for reason in self.because:
+                yield from reason.lines(told, depth + 1)
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
