@@ -86,15 +86,26 @@ def test_submit_from_the_template(study, first):
 
 
 def test_a_job_by_hand(first, study):
-    """jobs/training.yaml needs no workflow and no launcher: kubectl makes it, and it takes what the store has."""
+    """jobs/training.yaml needs no workflow and no launcher: kubectl makes it, and it takes what the store has.
+
+    With as many ranks as before it gives the same bytes, so what stands on it stays.
+    """
+    before = study.manifests()["train-dvae"]["files"]
     study.drop("train-dvae")
     job = by_hand("train-dvae")
+    replicas = {key: 2 for key in ("minReplicas", "maxReplicas")}
+    job["spec"] |= {"nprocPerNode": "2", "elasticPolicy": job["spec"]["elasticPolicy"] | replicas}
+    job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] = 2
     (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
     container["env"] = [{"name": f"PHYSION_{key.upper()}", "value": study.parameters[key]} for key in ("preset", "store")]
     kubectl("create", "-f", "-", given=json.dumps(job))
     try:
         kubectl("wait", "--for=condition=Succeeded", "pytorchjob/train-dvae", "--timeout=300s")
-        assert study.manifests()["train-dvae"]["host"]["ranks"] == 1
+        made = study.manifests()["train-dvae"]
+        assert made["host"]["ranks"] == 4
+        assert [file for file in made["files"] if file["name"] not in WITH_TIMES] == [
+            file for file in before if file["name"] not in WITH_TIMES
+        ]
     finally:
         kubectl("delete", "pytorchjob", "train-dvae")
 
