@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from physion.errors import ConfigError, DataError
+from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.protocol import Store
 
@@ -286,7 +286,16 @@ class PrefixWriter:
         return _record(name, self.store.fetch(key))
 
     def publish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest unless another runner just did, and clean up. Returns the one that stands."""
+        """Write the manifest unless another runner just did, and clean up. Returns the one that stands.
+
+        Raises TransientError when a file is gone, as when somebody erased the artifact while it was made.
+        """
+        there = set(self.store.list(self.prefix))
+        gone = [record.name for record in manifest.files if f"{self.prefix}/{record.name}" not in there]
+        if gone and f"{self.prefix}/{MANIFEST}" not in there:  # else another runner's, with its files, stands already
+            raise TransientError(
+                f"{self.store.uri}/{self.prefix}: {gone[0]} was removed by another command while this one ran; run it again"
+            )
         data = manifest.model_dump_json(indent=1).encode()
         self.store.write(f"{self.prefix}/{MANIFEST}", data, if_absent=True)
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")

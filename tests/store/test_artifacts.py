@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from physion.errors import ConfigError, DataError
+from physion.errors import ConfigError, DataError, TransientError
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 
 
@@ -52,6 +52,19 @@ def test_what_is_published_is_read_back(store, published):
 def test_there_is_no_artifact_before_its_manifest(store):
     writer = ArtifactWriter(store, "frames", "f" * 20)
     add(writer, "0", a="alpha")
+    assert read_manifest(store, "frames", "f" * 20) is None
+
+
+def test_nothing_is_published_without_its_files(store):
+    """Somebody erases the artifact, as a stale one or by --force, while another runner makes it."""
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    add(writer, "1", b="beta")
+    manifest = manifest_of(writer)
+    ArtifactWriter(store, "frames", "f" * 20).erase()
+    add(ArtifactWriter(store, "frames", "f" * 20), "1", b="beta")
+    with pytest.raises(TransientError, match=r"a\.txt was removed by another command while this one ran; run it again"):
+        writer.publish(manifest)
     assert read_manifest(store, "frames", "f" * 20) is None
 
 
