@@ -180,8 +180,8 @@ def test_what_is_cached_is_cached_on_every_rank(finished, preset, tmp_path):
         (["run"], "physion run is one process"),
     ],
 )
-def test_mistakes_end_every_rank_with_two(finished, preset, tmp_path, arguments, said):
-    ranks = Ranks(2, physion, *arguments, "-p", preset, "-s", str(finished), log=tmp_path / "log")
+def test_mistakes_end_every_rank_with_two(store, preset, tmp_path, arguments, said):
+    ranks = Ranks(2, physion, *arguments, "-p", preset, "-s", str(store), log=tmp_path / "log")
     assert ranks.wait() == [2, 2]
     assert said in ranks.said()
     assert "Traceback" not in ranks.said(0) + ranks.said(1)
