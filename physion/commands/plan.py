@@ -38,11 +38,11 @@ def plan(
 ) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
     from physion.kubernetes.tasks import parse_shards, work_lists, write_work_lists
-    from physion.pipeline.runner import standing
+    from physion.pipeline.runner import all_standing
 
     config, graph, target = load_study(preset, overrides, store)
     shown = select(graph, only, {}) if only else list(graph.values())
-    done = {node.name for node in graph.values() if standing(node, graph, target)}
+    done = all_standing(graph, target)
     if tasks is not None:
         left = left_to_do(graph, lambda node: node.name in done)
         write_work_lists(tasks, work_lists(config, left, parse_shards(shards)))

@@ -36,12 +36,21 @@ def standing(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | 
     return None if manifest is None or stale_inputs(manifest, node, graph, store) else manifest
 
 
+def all_standing(graph: Mapping[str, Node], store: Store) -> set[str]:
+    """The names of all instances of a graph that need not be made (`standing`). Each manifest is read once."""
+    found = {name: read_manifest(store, node.stage.name, node.fingerprint) for name, node in graph.items()}
+    return {name for name, manifest in found.items() if manifest and not _stale(manifest, graph[name], found.__getitem__)}
+
+
 def stale_inputs(manifest: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[str]:
     """The roles of the inputs that have been made again since, with other bytes. One that is gone can be no other."""
+    return _stale(manifest, node, lambda source: read_manifest(store, graph[source].stage.name, graph[source].fingerprint))
+
+
+def _stale(manifest: Manifest, node: Node, manifest_of: Callable[[str], Manifest | None]) -> list[str]:
     stale = []
     for role, source in node.inputs.items():
-        made_from = manifest.inputs.get(role)
-        now = read_manifest(store, graph[source].stage.name, graph[source].fingerprint)
+        made_from, now = manifest.inputs.get(role), manifest_of(source)
         if made_from and now and made_from.content != now.content:
             stale.append(role)
     return stale
