@@ -59,14 +59,14 @@ def load_model(path: Path, name: str | None = None) -> Any:
 
 def kind_of_weights(path: Path) -> str:
     """Which kind of model a weights file is of. Raises DataError as `load_model` does."""
-    return _read(path)[0]
+    return _read(path, tensors=False)[0]
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: Path, *, tensors: bool = True) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no dict)
+            state = {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118 (a safetensors file is no dict)
     except FileNotFoundError as error:
         raise DataError(f"no weights file at {path}") from error
     except (OSError, safetensors.SafetensorError) as error:
