@@ -27,6 +27,7 @@ from physion.commands.submit import submit
 from physion.commands.weights import weights_app
 from physion.errors import Interrupted, PhysionError, TransientError
 from physion.progress import Output
+from physion.store.keys import shown
 
 app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
@@ -100,10 +101,10 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {shown(str(error))}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
             if TERMINATION_LOG.exists():
-                TERMINATION_LOG.write_text(f"{error}")
+                TERMINATION_LOG.write_text(shown(str(error)))
     sys.exit(error.exit_code)
 
 

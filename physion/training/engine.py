@@ -205,6 +205,7 @@ class Training:
         state = self.ranks.on_rank_0(self._take_over)
         state.load(self.model, self.adam, self.scaler)
         start, self.history = state.step, state.history
+        del state
         if start:
             say(f"{name}: goes on from step {start} of {optim.steps}")
         self.watch = Watch(self.job.output, start)
