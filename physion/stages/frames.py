@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from physion.config.schema import Frames, Subset
-from physion.data.layout import Video, hold_out, read_subset
+from physion.data.layout import Video, read_subset
 from physion.data.shards import FRAME_KINDS, encode_frames, in_groups, index_item, shard_name, write_shard
+from physion.data.split import hold_out
 from physion.data.video import read_frames
 from physion.errors import DataError
 from physion.job import Job
