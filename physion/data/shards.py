@@ -116,7 +116,7 @@ def index_bytes(items: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
     name: str
     path: str
     scenario: str

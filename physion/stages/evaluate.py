@@ -14,7 +14,7 @@ import yaml
 
 from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
-from physion.data.layout import Video
+from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
 from physion.data.video import write_mp4
 from physion.job import Job
@@ -54,15 +54,17 @@ def run(job: Job) -> dict[str, Any]:
     """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
     predictions = _predict(job)
-    metrics = _measure(config, predictions, job.inputs["dataset"].manifest.stage)
+    dataset = job.inputs["dataset"].manifest
+    metrics = _measure(config, predictions, dataset.stage)
     panels, stills = _pictures(job, config, predictions) if config.videos else ([], {})
     made_from = [artifact.manifest for artifact in job.inputs.values()]
-    simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
+    simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
     report = render_report(
         ReportContext(
             headline=metrics["headline"],
             simulated=simulated,
+            left_out=left_out(dataset.metrics),
             metrics=metrics["modes"],
             comparisons=metrics["comparisons"],
             paper_protocol=predictions.paper_protocol,
@@ -78,7 +80,7 @@ def run(job: Job) -> dict[str, Any]:
     files |= {f"{title.lower().replace(' ', '-')}.svg": svg for title, svg in plots.items()}
     local = {name: job.output.scratch / name for name in files}
     for name, path in local.items():
-        path.write_text(files[name])
+        path.write_text(files[name], encoding="utf-8")
     job.output.add_part("report", local)
     return {
         "headline": metrics["headline"],

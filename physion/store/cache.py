@@ -155,7 +155,7 @@ class ShardCache:
             used = noted + size if noted is not None and self._looked else self.limit + 1
             if used > self.limit:
                 used = self._evict()
-            ledger.write_text(str(used))
+            ledger.write_text(str(used), encoding="utf-8")
         self._looked = True
         if used > self.limit and not self._warned:
             self._warned = True

@@ -39,7 +39,7 @@ def make_scratch(root: Path, *, private: bool = False) -> Path:
                     shutil.rmtree(entry, ignore_errors=True)  # which follows no symbolic link
             path = root / uuid.uuid4().hex
             path.mkdir()
-            lock = (path / LOCK).open("w")
+            lock = (path / LOCK).open("w", encoding="utf-8")
             take(lock.fileno(), fcntl.LOCK_EX, path)
             _held[path] = lock
     except NoLocks:
