@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.config.schema import STEVEModel
@@ -139,8 +138,7 @@ class STEVE(SlotModel):
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
         """Cross-entropy of all tokens of all frames, mean: a scalar."""
-        logits_BTNV = self.logits(slots_BTSD, tokens_BTN)
-        return F.cross_entropy(logits_BTNV.flatten(0, 2), tokens_BTN.flatten())
+        return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
         """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""

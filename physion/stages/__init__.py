@@ -227,7 +227,7 @@ for _stage in (
     ),
     Stage(
         "train-dvae",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
         module="physion.stages.train_dvae",
@@ -238,7 +238,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         module="physion.stages.tokenize",
@@ -249,7 +249,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         module="physion.stages.train_steve",
@@ -279,7 +279,7 @@ for _stage in (
     ),
     Stage(
         "train-slotformer",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
         module="physion.stages.train_slotformer",
