@@ -32,6 +32,7 @@ from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.slots import encode_video
 from physion.models.steve import STEVE
+from physion.stages.train_dvae import CACHED
 
 CONFIG = load_config("paper")
 CODES, PIXELS, SLOTS, WIDTH = CONFIG.train_dvae.model.codes, CONFIG.frames.image_size, 6, 192
@@ -89,9 +90,20 @@ def both_steps(models, losses, lr, batch, device, clip=None):
 def train_dvae(device, batch=8):
     ours, published = same_weights(DVAE(CONFIG.train_dvae.model), PublishedDVAE(), device)
     images = torch.rand(batch, 3, PIXELS, PIXELS, device=device) * 2 - 1
-    losses = (lambda: ours.loss(images, TAU)), (lambda: published.loss(images, TAU))
+    losses = (lambda: in_parts(lambda part: ours.loss(part, TAU), images)), (lambda: published.loss(images, TAU))
     steps = both_steps((ours, published), losses, [1e-3], batch, device)
     return Work("images", batch, 3 * flops.reconstruct_flops(CONFIG.train_dvae.model, PIXELS), *steps)
+
+
+def in_parts(loss, images):
+    """The mean loss of micro-batches as the engine makes them of the dVAE's batches on a CPU; the last one's backward is left."""
+    parts = images.split(max(1, CACHED // PIXELS**2) if images.device.type == "cpu" else len(images))
+    for number, part in enumerate(parts, 1):
+        with sample_noise(range(len(part))):
+            value = loss(part) / len(parts)
+        if number < len(parts):
+            value.backward()
+    return value
 
 
 def tokenize(device, batch=32):

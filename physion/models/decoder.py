@@ -76,7 +76,7 @@ class DecoderBlock(nn.Module):
         self.ffn_layer_norm = nn.LayerNorm(width)
         widening = linear(width, 4 * width)
         nn.init.kaiming_uniform_(widening.weight, nonlinearity="relu")
-        self.ffn = nn.Sequential(widening, nn.ReLU(), linear(4 * width, width, gain=gain))
+        self.ffn = nn.Sequential(widening, nn.ReLU(inplace=True), linear(4 * width, width, gain=gain))
 
     def forward(self, x_NLD: Tensor, slots: tuple[Tensor, Tensor], past: KeysValues | None = None) -> Tensor:
         """All tokens at once, or the single next one after those of `past`; slots: their keys and values."""

@@ -20,7 +20,7 @@ from physion.config.schema import DVAEModel
 from physion.models.noise import Drawn, log_exponential
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}  # elements [positions, V] at a time: as many as stay in a CPU's caches, or fill a GPU
-TOKENIZED = 4  # images at a time through the encoder, for the same reason
+TOKENIZED = 1 << 16  # pixels at a time through the encoder, for the same reason
 GROUP = 64  # codes whose maximum is taken together
 
 
@@ -85,8 +85,8 @@ class DVAE(nn.Module):
     @torch.no_grad()
     def tokenize(self, images_B3HW: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> the most likely codes, int64 [B, h, w]."""
-        cpu = images_B3HW.device.type == "cpu"
-        return torch.cat([self._tokenize(images) for images in images_B3HW.split(TOKENIZED if cpu else len(images_B3HW))])
+        few = max(1, TOKENIZED // images_B3HW[0, 0].numel()) if images_B3HW.device.type == "cpu" else len(images_B3HW)
+        return torch.cat([self._tokenize(images) for images in images_B3HW.split(few)])
 
     def _tokenize(self, images_B3HW: Tensor) -> Tensor:
         hidden_BhwC = self._hidden(images_B3HW)
@@ -131,7 +131,7 @@ class DVAE(nn.Module):
 
 def first_maximum(x_PV: Tensor) -> Tensor:
     """`x_PV.argmax(-1)`, the first of several; by groups on a CPU, where torch's takes 12 times as long as `amax`."""
-    if x_PV.device.type != "cpu" or x_PV.shape[1] % GROUP:
+    if x_PV.device.type != "cpu" or x_PV.shape[1] < GROUP**2 or x_PV.shape[1] % GROUP:
         return x_PV.argmax(-1)
     grouped_PGg = x_PV.unflatten(1, (-1, GROUP))
     group_P1 = grouped_PGg.amax(-1).argmax(-1, keepdim=True)

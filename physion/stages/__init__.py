@@ -265,7 +265,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         module="physion.stages.extract_slots",

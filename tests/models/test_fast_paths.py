@@ -50,7 +50,7 @@ def test_decoding_tokens_is_decoding_their_one_hot_codes():
     torch.testing.assert_close(dvae.decode_tokens(tokens), dvae.decode(F.one_hot(tokens, 20).movedim(-1, 1).float()))
 
 
-@pytest.mark.parametrize("codes", [20, 256])
+@pytest.mark.parametrize("codes", [20, 4096])
 def test_tokenize_in_chunks_is_the_argmax_of_the_logits(monkeypatch, codes):
     dvae, images = DVAE(DVAEModel(codes=codes, channels=8)), torch.rand(7, 3, 32, 32) * 2 - 1
     monkeypatch.setitem(physion.models.dvae.CHUNK, "cpu", 7 * codes)
