@@ -96,7 +96,7 @@ def train_dvae(device, batch=8):
 
 
 def in_parts(loss, images):
-    """The mean loss of micro-batches as the engine makes them of the dVAE's batches on a CPU; the last one's backward is left."""
+    """The mean loss of micro-batches, as the engine has them of the dVAE on a CPU; the last one's backward pass is left."""
     parts = images.split(max(1, CACHED // PIXELS**2) if images.device.type == "cpu" else len(images))
     for number, part in enumerate(parts, 1):
         with sample_noise(range(len(part))):

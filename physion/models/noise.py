@@ -80,11 +80,16 @@ def keep_mask(out: Tensor, p: float, seeds: Sequence[Sequence[int]] | None = Non
 
 
 def dropout(x: Tensor, p: float, relu: bool = False) -> Tensor:
-    """Zero each element of x (any shape), or of its positive part, with probability p and scale the others by 1 / (1 - p)."""
+    """Zero each element of x (any shape) with probability p and scale the others by 1 / (1 - p).
+
+    relu: take the positive part of x, and perhaps its memory.
+    """
     if p > 0 and x.device.type == "cpu":
         kept: Tensor = (_ReluDropout if relu else _Dropout).apply(x, p)
         return kept
-    return F.dropout(F.relu(x) if relu else x, p)
+    if relu:
+        x = F.relu_(x)
+    return F.dropout(x, p) if p > 0 else x
 
 
 class _Dropout(torch.autograd.Function):

@@ -122,11 +122,8 @@ class STEVE(SlotModel):
         """
         videos, frames = images_BT3HW.shape[:2]
         # Without gradients, which hold everything anyway, memory that serves again and again is faster on a CPU than fresh one.
-        few = (
-            frames
-            if torch.is_grad_enabled() or images_BT3HW.device.type != "cpu"
-            else max(1, TOGETHER // images_BT3HW[:, 0, 0].numel())
-        )
+        pixels, at_once = images_BT3HW[:, 0, 0].numel(), torch.is_grad_enabled() or images_BT3HW.device.type != "cpu"
+        few = frames if at_once else max(1, TOGETHER // pixels)
         slots, masks = [], []
         for features_BTPD in map(self._features, images_BT3HW.split(few, 1)):
             for features_BPD in features_BTPD.unbind(1):
