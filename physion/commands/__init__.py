@@ -111,13 +111,12 @@ Precision = Annotated[
 ]
 
 
-def with_precision(preset: str, overrides: list[str], precision: str | None) -> list[str]:
-    """Overrides that also give every training this precision."""
-    if precision is None:
-        return overrides
+def for_trainings(preset: str, overrides: list[str], **given: str | int | None) -> list[str]:
+    """Overrides that also give every training these values, where they are not None."""
     load_config(preset, overrides)  # imports plugins, which may add trainings
     trainings = [stage.name for stage, section in STAGES.sections() if issubclass(section, TrainingStage)]
-    return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings)]
+    values = [(key, value) for key, value in given.items() if value is not None]
+    return [*overrides, *(f"{stage}.{key}={value}" for key, value in values for stage in trainings)]
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:

@@ -1,4 +1,4 @@
-"""Runs stage instances on this machine, one after the other, reusing what is published."""
+"""Runs one stage instance in this process, or finds it published."""
 
 from __future__ import annotations
 
@@ -137,24 +137,6 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> M
         seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
     )
     return output.publish(manifest)
-
-
-def run_graph(
-    graph: Mapping[str, Node],
-    store: Store,
-    stop: Stop,
-    *,
-    starting: Callable[[Node], None],
-    done: Callable[[Done], None],
-) -> list[Done]:
-    """Make every artifact of the graph that is not published yet, in order."""
-    finished = []
-    for node in graph.values():
-        stop.check()
-        starting(node)
-        finished.append(run_node(node, graph, store, stop))
-        done(finished[-1])
-    return finished
 
 
 def host_facts() -> dict[str, Any]:

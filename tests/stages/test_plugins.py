@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from physion.commands import with_precision
+from physion.commands import for_trainings
 from physion.config.load import load_config
 from physion.data.clips import to_unit
 from physion.data.shards import FrameShards
@@ -169,7 +169,7 @@ def test_a_readouts_code_has_a_version(ran, physion, example):
 
 
 def test_a_precision_is_for_its_training_too(example):
-    overrides = with_precision("smoke", ["plugins=[patch_slots]"], "bf16")
+    overrides = for_trainings("smoke", ["plugins=[patch_slots]"], precision="bf16")
     assert load_config("smoke", overrides).section("train-patches").precision == "bf16"
 
 
