@@ -6,20 +6,27 @@ import ctypes
 import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from physion.progress import Output
 
 CONTEXT = multiprocessing.get_context("forkserver")
+# All that a training imports. physion.cli itself may be the main program, which every process imports for itself.
 PRELOADED = [
-    "physion.cli", "physion.pipeline.runner", "physion.training.engine", "physion.training.distributed", "torch._dynamo",
+    *(f"physion.commands.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "commands")])),
+    "physion.pipeline.runner",
+    "physion.training.engine",
+    "physion.training.distributed",
+    "torch._dynamo",
     "torch.utils.tensorboard",
-]  # fmt: skip
+]
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 ERROR = "error: "
 

@@ -130,9 +130,10 @@ class Schedule:
                 except PhysionError as error:
                     self._failed = self._failed or error
                 self._stop_all_if_asked()
+        if self._failed is None or isinstance(self._failed, Preempted):
+            self._stop.check()  # which is why it was
         if self._failed is not None:
             raise self._failed
-        self._stop.check()
         return [self._finished[name] for name in self._graph]
 
     # ------------------------------------------------------------------------------------------ what can start
