@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class StageProcess:
         CONTEXT.set_forkserver_preload(PRELOADED)
         self._output, writer = CONTEXT.Pipe(duplex=False)
         self._process = CONTEXT.Process(target=_run, args=(writer, list(arguments), dict(environment), threads))
+        resource_tracker.ensure_running()  # here, since it ends by letting signals through
         with _signals_held():
             self._process.start()
         writer.close()
