@@ -10,7 +10,6 @@ import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +22,7 @@ from physion.job import Stop
 from physion.pipeline.graph import Node, build_graph
 from physion.progress import duration
 from physion.stages import STAGES
-from physion.store.artifacts import prefix_of
 from physion.store.cache import ShardCache, default_limit
-from physion.store.pretrained import find_weights
 from physion.store.protocol import Store
 from physion.store.uri import open_store
 
@@ -113,16 +110,20 @@ Precision = Annotated[
 
 def for_trainings(preset: str, overrides: list[str], **given: str | int | None) -> list[str]:
     """Overrides that also give every training these values, where they are not None."""
-    load_config(preset, overrides)  # imports plugins, which may add trainings
-    trainings = [stage.name for stage, section in STAGES.sections() if issubclass(section, TrainingStage)]
     values = [(key, value) for key, value in given.items() if value is not None]
+    if not values:
+        return overrides
+    config = load_config(preset, overrides)
+    trainings = [
+        stage.name for stage in STAGES.values() if stage.section and isinstance(config.section(stage.name), TrainingStage)
+    ]
     return [*overrides, *(f"{stage}.{key}={value}" for key, value in values for stage in trainings)]
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:
     """What a preset and overrides mean in a store: configuration, stage instances with their fingerprints, the store."""
     config, target = load_config(preset, overrides), chosen_store(store)
-    return config, build_graph(config, partial(find_weights, target)), target
+    return config, build_graph(config, target), target
 
 
 def study(preset: str, overrides: list[str], store: str) -> tuple[dict[str, Node], Store]:
@@ -149,15 +150,10 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def artifact_uri(store: Store, node: Node) -> str:
-    """Where the artifact of an instance lies."""
-    return f"{store.uri}/{prefix_of(node.stage.name, node.fingerprint)}"
-
-
 def result_facts(result: Done, store: Store) -> dict[str, Any]:
     """What one stage came to, for `--json`."""
-    metrics = result.manifest.metrics
-    return {"artifact": artifact_uri(store, result.node), "published": True, "cached": result.cached, "metrics": metrics}
+    where, metrics = f"{store.uri}/{result.node.prefix}", result.manifest.metrics
+    return {"artifact": where, "published": True, "cached": result.cached, "metrics": metrics}
 
 
 def tell_result(result: Done, store: Store, as_json: bool) -> None:
@@ -166,7 +162,7 @@ def tell_result(result: Done, store: Store, as_json: bool) -> None:
         print(json.dumps(result_facts(result, store), indent=1))
         return
     took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-    print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{artifact_uri(store, result.node)}")
+    print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{store.uri}/{result.node.prefix}")
 
 
 def headline(metrics: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from physion.job import Stop
 from physion.machine import Machine
 from physion.pipeline.graph import Node
 from physion.pipeline.processes import StageProcess
-from physion.pipeline.runner import Done, standing
+from physion.pipeline.runner import Done, standing_or_erased
 from physion.progress import Display, say
 from physion.stages import Kind
 from physion.store.artifacts import read_manifest
@@ -156,7 +156,7 @@ class Schedule:
             for node in new:
                 self._stop.check()
                 self._checked.add(node.name)
-                if manifest := standing(node, self._graph, self._store):
+                if manifest := standing_or_erased(node, self._graph, self._store):
                     self._waiting.remove(node)
                     self._end(Done(node, manifest, cached=True))
 

@@ -54,7 +54,7 @@ def plan(monkeypatch, tmp_path):
             code="", created="", seconds=0,
         ),
     )  # fmt: skip
-    monkeypatch.setattr(schedule, "standing", lambda node, graph, store: None)
+    monkeypatch.setattr(schedule, "standing_or_erased", lambda node, graph, store: None)
 
     def begin(machine, *overrides, preset="tiny"):
         config = load_config(preset, overrides)
