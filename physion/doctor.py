@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from physion.errors import PhysionError
+from physion.machine import core_limit, memory_limit
 from physion.store.folders import locked
 from physion.store.local import LocalStore
 from physion.store.protocol import Store
 
 State = Literal["ok", "warn", "fail"]
 GiB = 2**30
-CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")
 SKEW_WARNED, SKEW_REFUSED = 60.0, 15 * 60.0  # seconds; S3 refuses requests that are a quarter of an hour off
 
@@ -87,9 +87,9 @@ def shared_memory() -> Finding:
 def cores() -> Finding:
     """Cores as this process may use them, and as its container is limited."""
     usable = len(os.sched_getaffinity(0))
-    limit = _core_limit()
+    limit = core_limit()
     if limit is not None and limit < usable:
-        advice = "processes and threads are started for the cores seen; set OMP_NUM_THREADS and the stages' workers"
+        advice = "`physion stage` starts torch's threads for the cores seen (`physion run` does not): set OMP_NUM_THREADS"
         return Finding(
             "cores", "warn" if limit < usable / 2 else "ok", f"{usable} seen, limited to the time of {limit:g}; {advice}"
         )
@@ -99,8 +99,7 @@ def cores() -> Finding:
 def memory() -> Finding:
     """Memory of the machine, and as the container is limited."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := _read(CGROUP / name)).isdigit()]
-    usable = min([total, *limits])
+    usable = min(total, memory_limit() or total)
     text = f"{_gib(usable)}" + (f" of the machine's {_gib(total)}" if usable < total else "")
     return Finding(
         "memory", "ok" if usable >= 2 * GiB else "warn", text + ("" if usable >= 2 * GiB else "; 2 GiB is the least")
@@ -162,14 +161,6 @@ def clock(store: Store) -> Finding:
 def _driver() -> str | None:
     words = _read(Path("/proc/driver/nvidia/version")).split()
     return next((word for word in words if word[0].isdigit() and "." in word), None)
-
-
-def _core_limit() -> float | None:
-    """Cores' worth of time that the container gets (cgroup v2 or v1); None without a limit."""
-    quota, period = [*_read(CGROUP / "cpu.max").split(), "", ""][:2]
-    if not quota:
-        quota, period = (_read(CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
 def _read(path: Path) -> str:

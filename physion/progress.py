@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 15.0  # seconds between lines in a log
 ARGO_INTERVAL = 3.0  # as often as Argo looks
+RELAY_INTERVAL = 0.5
+RELAYED = "\x1e"  # begins a line of standard error that is a Bar's state
 
 console = Console(stderr=True, highlight=False)
 
@@ -23,13 +28,14 @@ class Output:
 
     quiet = False  # on all ranks but the first
     argo_file: Path | None = None  # where Argo Workflows looks for `done/total`
+    relayed = False  # in a process of `physion run`, which shows the progress of all of them
 
 
 def say(line: str) -> None:
     """Print a line of the log, without disturbing a live bar."""
     if Output.quiet:
         return
-    if console.is_terminal:
+    if console.is_terminal and not Output.relayed:
         console.print(line, markup=False)
     else:
         print(line, file=sys.stderr, flush=True)
@@ -55,32 +61,93 @@ class Bar:
         self._started = self._printed = self._written = time.monotonic()
         self._resumed_at = done
         tell_argo(done, total)
+        self._relay("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more units; `note` says how it goes (a loss, a rate)."""
-        self.done += count
+        self.update(self.done + count, self.total, note)
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Set the count of units, and of those that are done."""
+        self.done, self.total = done, total
         now = time.monotonic()
-        if now - self._written >= ARGO_INTERVAL or self.done == self.total:
+        if now - self._written >= ARGO_INTERVAL or done == total:
             self._written = now
-            tell_argo(self.done, self.total)
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=self.done, note=note or f"[dim]{self.unit}")
-        elif now - self._printed >= PLAIN_INTERVAL and self.done < self.total and not Output.quiet:
+            tell_argo(done, total)
+        if Output.relayed:
+            if now - self._printed >= RELAY_INTERVAL or done == total:
+                self._printed = now
+                self._relay(note)
+        elif self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, total=total, note=note or f"[dim]{self.unit}")
+        elif now - self._printed >= PLAIN_INTERVAL and done < total and not Output.quiet:
             self._printed = now
-            left = (now - self._started) / max(self.done - self._resumed_at, 1) * (self.total - self.done)
+            left = (now - self._started) / max(done - self._resumed_at, 1) * (total - done)
             print(
-                f"{self.name}: {self.done}/{self.total} {self.unit} ({100 * self.done // self.total} %), "
+                f"{self.name}: {done}/{total} {self.unit} ({100 * done // total} %), "
                 f"{duration(left)} left{', ' + note if note else ''}",
                 file=sys.stderr,
                 flush=True,
             )
 
+    def remove(self) -> None:
+        """Take it off the display."""
+        if self._live is not None and self._task is not None:
+            self._live.remove_task(self._task)
+
+    def _relay(self, note: str) -> None:
+        if Output.relayed and not Output.quiet:
+            state = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit, "note": note}
+            os.write(sys.stderr.fileno(), f"{RELAYED}{json.dumps(state)}\n".encode())  # in one piece
+
 
 @contextmanager
 def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
     """A bar for `total` units of work of which `done` were finished by an earlier run."""
-    if not console.is_terminal or Output.quiet:
-        yield Bar(name, total, unit, done, None)
+    with _live() as live:
+        yield Bar(name, total, unit, done, live)
+
+
+class Display:
+    """The progress of several stages that run side by side, each shared by some processes, as a context."""
+
+    def __init__(self) -> None:
+        self._bars: dict[tuple[str, str], Bar] = {}
+        self._states: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
+
+    def __enter__(self) -> Display:
+        self._context = _live()
+        self._live = self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def heard(self, stage: str, process: int, line: str) -> None:
+        """Show a line of standard error of one of the processes of a stage."""
+        if not line.startswith(RELAYED):
+            say(line if line.startswith(f"{stage}: ") else f"{stage}: {line}")
+            return
+        state = json.loads(line.removeprefix(RELAYED))
+        which = stage, state["name"]
+        states = self._states.setdefault(which, {})
+        states[process] = state["done"], state["total"]
+        done, total = (sum(numbers) for numbers in zip(*states.values(), strict=True))
+        if which not in self._bars:
+            self._bars[which] = Bar(state["name"], total, state["unit"], done, self._live)
+        self._bars[which].update(done, total, state["note"])
+
+    def ended(self, stage: str) -> None:
+        """Show no progress of a stage any more."""
+        for which in [which for which in self._bars if which[0] == stage]:
+            self._bars.pop(which).remove()
+
+
+@contextmanager
+def _live() -> Iterator[Progress | None]:
+    """What draws bars in a terminal; None where there is none to draw in."""
+    if not console.is_terminal or Output.quiet or Output.relayed:
+        yield None
         return
     columns = (
         TextColumn("{task.description:<22}"),
@@ -90,7 +157,7 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as live:
-        yield Bar(name, total, unit, done, live)
+        yield live
 
 
 def duration(seconds: float) -> str:

@@ -119,15 +119,16 @@ Precision = Annotated[
 ]
 
 
-def with_precision(preset: str, overrides: list[str], precision: str | None) -> list[str]:
-    """Overrides that also give every training this precision."""
-    if precision is None:
+def for_trainings(preset: str, overrides: list[str], **given: str | int | None) -> list[str]:
+    """Overrides that also give every training these values, where they are not None."""
+    values = [(key, value) for key, value in given.items() if value is not None]
+    if not values:
         return overrides
     config = load_config(preset, overrides)
     trainings = [
         stage.name for stage in STAGES.values() if stage.section and isinstance(config.section(stage.name), TrainingStage)
     ]
-    return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings)]
+    return [*overrides, *(f"{stage}.{key}={value}" for key, value in values for stage in trainings)]
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:

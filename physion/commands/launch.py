@@ -15,10 +15,10 @@ from physion.commands import (
     Precision,
     Preset,
     StoreURI,
+    for_trainings,
     stopping,
     study,
     tell_result,
-    with_precision,
 )
 from physion.config.schema import holds_secret
 from physion.errors import ConfigError, nearest
@@ -56,7 +56,7 @@ def launch(
 ) -> None:
     """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
     for_pods(preset, overrides)
-    overrides = with_precision(preset, overrides, precision)
+    overrides = for_trainings(preset, overrides, precision=precision)
     graph, target = study(preset, overrides, store)
     _require_manifest(jobs, name)  # now that plugins have added theirs
     node = select_one(graph, name, {})

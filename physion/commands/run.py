@@ -17,15 +17,17 @@ from physion.commands import (
     Precision,
     Preset,
     StoreURI,
+    cache_options,
     copy_out,
+    for_trainings,
     headline,
+    load_study,
     stopping,
-    study,
-    with_precision,
 )
 from physion.errors import ConfigError
+from physion.machine import this_machine
 from physion.pipeline.graph import Node
-from physion.progress import duration, say
+from physion.progress import byte_count, duration, say
 from physion.store.artifacts import Artifact
 
 
@@ -34,30 +36,43 @@ def run(
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
     precision: Precision = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Of every training: processes that train together; as --set train-....ranks.")
+    ] = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
-    from physion.pipeline.runner import Done, run_graph, standing
+    from physion.pipeline.runner import Done
+    from physion.pipeline.schedule import Claim, Schedule
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "physion run is one process; start several ranks only of a training: torchrun ... physion stage train-..."
+            "physion run is one process, which starts the ranks of its trainings itself (--ranks); torchrun starts those of "
+            "physion stage train-..."
         )
-    graph, target = study(preset, with_precision(preset, overrides, precision), store)
-    say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}")
+    overrides = for_trainings(preset, overrides, precision=precision, ranks=ranks)
+    config, graph, target = load_study(preset, overrides, store)
+    machine = this_machine()
+    have = f"{machine.cores} cores, {len(machine.gpus)} GPUs, {byte_count(machine.memory)} of memory"
+    say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
 
-    def starting(node: Node) -> None:
-        if standing(node, graph, target) is None:
-            taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
-            say(f"{node.name}: {taken or node.stage.summary}")
+    def starting(node: Node, claim: Claim) -> None:
+        taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
+        together = f" ({claim.processes} processes)" if claim.processes > 1 else ""
+        say(f"{node.name}: {taken or node.stage.summary}{together}")
 
     def done(result: Done) -> None:
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         say(f"{result.node.name}: {took}{headline(result.manifest.metrics)}")
 
-    with stopping() as stop:
-        finished = run_graph(graph, target, stop, starting=starting, done=done)
+    options = ["-p", preset, "-s", store, *(word for each in overrides for word in ("--set", each))]
+    cache = ["--cache", str(cache_options.folder), *(["--cache-limit", cache_options.limit] if cache_options.limit else [])]
+    with (
+        stopping() as stop,
+        Schedule(config, graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
+    ):
+        finished = schedule.run()
     last = finished[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:

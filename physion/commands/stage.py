@@ -19,11 +19,11 @@ from physion.commands import (
     Preset,
     StoreURI,
     copy_out,
+    for_trainings,
     result_facts,
     stopping,
     study,
     tell_result,
-    with_precision,
 )
 from physion.config.schema import TrainingStage
 from physion.errors import ConfigError, DataError, PartsMissing
@@ -64,7 +64,7 @@ def stage(
 
     Without --subset, simulate and fetch bring in the videos of all subsets.
     """
-    graph, target = study(preset, with_precision(preset, overrides, precision), store)
+    graph, target = study(preset, for_trainings(preset, overrides, precision=precision), store)
     chosen = {"subset": subset, "model": model, "features": features, "seed": seed}
     nodes = select(graph, name, chosen)
     if nodes[0].stage.makes != "dataset":
@@ -102,7 +102,7 @@ def _run(
             if share is None:
                 raise
             where = f"{target.uri}/{node.prefix}"
-            if not as_json:
+            if not as_json and not Output.relayed:
                 missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
                 print(f"{node.name}: share {share} done; {missing}\n{where}")
             return {"artifact": where, "published": False, "missing_parts": error.missing}
@@ -110,7 +110,7 @@ def _run(
         return None
     if before is not None:
         _say_what_follows(node, graph, target, same=before == result.manifest.content)
-    if not as_json:
+    if not as_json and not Output.relayed:
         tell_result(result, target, as_json)
     return result_facts(result, target)
 

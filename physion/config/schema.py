@@ -273,8 +273,16 @@ class TrainingStage(Section):
     heldout_every: PositiveInt = Field(1000, description="steps between held-out measures")
     heldout_batches: PositiveInt = Field(20, description="held-out batches a measure, spread over all held-out clips")
     checkpoint_every: PositiveInt = Field(500, json_schema_extra=KNOB, description="steps between checkpoints")
+    ranks: PositiveInt | None = Field(
+        None,
+        json_schema_extra=KNOB,
+        description="processes that train together in `physion run`; default: one a GPU, or one on a CPU. On another number of "
+        "them rounding is another (docs/reproduce.md)",
+    )
     threads: PositiveInt | None = Field(
-        None, json_schema_extra=KNOB, description="CPU threads of torch, default one a core; small models are faster with 1"
+        None,
+        json_schema_extra=KNOB,
+        description="CPU threads of torch a rank, default all cores; small models want 1",
     )
     loader_workers: Annotated[int, Field(ge=0)] | None = Field(
         None, json_schema_extra=KNOB, description="data processes a rank; default: none on CPU, up to 8 beside a GPU"

@@ -1,4 +1,4 @@
-"""Runs stage instances on this machine, one after the other, reusing what is published."""
+"""Runs one stage instance in this process, or finds it published."""
 
 from __future__ import annotations
 
@@ -78,6 +78,15 @@ def _stale(manifest: Manifest, node: Node, manifest_of: Callable[[str], Manifest
     return stale
 
 
+def standing_or_erased(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
+    """As `standing`; what is published and does not stand is removed, to be made again."""
+    manifest = standing(node, graph, store)
+    if manifest is None and read_manifest(store, node.stage.name, node.fingerprint):
+        say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+        ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
+    return manifest
+
+
 def run_node(
     node: Node,
     graph: Mapping[str, Node],
@@ -97,12 +106,10 @@ def run_node(
     """
 
     def found() -> Manifest | None:
-        manifest = None if force else standing(node, graph, store)
-        if manifest is None and (force or read_manifest(store, node.stage.name, node.fingerprint)):
-            if not force:
-                say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+        if force:
             ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
-        return manifest
+            return None
+        return standing_or_erased(node, graph, store)
 
     if manifest := ranks.on_rank_0(found):
         return Done(node, manifest, cached=True)
@@ -159,24 +166,6 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> M
         seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
     )
     return output.publish(manifest)
-
-
-def run_graph(
-    graph: Mapping[str, Node],
-    store: Store,
-    stop: Stop,
-    *,
-    starting: Callable[[Node], None],
-    done: Callable[[Done], None],
-) -> list[Done]:
-    """Make every artifact of the graph that is not published yet, in order."""
-    finished = []
-    for node in graph.values():
-        stop.check()
-        starting(node)
-        finished.append(run_node(node, graph, store, stop))
-        done(finished[-1])
-    return finished
 
 
 def host_facts() -> dict[str, Any]:

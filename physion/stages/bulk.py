@@ -24,6 +24,7 @@ from physion.data.layout import Video, raise_problems
 from physion.data.shards import INDEX, Shards, in_groups, index_bytes, index_item, shard_name, write_shard
 from physion.errors import DataError, PartsMissing, PhysionError, TransientError
 from physion.job import Job
+from physion.machine import cores
 from physion.progress import progress
 
 
@@ -76,7 +77,7 @@ def run_parts(
     problems: list[str] = []
     done = sum(w.videos for w in mine) - sum(w.videos for w in todo)
     with progress(job.instance, sum(w.videos for w in mine), "videos", done) as bar:
-        for piece, result in _results(todo, compute, len(os.sched_getaffinity(0)) if workers is None else workers, job):
+        for piece, result in _results(todo, compute, cores() if workers is None else workers, job):
             if result.problems:
                 problems += result.problems
             else:

@@ -35,6 +35,7 @@ from physion.data.clips import Batch, Clips
 from physion.data.order import StepBatches, spread
 from physion.errors import ConfigError, DataError, PhysionError
 from physion.job import Job, Stop
+from physion.machine import cores
 from physion.models.noise import sample_noise
 from physion.models.weights import save_weights
 from physion.progress import progress, say
@@ -424,8 +425,8 @@ def publish_weights(
 def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, device: torch.device) -> Iterable[Batch]:
     workers = config.loader_workers
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())  # a rank a GPU
-        workers = min(8, max(1, cores)) if device.type == "cuda" else 0
+        share = cores() // max(1, torch.cuda.device_count())  # a rank a GPU
+        workers = min(8, max(1, share)) if device.type == "cuda" else 0
     return DataLoader(
         cast(Any, clips),
         sampler=batches,

@@ -15,18 +15,20 @@ import pytest
 from physion.store.artifacts import sha256_of
 
 SEED = int(os.environ.get("PHYSION_TEST_SEED", "20241"))
-SIGNALS = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+ONE_PROCESS = "SIGKILL to one of its processes"
+SIGNALS = [signal.SIGKILL, signal.SIGINT, ONE_PROCESS, signal.SIGTERM, ONE_PROCESS, signal.SIGKILL]
+CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143, ONE_PROCESS: 75}
+TWO_RANKS = ("--ranks", "2")
 
 
-def start(preset, store):
+def start(preset, store, *options):
     """`physion run` in a process group of its own."""
-    command = [sys.executable, "-m", "physion.cli", "run", "--preset", preset, "--store", str(store)]
+    command = [sys.executable, "-m", "physion.cli", "run", "--preset", preset, "--store", str(store), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def run(preset, store):
-    process = start(preset, store)
+def run(preset, store, *options):
+    process = start(preset, store, *options)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out, err
@@ -49,11 +51,21 @@ def verify(store):
     return len(manifests)
 
 
+def kill_one(process, draw):
+    """Kill a stage's process, or one of its ranks, as soon as there is any."""
+    while process.poll() is None:
+        servers = [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
+        if at_work := [child for server in servers for child in server.children()]:
+            draw.choice(at_work).kill()
+            return
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     store = tmp_path_factory.mktemp("undisturbed")
     started = time.monotonic()
-    out, err = run("smoke", store)
+    out, err = run("smoke", store, *TWO_RANKS)
     return store, out, err, time.monotonic() - started
 
 
@@ -85,7 +97,7 @@ def test_running_it_again_takes_seconds_and_changes_nothing(undisturbed):
     store, out, _, took = undisturbed
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     started = time.monotonic()
-    again, err = run("smoke", store)
+    again, err = run("smoke", store, *TWO_RANKS)
     assert again == out
     assert err.count(": cached") == 22
     assert time.monotonic() - started < max(10, took / 4)
@@ -97,7 +109,7 @@ def test_interrupted_again_and_again_it_ends_as_if_undisturbed(undisturbed, tmp_
     draw = random.Random(SEED)
     stopped = 0
     for number in SIGNALS:
-        process = start("smoke", tmp_path)
+        process = start("smoke", tmp_path, *TWO_RANKS)
         # From the first line on the command knows what to do with a signal.
         lines = [process.stderr.readline()]
         assert lines[0].startswith("physion "), lines
@@ -111,13 +123,15 @@ def test_interrupted_again_and_again_it_ends_as_if_undisturbed(undisturbed, tmp_
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        # Ctrl-C goes to the whole group; SIGKILL and SIGTERM to the one process, whose workers must notice.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        if number == ONE_PROCESS:
+            kill_one(process, draw)
+        else:  # Ctrl-C goes to the whole group; SIGKILL and SIGTERM to the one process, whose children must notice
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         process.wait(60)
         reader.join(10)
         where = [line for line in lines if ": done" not in line and ": cached" not in line][-1].strip()
         when = f"{delay:.1f} s after {stages} stages"
-        print(f"seed {SEED}: {signal.Signals(number).name} {when}, exit code {process.returncode}, at '{where}'")
+        print(f"seed {SEED}: {number!s} {when}, exit code {process.returncode}, at '{where}'")
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive, "workers outlive the command"
         # A worker that was just starting when its parent was killed cannot but complain that nobody tells it what to do.
@@ -127,7 +141,7 @@ def test_interrupted_again_and_again_it_ends_as_if_undisturbed(undisturbed, tmp_
         assert process.returncode == CODES[number], "".join(lines)
         stopped += 1
     assert stopped >= 2
-    run("smoke", tmp_path)
+    run("smoke", tmp_path, *TWO_RANKS)
     for name in ("metrics.json", "predictions.csv"):
         assert result(tmp_path, name) == result(reference, name), name
     assert verify(tmp_path) == 22

@@ -11,7 +11,7 @@ from physion.config.schema import KNOB, Section
 from physion.errors import ConfigError
 from physion.job import Job, Stop
 from physion.pipeline.graph import build_graph, downstream
-from physion.pipeline.runner import all_standing, published, run_graph, run_node, standing
+from physion.pipeline.runner import all_standing, published, run_node, standing
 from physion.pipeline.why import why
 from physion.stages import frames, simulate
 from physion.stages.bulk import run_parts
@@ -87,7 +87,8 @@ def test_what_a_stage_reads_is_in_its_identity(preset, graph, tmp_path, monkeypa
         return recorded
 
     monkeypatch.setattr(Stage, "load", recording)
-    run_graph(graph, LocalStore(tmp_path), Stop(), starting=lambda node: None, done=lambda done: None)
+    for node in graph.values():
+        run_node(node, graph, LocalStore(tmp_path), Stop())
     small = ["dataset=simulate", "simulate.videos={training: 1, readout: 1, test: 1}", "simulate.image-size=32"]
     simulated = build_graph(load_config(preset, small))["simulate-test"]
     run_node(simulated, {simulated.name: simulated}, LocalStore(tmp_path), Stop())
@@ -177,8 +178,7 @@ def test_what_is_stale_is_made_again_and_what_comes_out_the_same_stays(graph, st
     again = run_node(graph["frames-training"], graph, target, Stop(), force=True)
     assert not again.cached
     assert standing(graph["train-dvae"], graph, target) == before
-    done = run_graph(graph, target, Stop(), starting=lambda node: None, done=lambda done: None)
-    assert all(result.cached for result in done)
+    assert all_standing(graph, published(graph, target)) == set(graph)
 
 
 def test_work_begun_from_other_inputs_is_not_gone_on_with(graph, store):

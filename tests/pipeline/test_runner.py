@@ -10,10 +10,10 @@ import pytest
 
 from physion.config.load import load_config
 from physion.data.shards import Shards
-from physion.errors import DataError, Preempted
+from physion.errors import DataError
 from physion.job import Stop
 from physion.pipeline.graph import build_graph
-from physion.pipeline.runner import run_graph, run_node
+from physion.pipeline.runner import run_node
 from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, read_manifest, sha256_of
 from physion.store.local import LocalStore
 
@@ -23,16 +23,10 @@ def graph(preset):
     return build_graph(load_config(preset))
 
 
-def run(graph, root, stop=None):
-    seen = []
-    done = run_graph(graph, LocalStore(root), stop or Stop(), starting=seen.append, done=lambda result: None)
-    assert [node.name for node in seen] == list(graph)
-    return done
-
-
-def test_a_second_run_is_all_cached(graph, finished):
+def test_a_second_run_is_all_cached(preset, finished, physion):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    assert all(result.cached for result in run(graph, finished))
+    ended = physion("run", "-p", preset, "-s", finished)
+    assert (ended.code, ended.err.count(": cached")) == (0, 22)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -90,11 +84,6 @@ def test_a_stage_made_again_gives_the_same_files(graph, store, stage, name):
     assert not again.cached
     volatile = {"report.html"}  # it shows how long the stages took
     assert [f for f in again.manifest.files if f.name not in volatile] == [f for f in before if f.name not in volatile]
-
-
-def test_a_stop_between_stages(graph, finished):
-    with pytest.raises(Preempted):
-        run(dict(list(graph.items())[:1]), finished, Stop("SIGTERM"))
 
 
 @pytest.mark.parametrize("moment", [1, 2])

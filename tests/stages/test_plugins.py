@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from physion.commands import with_precision
+from physion.commands import for_trainings
 from physion.config.load import load_config, preset_text
 from physion.data.clips import to_unit
 from physion.data.shards import FrameShards
@@ -150,7 +150,9 @@ def test_a_preset_need_not_hold_trainings_that_it_does_not_use(ran, physion, exa
     rows = json.loads(physion("plan", "-p", preset, *QUICK, "-s", store, "--json").out)
     assert all(row["cached"] for row in rows if row["stage"] in FIRST)
     assert {row["stage"] for row in rows} == {*FIRST, "train-patches", *AFTER}
-    assert load_config(str(preset), with_precision(str(preset), [], "bf16")).section("train-patches").precision == "bf16"
+    assert (
+        load_config(str(preset), for_trainings(str(preset), [], precision="bf16")).section("train-patches").precision == "bf16"
+    )
     assert "train-patches" in study_tasks(load_config(str(preset)))
     ended = physion("plan", "-p", preset, "--set", "slot-model=steve", "-s", store)
     lines = [f"'{name}' is missing; of its options these have no default: optim" for name in ("train-dvae", "train-steve")]
@@ -193,7 +195,7 @@ def test_a_readouts_code_has_a_version(ran, physion, example):
 
 
 def test_a_precision_is_for_its_training_too(example):
-    overrides = with_precision("smoke", ["plugins=[patch_slots]"], "bf16")
+    overrides = for_trainings("smoke", ["plugins=[patch_slots]"], precision="bf16")
     assert load_config("smoke", overrides).section("train-patches").precision == "bf16"
 
 

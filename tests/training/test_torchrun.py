@@ -13,6 +13,10 @@ import psutil
 import pytest
 from ranks import Ranks, physion
 
+from physion.config.load import load_config
+from physion.pipeline.graph import build_graph
+from physion.stages import Kind
+
 BIN = os.path.dirname(sys.executable)
 
 
@@ -70,6 +74,24 @@ def test_sigterm_ends_with_143_and_the_state_saved(start, tmp_path):
     again = Ranks(1, physion, *process.args[process.args.index("stage") :], log=tmp_path / "log")
     assert again.wait() == [0]
     assert "goes on from step" in again.said()
+
+
+def test_a_run_gives_what_its_stages_give_one_by_one_on_as_many_ranks(preset, tmp_path, request):
+    here = request.getfixturevalue("physion")
+    options = ["-p", preset, "--set", "train-dvae.threads=1"]
+    line = [sys.executable, "-m", "physion.cli", "run", *options, "-s", str(tmp_path / "run"), "--ranks", "2"]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for node in build_graph(load_config(preset)).values():
+        words = ["stage", *node.options.split(), *options, "-s", str(tmp_path / "stages")]
+        training = node.stage.kind is Kind.TRAINING
+        codes = Ranks(2, physion, *words, log=tmp_path / "log").wait() if training else [here(*words).code]
+        assert set(codes) == {0}, node.name
+    line = [sys.executable, "-m", "physion.cli", "store", "diff", str(tmp_path / "run"), str(tmp_path / "stages")]
+    diff = subprocess.run(line, capture_output=True, text=True)
+    assert diff.returncode == 0, diff.stdout + diff.stderr
+    (manifest,) = (tmp_path / "run").glob("artifacts/train-dvae/*/manifest.json")
+    assert json.loads(manifest.read_bytes())["host"]["ranks"] == 2
 
 
 def test_launch_without_a_stage_says_how():

@@ -1,0 +1,102 @@
+"""What this process may use of the machine: cores, memory and GPUs, as its affinity and its container limit them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to share out: cores, bytes of memory, GPUs by the names that CUDA_VISIBLE_DEVICES has for them."""
+
+    cores: int
+    memory: float
+    gpus: tuple[str, ...] = ()
+
+
+def this_machine() -> Machine:
+    """What is there for this process now."""
+    return Machine(cores(), free_memory(), gpus())
+
+
+def cores() -> int:
+    """Cores that this process may keep busy."""
+    seen = len(os.sched_getaffinity(0))
+    return min(seen, math.ceil(core_limit() or seen))
+
+
+def core_limit() -> float | None:
+    """Cores' worth of time that the cgroups around this process get (version 2 or 1); None without a limit."""
+    limits = []
+    for group in _cgroups("cpu"):
+        quota, period = [*_read(group / "cpu.max").split(), "", ""][:2]
+        if not quota:
+            quota, period = (_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit():
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit() -> int | None:
+    """Bytes of memory that the cgroups around this process may take; None without a limit."""
+    return min((limit for limit, _ in _memory_limits()), default=None)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process and its children may still take."""
+    free = _fields(Path("/proc/meminfo")).get("MemAvailable:", 0) * 1024
+    return max(0, min([free, *(limit - used for limit, used in _memory_limits())]))
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that torch can use."""
+    devices = Path("/dev")
+    if not any(devices.glob("nvidia[0-9]*")) and not any((devices / name).exists() for name in ("dxg", "kfd")):
+        return ()  # importing torch, to be told so, takes seconds
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(visible.split(",")[:count] if visible else map(str, range(count)))
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Limits of the cgroups around this process with what is taken of each; the cache of files gives way, so it is not."""
+    for group in _cgroups("memory"):
+        for limit, used, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            if (most := _read(group / limit)).isdigit():
+                taken = _read(group / used)
+                yield int(most), int(taken or 0) - _fields(group / "memory.stat").get(cache, 0)
+
+
+def _cgroups(controller: str) -> list[Path]:
+    """The cgroup of this process and those around it. A container may see its own as the root."""
+    groups = [CGROUP, CGROUP / controller]
+    for line in _read(OWN_CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            root = CGROUP / controller if controllers else CGROUP
+            group = root / path.lstrip("/")
+            groups += [each for each in (group, *group.parents) if each != root and each.is_relative_to(root)]
+    return groups
+
+
+def _fields(path: Path) -> dict[str, int]:
+    return {words[0]: int(words[1]) for line in _read(path).splitlines() if len(words := line.split()) > 1}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
