@@ -133,6 +133,9 @@ class Simulate(Section):
     seed: NonNegativeInt = 0
     image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
     antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")
+    truth: tuple[Subset, ...] = Field(
+        SUBSETS, description="subsets of which the engine's truth is kept: masks, states, contacts (about 65 kB a video)"
+    )
     videos_per_part: PositiveInt = Field(
         8, json_schema_extra=KNOB, description="videos saved together; a crash loses at most these"
     )

@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,11 @@ class Shards:
     cache drops frees its room at once. (Maps that stay are faster, but their pages count as this process's memory.)
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, index: str = INDEX) -> None:
         self.artifact = artifact
-        entries = artifact.json(INDEX)["videos"]
-        self._shard = {entry["name"]: entry.pop("shard") for entry in entries}
-        self.videos = [Video(**entry) for entry in entries]
+        entries = artifact.json(index)["videos"]
+        self._shard = {entry["name"]: entry["shard"] for entry in entries}
+        self.videos = [Video(**{key.name: entry[key.name] for key in fields(Video)}) for entry in entries]
         self._headers: dict[str, dict[str, _Place]] = {}
 
     def select(self, *, heldout: bool) -> list[Video]:

@@ -94,7 +94,10 @@ def _readout_settings(config: Any, params: Params) -> dict[str, Any]:
 
 
 def _simulated(config: Any, params: Params) -> dict[str, Any]:
-    return {"videos": getattr(config.simulate.videos, str(params["subset"]))}
+    return {
+        "videos": getattr(config.simulate.videos, str(params["subset"])),
+        "truth": params["subset"] in config.simulate.truth,
+    }
 
 
 def _sources(config: Any, params: Params) -> dict[str, Any]:
@@ -190,12 +193,12 @@ def _check_readout(config: Any) -> None:
 for _stage in (
     Stage(
         "simulate",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="simulate, render and encode PhysionSim videos",
         module="physion.stages.simulate",
         section=schema.Simulate,
-        replaced=("videos",),
+        replaced=("videos", "truth"),
         settings=_simulated,
         reads=lambda config, params: {},
         cost=lambda config, params: Cost(_videos(config, params["subset"]) * config.simulate.image_size**2 * MP4_BYTES_A_PIXEL),
