@@ -38,6 +38,7 @@ class Comparison:
 
     name: str
     difference: Interval
+    p_value: float  # `paired_p_value`
 
 
 @dataclass(frozen=True)

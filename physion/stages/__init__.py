@@ -334,7 +334,7 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=3,
+        version=4,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         module="physion.stages.evaluate",

@@ -16,6 +16,7 @@ from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
+from physion.data.truth import TRUTH, TruthShards
 from physion.data.video import write_mp4
 from physion.job import Job
 from physion.models.slots import SlotModel, encode_video, resize_masks
@@ -23,7 +24,7 @@ from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
 from physion.report.html import Comparison, Plot, ProvenanceRow, ReportContext, Still, VideoPanel, render_report
-from physion.report.metrics import compare_modes, evaluate_predictions, headline, paper_protocol
+from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
 from physion.stages.train_readout import EPOCHS, predict
@@ -54,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
     """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
     predictions = _predict(job)
-    metrics, comparisons = _measure(config, predictions, job.inputs["dataset"].manifest.stage)
+    metrics, comparisons = _measure(config, predictions, job.inputs["dataset"])
     panels, stills = _pictures(job, config, predictions) if config.videos else ([], [])
     simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
@@ -111,28 +112,35 @@ def _predict(job: Job) -> Predictions:
     return found
 
 
-def _measure(config: Evaluate, found: Predictions, dataset: str) -> tuple[dict[str, Any], list[Comparison]]:
+def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> tuple[dict[str, Any], list[Comparison]]:
     """The numbers of metrics.json, and the modes compared with `observed`."""
-    names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
+    videos = [[video.name for video in found.videos], [video.scenario for video in found.videos], found.labels]
     sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
-    modes = {mode: evaluate_predictions(names, scenarios, found.labels, *said[mode], **sampling) for mode in said}
-    comparisons = [
-        Comparison(
-            f"{mode} - observed",
-            compare_modes(names, scenarios, found.labels, said[mode], said["observed"], **sampling),
-        )
-        for mode in modes
-        if mode != "observed" and "observed" in modes
-    ]
+    contacts = _first_contacts(dataset, found.videos)
+    modes = {mode: evaluate_predictions(*videos, *said[mode], **sampling, first_contacts=contacts) for mode in said}
+    comparisons = []
+    for mode in modes:
+        if mode != "observed" and "observed" in modes:
+            difference = compare_modes(*videos, said[mode], said["observed"], **sampling)
+            p_value = paired_p_value(*videos, said[mode], said["observed"], config.seed)
+            comparisons.append(Comparison(f"{mode} - observed", difference, p_value))
     metrics = {
         "headline": headline(modes),
-        "dataset": dataset,
+        "dataset": dataset.manifest.stage,
         "modes": modes,
-        "comparisons": {c.name: c.difference.as_json() for c in comparisons},
+        "comparisons": {c.name: c.difference.as_json() | {"p_value": c.p_value} for c in comparisons},
         "paper_protocol": found.paper_protocol,
     }
     return metrics, comparisons
+
+
+def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:
+    """The frame of first contact of each video; None where the dataset tells no truth."""
+    if TRUTH not in dataset.names():
+        return None
+    scenes = TruthShards(dataset).scenes
+    return [scenes[video.name].first_contact for video in videos]
 
 
 def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> list[Plot]:

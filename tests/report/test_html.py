@@ -64,7 +64,7 @@ def context(**changes):
         headline=HOSTILE,
         simulated=True,
         metrics=metrics,
-        comparisons=[Comparison(HOSTILE, Interval(0.05, -0.01, 0.11))],
+        comparisons=[Comparison(HOSTILE, Interval(0.05, -0.01, 0.11), 0.123)],
         paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
         plots=[Plot(HOSTILE, plot_accuracy(metrics, simulated=True))],
         videos=[
