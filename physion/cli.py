@@ -41,7 +41,7 @@ app.command(epilog="Example: physion run --preset tiny --store runs/tiny")(run)
 app.command(
     epilog="Examples: physion stage frames --subset test -p tiny -s runs/tiny    |    "
     "physion stage train-readout --features rollout --seed 0 -p tiny -s runs/tiny    |    "
-    "physion stage simulate --subset training --shard 2/8 -p tiny -s runs/tiny"
+    "physion stage simulate --subset training --share 2/8 -p tiny -s runs/tiny"
 )(stage)
 app.command(
     epilog="Examples: physion plan -p paper -s runs/paper    |    physion plan train-steve --why -p paper -s runs/paper"

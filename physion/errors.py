@@ -41,7 +41,7 @@ class PartsMissing(TransientError):
         shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
         super().__init__(
             f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
-            f"`--shard {self.missing[0]}/{total}` for that one and so on, or the same command without --shard for all of them"
+            f"`--share {self.missing[0]}/{total}` for that one and so on, or the same command without --share for all of them"
         )
 
 

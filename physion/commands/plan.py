@@ -31,13 +31,13 @@ def plan(
         Path | None,
         typer.Option(metavar="FOLDER", help="For workflows/: write there, for each task, the list of what it has to do."),
     ] = None,
-    shards: Annotated[
+    pods: Annotated[
         list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods share a stage. Repeatable.")
     ] = [],  # noqa: B006
     as_json: AsJSON = False,
 ) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
-    from physion.kubernetes.tasks import parse_shards, work_lists, write_work_lists
+    from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
     from physion.pipeline.runner import all_standing
 
     config, graph, target = load_study(preset, overrides, store)
@@ -45,7 +45,7 @@ def plan(
     done = all_standing(graph, target)
     if tasks is not None:
         left = left_to_do(graph, lambda node: node.name in done)
-        write_work_lists(tasks, work_lists(config, left, parse_shards(shards)))
+        write_work_lists(tasks, work_lists(config, left, parse_pods(pods)))
     rows = [_row(node, config, node.name in done) for node in shown]
     if why:
         _say_why(rows, graph, target, as_json)

@@ -47,7 +47,7 @@ def stage(
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
     overrides: Overrides = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
-    shard: Annotated[
+    share: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
@@ -70,14 +70,14 @@ def stage(
     nodes = select(graph, name, chosen)
     if nodes[0].stage.makes != "dataset":
         nodes = [select_one(graph, name, chosen)]
-    share = _share(nodes[0].stage, shard, publish, force)
+    parts = _parts(nodes[0].stage, share, publish, force)
     if report_to is not None and nodes[0].stage.name != "evaluate":
         raise ConfigError(f"--report: stage {nodes[0].stage.name} makes no report, evaluate does")
     told: list[dict[str, Any] | None] = []
     errors: list[DataError] = []
     for node in nodes:
         try:
-            told.append(_run(node, graph, target, share, shard, force, as_json))
+            told.append(_run(node, graph, target, parts, share, force, as_json))
         except DataError as error:  # the other subsets may have problems too, to be mended together
             errors.append(error)
     if errors:
@@ -89,7 +89,7 @@ def stage(
 
 
 def _run(
-    node: Node, graph: Mapping[str, Node], target: Store, share: slice, shard: str | None, force: bool, as_json: bool
+    node: Node, graph: Mapping[str, Node], target: Store, parts: slice, share: str | None, force: bool, as_json: bool
 ) -> dict[str, Any] | None:
     """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
     from physion.pipeline.runner import run_node
@@ -97,14 +97,14 @@ def _run(
     before = _content(target, node) if force else None
     with stopping() as stop, _ranks(node, os.environ) as ranks:
         try:
-            result = run_node(node, graph, target, stop, force=force, share=share, ranks=ranks)
+            result = run_node(node, graph, target, stop, force=force, share=parts, ranks=ranks)
         except PartsMissing as error:
-            if shard is None:
+            if share is None:
                 raise
             where = artifact_uri(target, node)
             if not as_json:
                 missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
-                print(f"{node.name}: shard {shard} done; {missing}\n{where}")
+                print(f"{node.name}: share {share} done; {missing}\n{where}")
             return {"artifact": where, "published": False, "missing_parts": error.missing}
     if ranks.rank > 0:
         return None
@@ -134,24 +134,24 @@ def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, *, s
         say(f"{node.name} has other bytes than before: what stands on it will be made again ({', '.join(published)})")
 
 
-def _share(stage: Stage, shard: str | None, publish: bool, force: bool) -> slice:
-    """The parts that `--shard` or `--publish` select of a stage's list."""
-    if shard is None and not publish:
+def _parts(stage: Stage, share: str | None, publish: bool, force: bool) -> slice:
+    """The parts that `--share` or `--publish` select of a stage's list."""
+    if share is None and not publish:
         return slice(None)
     if stage.kind is not Kind.PARTS:
         split = ", ".join(STAGES.of_kind(Kind.PARTS))
-        raise ConfigError(f"stage {stage.name} cannot be split: run it without --shard and --publish (with parts: {split})")
-    if publish and shard is not None:
-        raise ConfigError("--publish does no part: leave out --shard")
+        raise ConfigError(f"stage {stage.name} cannot be split: run it without --share and --publish (with parts: {split})")
+    if publish and share is not None:
+        raise ConfigError("--publish does no part: leave out --share")
     if force:
         raise ConfigError(
-            "--force would remove what other shards did: make the whole stage again, without --shard and --publish"
+            "--force would remove what other shares did: make the whole stage again, without --share and --publish"
         )
-    if shard is None:
+    if share is None:
         return slice(0)
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    match = re.fullmatch(r"(\d+)/(\d+)", share)
     if match is None or int(match[1]) >= int(match[2]):
-        raise ConfigError(f"--shard {shard}: not of the form I/N with I from 0 to N - 1, such as 0/4")
+        raise ConfigError(f"--share {share}: not of the form I/N with I from 0 to N - 1, such as 0/4")
     return slice(int(match[1]), None, int(match[2]))
 
 

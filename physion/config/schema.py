@@ -183,7 +183,7 @@ class Frames(Section):
     frames: PositiveInt = Field(150, description="frames kept of a video, from its start")
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     heldout: Fraction = Field(
-        0.05, description="share of training and readout videos kept for held-out measures, by a hash of the name"
+        0.05, description="share of training and readout videos kept for held-out measures, in whole families of near twins"
     )
     videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 200 MB at 128 pixels)")
     workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")

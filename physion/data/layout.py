@@ -11,11 +11,9 @@ Both label files have an unnamed first column with the stimulus name and a colum
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -135,21 +133,6 @@ def write_labels(labels: Sequence[tuple[str, bool]]) -> bytes:
     writer.writerow(["", OUTCOME])
     writer.writerows((name, str(label)) for name, label in labels)
     return text.getvalue().encode()
-
-
-def hold_out(videos: Sequence[Video], share: float) -> list[Video]:
-    """Mark ceil(share * n) videos of every scenario as held out: those whose names have the smallest SHA-256.
-
-    The choice depends on the names alone, so it is the same on every machine, in every order and for every seed.
-    """
-    by_scenario: dict[str, list[str]] = defaultdict(list)
-    for video in videos:
-        by_scenario[video.scenario].append(video.name)
-    heldout: set[str] = set()
-    for names in by_scenario.values():
-        names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-        heldout.update(names[: math.ceil(share * len(names))])
-    return [replace(video, heldout=video.name in heldout) for video in videos]
 
 
 def raise_problems(problems: Sequence[str]) -> None:

@@ -113,7 +113,7 @@ class Shards:
         self.artifact = artifact
         entries = artifact.json(index)["videos"]
         self._shard = {entry["name"]: entry["shard"] for entry in entries}
-        self.videos = [Video(**{key.name: entry[key.name] for key in fields(Video)}) for entry in entries]
+        self.videos = [Video(**{each.name: entry[each.name] for each in fields(Video)}) for entry in entries]
         self._headers: dict[str, dict[str, _Place]] = {}
 
     def select(self, *, heldout: bool) -> list[Video]:

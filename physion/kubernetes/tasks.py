@@ -43,7 +43,7 @@ def study_tasks(config: Study) -> dict[str, Task]:
     return {name: Task(name, stages[name], tuple(sorted(after[name], key=order.index))) for name in order}
 
 
-def work_lists(config: Study, left: Iterable[Node], shards: Mapping[str, int]) -> dict[str, list[str]]:
+def work_lists(config: Study, left: Iterable[Node], pods: Mapping[str, int]) -> dict[str, list[str]]:
     """By task, one entry for each pod of it; none where nothing is left to do.
 
     An entry is the pod's share (`0/4`) where the stage is worked on part by part, else the instance.
@@ -52,7 +52,7 @@ def work_lists(config: Study, left: Iterable[Node], shards: Mapping[str, int]) -
     for node in left:
         if node.name == last_stage().name:
             continue
-        count = shards.get(node.stage.name, 1)
+        count = pods.get(node.stage.name, 1)
         split = node.stage.kind is Kind.PARTS
         lists[task_of(node)] += [f"{i}/{count}" for i in range(count)] if split else [node.name]
     return lists
@@ -71,19 +71,19 @@ def write_work_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def parse_shards(options: Iterable[str]) -> dict[str, int]:
+def parse_pods(options: Iterable[str]) -> dict[str, int]:
     """`frames=4` and so on, by stage.
 
     Raises ConfigError.
     """
     split = STAGES.of_kind(Kind.PARTS)
-    shards = {}
+    pods = {}
     for option in options:
         stage, _, count = option.partition("=")
         if stage not in split or not count.isdecimal() or int(count) < 1:
-            raise ConfigError(f"--shards {option}: not of the form STAGE=N with N of 1 or more and STAGE of {', '.join(split)}")
-        shards[stage] = int(count)
-    return shards
+            raise ConfigError(f"--pods {option}: not of the form STAGE=N with N of 1 or more and STAGE of {', '.join(split)}")
+        pods[stage] = int(count)
+    return pods
 
 
 def _variants(config: Study) -> Iterator[Study]:

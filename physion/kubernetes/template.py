@@ -56,7 +56,7 @@ def written(text: str, tasks: Mapping[str, Task]) -> str:
     values = {each["name"]: each.get("value") for each in yaml.safe_load(text)["spec"]["arguments"]["parameters"]}
     places = {
         "parameters": "".join(map(_line, _parameters(split, trainings, values))),
-        "shards": "".join(f"- --shards={name}={_parameter(f'{name}-shards')}\n" for name in split),
+        "pods": "".join(f"- --pods={name}={_parameter(f'{name}-pods')}\n" for name in split),
         "lists": "".join(_line({"name": name, "valueFrom": {"path": f"/scratch/tasks/{name}"}}) for name in lists),
         "tasks": "".join(_lines(_task(task, tasks)) for task in tasks.values()),
     }
@@ -71,7 +71,7 @@ def written(text: str, tasks: Mapping[str, Task]) -> str:
 
 def _parameters(split: Iterable[str], trainings: Iterable[str], values: Mapping[str, str]) -> Iterable[dict[str, Any]]:
     """Of the workflow; a new one has the value 1."""
-    counts = {f"{name}-shards": f"pods that share the work of each task of {name}" for name in split}
+    counts = {f"{name}-pods": f"pods that share the work of each task of {name}" for name in split}
     counts |= {f"{name}-nodes": f"workers of {name}" for name in trainings}
     for name, description in counts.items():
         yield {"name": name, "description": description, "value": values.get(name, "1")}
@@ -86,7 +86,7 @@ def _task(task: Task, tasks: Mapping[str, Task]) -> dict[str, Any]:
     if task.name == last_stage().name:
         return start | {"template": task.name}
     stage, kind = task.stage.name, task.stage.kind
-    given = {"stage": task.name, "shard": "{{item}}"} if kind is Kind.PARTS else {"stage": "{{item}}"}
+    given = {"stage": task.name, "share": "{{item}}"} if kind is Kind.PARTS else {"stage": "{{item}}"}
     if kind is Kind.TRAINING:
         given |= {"nodes": _parameter(f"{stage}-nodes"), "gpus": _parameter(f"{stage}-gpus")}
     elif task.stage.gpu:

@@ -220,7 +220,7 @@ for _stage in (
     ),
     Stage(
         "frames",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="decode and resize the videos of a subset",
         module="physion.stages.frames",

@@ -13,7 +13,7 @@ from physion.store.artifacts import WITH_TIMES
 
 pytestmark = pytest.mark.cluster
 TRAININGS = ("train-dvae", "train-steve", "train-slotformer")
-PARAMETERS = {"cpu-ranks": "2", "simulate-shards": "1", "frames-shards": "1", "extract-slots-shards": "1"}
+PARAMETERS = {"cpu-ranks": "2", "simulate-pods": "1", "frames-pods": "1", "extract-slots-pods": "1"}
 PARAMETERS |= {f"{stage}-nodes": "2" for stage in TRAININGS}
 
 

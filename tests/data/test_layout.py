@@ -6,8 +6,6 @@ from physion.data.layout import (
     GLITCHY,
     LABELS,
     OUTCOME,
-    Video,
-    hold_out,
     label_key,
     parse_labels,
     read_subset,
@@ -141,27 +139,3 @@ def test_no_videos_or_no_label_file():
         read("training", {READOUT: b""})
     with pytest.raises(DataError, match=r"readout_labels\.csv: the label file is missing"):
         read("readout", {READOUT: b""})
-
-
-def videos(count, scenarios=("Drop", "Roll", "Link")):
-    return [Video(f"{scenario}-{n}", f"{scenario}/{n}.mp4", scenario) for scenario in scenarios for n in range(count)]
-
-
-def chosen(some, share=0.1):
-    return {video.name for video in hold_out(some, share) if video.heldout}
-
-
-def test_the_held_out_part_is_stratified():
-    by_scenario = [name.split("-")[0] for name in chosen(videos(25))]
-    assert {scenario: by_scenario.count(scenario) for scenario in set(by_scenario)} == {"Drop": 3, "Roll": 3, "Link": 3}
-    assert len(chosen(videos(1))) == 3
-    assert chosen(videos(25), 0) == set()
-
-
-def test_the_held_out_part_depends_on_the_names_alone():
-    some = videos(25)
-    assert chosen(some) == chosen(some[::-1])
-    assert chosen(videos(25, ("Drop",))) == {name for name in chosen(some) if name.startswith("Drop")}
-    assert [video.name for video in hold_out(some, 0.1)] == [video.name for video in some]
-    # A larger share only adds to a smaller one.
-    assert chosen(some, 0.1) < chosen(some, 0.5)

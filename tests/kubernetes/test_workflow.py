@@ -58,15 +58,15 @@ def test_the_file_is_what_follows_from_the_stages(generate, preset):
 
 def test_what_is_generated_is_made_anew_and_what_is_edited_stays(generate, capsys):
     edited = TEXT.replace("parallelism: 8", "parallelism: 9")
-    edited = re.sub("(simulate-shards, .*value: )'2'", r"\1'7'", edited)
+    edited = re.sub("(simulate-pods, .*value: )'2'", r"\1'7'", edited)
     assert edited.count("'7'") == 1
-    spoilt = edited.replace("depends: frames-training\n", "depends: plan\n").replace("--shards=tokenize", "--shards=other")
+    spoilt = edited.replace("depends: frames-training\n", "depends: plan\n").replace("--pods=tokenize", "--pods=other")
     assert generate(spoilt, "--check") == (1, spoilt)
     assert "python -m physion.kubernetes.template writes it" in capsys.readouterr().err
     assert generate(spoilt) == (0, edited)
 
 
-@pytest.mark.parametrize("place", ["parameters", "shards", "lists", "tasks"])
+@pytest.mark.parametrize("place", ["parameters", "pods", "lists", "tasks"])
 def test_a_place_that_is_missing_is_named(generate, capsys, place):
     without = TEXT.replace(f"# generated: {place}\n", "# something else\n")
     assert generate(without) == (2, without)
@@ -154,7 +154,7 @@ def test_work_lists():
 
 
 def test_the_plan_writes_what_the_workflow_reads(physion, tmp_path):
-    ended = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--shards", "simulate=2")
+    ended = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--pods", "simulate=2")
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "tasks" / "simulate-test").read_text()) == ["0/2", "1/2"]
     lists = {each["name"]: Path(each["valueFrom"]["path"]) for each in TEMPLATES["plan"]["outputs"]["parameters"]}
@@ -162,9 +162,9 @@ def test_the_plan_writes_what_the_workflow_reads(physion, tmp_path):
     for name, path in lists.items():
         assert path == Path("/scratch/tasks") / name
         assert DAG[name]["withParam"] == f"{{{{tasks.plan.outputs.parameters.{name}}}}}"
-    wrong = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--shards", "evaluate=2")
+    wrong = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--pods", "evaluate=2")
     assert wrong.code == 2
-    assert "--shards evaluate=2: not of the form STAGE=N" in wrong.err
+    assert "--pods evaluate=2: not of the form STAGE=N" in wrong.err
 
 
 def test_every_pod_is_hardened_alike():

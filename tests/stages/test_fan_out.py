@@ -57,7 +57,7 @@ def test_any_split_gives_the_same_artifact(physion, made_again, stage, name, opt
     arguments, folder, same = made_again(stage, name, options)
     for index in reversed(range(split)):
         assert not (folder / "manifest.json").exists()
-        ended = physion(*arguments, "--shard", f"{index}/{split}", "--json")
+        ended = physion(*arguments, "--share", f"{index}/{split}", "--json")
         assert ended.code == 0, ended.err
         told = json.loads(ended.out)
         if index:
@@ -65,7 +65,7 @@ def test_any_split_gives_the_same_artifact(physion, made_again, stage, name, opt
             assert told["missing_parts"] == [part for part in range(parts) if part % split < index]
     assert told["published"] is True
     assert same()
-    assert physion(*arguments, "--shard", f"0/{split}").out.startswith(f"{name}: cached")
+    assert physion(*arguments, "--share", f"0/{split}").out.startswith(f"{name}: cached")
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def manifests(root, stage):
     return {manifest["instance"]: manifest for manifest in found}
 
 
-def test_videos_are_simulated_in_shards_as_well(physion, simulated, tmp_path):
+def test_videos_are_simulated_in_shares_as_well(physion, simulated, tmp_path):
     made = []
-    for root, shards in ((tmp_path / "whole", [[]]), (tmp_path / "split", [["--shard", f"{i}/2"] for i in range(2)])):
-        for shard in shards:
-            ended = physion("stage", "simulate", "-p", simulated, "-s", root, *shard)
+    for root, shares in ((tmp_path / "whole", [[]]), (tmp_path / "split", [["--share", f"{i}/2"] for i in range(2)])):
+        for share in shares:
+            ended = physion("stage", "simulate", "-p", simulated, "-s", root, *share)
             assert ended.code == 0, ended.err
         made.append(manifests(root, "simulate"))
     whole, split = made
@@ -124,11 +124,11 @@ def test_simulating_makes_one_subset_or_all(physion, simulated, tmp_path):
 
 def test_publishing_says_what_is_missing_and_completes_what_is_not(physion, made_again, monkeypatch):
     arguments, folder, same = made_again(*SPLIT[1][:3])
-    assert physion(*arguments, "--shard", "1/3").out.startswith("tokenize: shard 1/3 done; 2 of 3 parts are left to other")
+    assert physion(*arguments, "--share", "1/3").out.startswith("tokenize: share 1/3 done; 2 of 3 parts are left to other")
     ended = physion(*arguments, "--publish")
     assert ended.code == 75
     assert "error: tokenize: 2 of 3 parts are not done: 0, 2." in ended.err
-    assert "run `--shard 0/3` for that one" in ended.err
+    assert "run `--share 0/3` for that one" in ended.err
     assert not (folder / "manifest.json").exists()
     with monkeypatch.context() as patch:
 
@@ -136,8 +136,8 @@ def test_publishing_says_what_is_missing_and_completes_what_is_not(physion, made
             raise TransientError("the store went away")
 
         patch.setattr(ArtifactWriter, "publish", fails)
-        assert physion(*arguments, "--shard", "0/3").code == 0
-        assert physion(*arguments, "--shard", "2/3").code == 75
+        assert physion(*arguments, "--share", "0/3").code == 0
+        assert physion(*arguments, "--share", "2/3").code == 75
     assert physion(*arguments, "--publish").out.startswith("tokenize: done")
     assert same()
     assert physion(*arguments, "--publish").out.startswith("tokenize: cached")
@@ -146,20 +146,20 @@ def test_publishing_says_what_is_missing_and_completes_what_is_not(physion, made
 def test_seconds_are_those_of_all_parts(physion, made_again):
     arguments, folder, _ = made_again(*SPLIT[1][:3])
     for index in range(2):
-        physion(*arguments, "--shard", f"{index}/3")
+        physion(*arguments, "--share", f"{index}/3")
     records = [path for path in folder.glob("parts/*.json")]
     assert len(records) == 2
     for path in records:
         path.write_text(json.dumps(json.loads(path.read_bytes()) | {"seconds": 1000.0}))
-    physion(*arguments, "--shard", "2/3")
+    physion(*arguments, "--share", "2/3")
     assert 2000 < json.loads((folder / "manifest.json").read_bytes())["seconds"] < 2600
 
 
 def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
     arguments, folder, same = made_again("frames", "frames-training", ["--subset", "training"])
 
-    def start(shard):
-        command = [sys.executable, "-m", "physion.cli", *map(str, arguments), "--shard", shard]
+    def start(share):
+        command = [sys.executable, "-m", "physion.cli", *map(str, arguments), "--share", share]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     before = set((store / ".staging").glob("*/.lock"))
@@ -171,7 +171,7 @@ def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
     victim.communicate()
     assert not (folder / "manifest.json").exists()
     outs = []
-    for process in [start("0/3"), start("1/3"), start("2/3"), start("2/3")]:  # all at once, the last shard twice
+    for process in [start("0/3"), start("1/3"), start("2/3"), start("2/3")]:  # all at once, the last share twice
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert "Traceback" not in err
@@ -184,14 +184,14 @@ def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
     ("arguments", "said"),
     [
         (
-            ["train-dvae", "--shard", "0/2"],
-            "stage train-dvae cannot be split: run it without --shard and --publish (with parts:",
+            ["train-dvae", "--share", "0/2"],
+            "stage train-dvae cannot be split: run it without --share and --publish (with parts:",
         ),
         (["fetch", "--publish"], "stage fetch cannot be split"),
-        (["tokenize", "--shard", "2/2"], "--shard 2/2: not of the form I/N with I from 0 to N - 1, such as 0/4"),
-        (["tokenize", "--shard", "half"], "--shard half: not of the form I/N"),
-        (["tokenize", "--shard", "0/2", "--publish"], "--publish does no part: leave out --shard"),
-        (["tokenize", "--shard", "0/2", "--force"], "--force would remove what other shards did"),
+        (["tokenize", "--share", "2/2"], "--share 2/2: not of the form I/N with I from 0 to N - 1, such as 0/4"),
+        (["tokenize", "--share", "half"], "--share half: not of the form I/N"),
+        (["tokenize", "--share", "0/2", "--publish"], "--publish does no part: leave out --share"),
+        (["tokenize", "--share", "0/2", "--force"], "--force would remove what other shares did"),
     ],
 )
 def test_what_cannot_be_split_or_how(physion, preset, tmp_path, arguments, said):
