@@ -5,7 +5,7 @@ A field marked `Knob` does not change results (workers, intervals) and stays out
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -308,6 +308,28 @@ class TrainReadout(TrainingStage):
         description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+
+
+Source = Literal[
+    "label-prior",
+    "scenario",
+    "first-frame",
+    "observed-frames",
+    "states-observed",
+    "states-rollout",
+    "states-full",
+    "slots-observed",
+    "slots-rollout",
+    "slots-full",
+]
+
+
+class Regress(Section):
+    """Regressions that answer from slots, and from what needs no slot model; without truth, those on states are left out."""
+
+    on: Distinct[Source] = Field(get_args(Source), json_schema_extra=KNOB, description="what to answer from, each by itself")
+    stride: PositiveInt = Field(5, description="frames between two of those that are looked at")
+    seed: NonNegativeInt = 0
 
 
 class Evaluate(Section):

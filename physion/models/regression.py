@@ -43,8 +43,8 @@ class Answerer:
 def fit(kind: Kind, features_NF: np.ndarray, labels_N: np.ndarray, families_N: Sequence[str], seed: int = 0) -> Answerer:
     """Learn to answer. A family's videos are in one fold, since they are near twins (`physion.data.split.family`).
 
-    `logistic` takes the inverse strength C of its L2 penalty from a log grid, by accuracy over five stratified folds, ties going
-    to the strongest. `trees` are scikit-learn's histogram gradient boosting, with its defaults.
+    `logistic` takes the inverse strength C of its L2 penalty from a log grid, by accuracy over five stratified folds, ties
+    going to the strongest. `trees` are scikit-learn's histogram gradient boosting, with its defaults.
 
     The same arguments give the same answerer. Without features, or where all labels are alike, it says the share of positives.
     """
@@ -74,7 +74,8 @@ def fit(kind: Kind, features_NF: np.ndarray, labels_N: np.ndarray, families_N: S
 
 def pooled(features_NTF: np.ndarray) -> np.ndarray:
     """The mean over time, [N, F]."""
-    return features_NTF.mean(axis=1)
+    means: np.ndarray = features_NTF.mean(axis=1)
+    return means
 
 
 def concatenated(features_NTF: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from physion.report.html import Comparison, Plot, ProvenanceRow, ReportContext, 
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
+from physion.stages.regress import ANSWERS, FITS, read_answers
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, best_device
@@ -56,6 +57,7 @@ def run(job: Job) -> dict[str, Any]:
     config: Evaluate = job.config
     predictions = _predict(job)
     metrics, comparisons = _measure(config, predictions, job.inputs["dataset"])
+    metrics["regressions"] = _regressions(config, job, predictions)
     panels, stills = _pictures(job, config, predictions) if config.videos else ([], [])
     simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
@@ -66,6 +68,7 @@ def run(job: Job) -> dict[str, Any]:
             simulated=simulated,
             metrics=metrics["modes"],
             comparisons=comparisons,
+            regressions=metrics["regressions"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
@@ -114,7 +117,7 @@ def _predict(job: Job) -> Predictions:
 
 def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> tuple[dict[str, Any], list[Comparison]]:
     """The numbers of metrics.json, and the modes compared with `observed`."""
-    videos = [[video.name for video in found.videos], [video.scenario for video in found.videos], found.labels]
+    videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
     sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
     contacts = _first_contacts(dataset, found.videos)
@@ -133,6 +136,25 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> tuple[d
         "paper_protocol": found.paper_protocol,
     }
     return metrics, comparisons
+
+
+def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, Any]:
+    """What each regression's answers are worth, by what they are from: every variant, and which its folds chose."""
+    names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
+    measured: dict[str, Any] = {}
+    for artifact in job.inputs.values():
+        if (on := artifact.manifest.params.get("on")) is None:
+            continue
+        fits = artifact.json(FITS)
+        answers = read_answers(artifact.path(ANSWERS), names)
+        measured[on] = {"command": f"physion stage regress --on {on}", "chosen": fits["chosen"], "variants": {}}
+        for variant, fit in fits["variants"].items():
+            scores = answers[variant][None]
+            said = evaluate_predictions(names, scenarios, found.labels, scores, [0.5], config.resamples, config.seed)
+            kept = {key: said[key] for key in ("n", "overall", "scenario_mean")}
+            measured[on]["variants"][variant] = fit | kept
+        job.stop.check()
+    return measured
 
 
 def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:

@@ -99,6 +99,8 @@ class Stage:
     check: Callable[[Any], None] = lambda config: None
     facts: Callable[[], Mapping[str, str]] = dict
     makes: str = ""
+    tells_truth: Callable[[Any, str], bool] = lambda config, subset: False
+    """Of one that makes datasets: whether it also publishes what is true of a subset's videos (`physion.data.truth`)."""
     fans_out: str = ""
     gpu: bool = False
     """Whether it computes on a GPU where there is one."""

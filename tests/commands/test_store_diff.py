@@ -114,7 +114,7 @@ def test_equal_stores_are_compared_by_their_manifests(diff, store):
             path.unlink()  # nobody needs it
     ended = diff()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "artifacts in both: 22, of which 0 differ; only in A: 0; only in B: 0\n"
+    assert ended.out == "artifacts in both: 29, of which 0 differ; only in A: 0; only in B: 0\n"
 
 
 def test_one_weight(only_difference, store, graph):
@@ -230,7 +230,7 @@ def test_what_differs_first_comes_first(diff, store, graph):
         ("rollout-test", "inputs that differ: train-slotformer, extract-slots-test"),
     ]
     assert heads[:-1] == [f"{name} {graph[name].fingerprint[:12]}, {cause}" for name, cause in expected]
-    assert heads[-1] == "artifacts in both: 22, of which 6 differ; only in A: 0; only in B: 0"
+    assert heads[-1] == "artifacts in both: 29, of which 6 differ; only in A: 0; only in B: 0"
     assert [row["instance"] for row in json.loads(diff("--json").out)["differ"]] == [name for name, _ in expected]
 
 
