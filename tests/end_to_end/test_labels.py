@@ -8,7 +8,7 @@ import pytest
 
 
 def contents(store):
-    """By instance the digests of its files but for indexes, which carry the labels, and not the names, which carry their hash."""
+    """By instance the digests of its files: not of indexes, which carry the labels, nor the names, which carry their hash."""
     found = {}
     for path in store.glob("artifacts/*/*/manifest.json"):
         manifest = json.loads(path.read_bytes())
