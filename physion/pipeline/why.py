@@ -54,7 +54,7 @@ class Reason:
 
 def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
     """Why an instance has to be made; nothing when it has not."""
-    manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    manifest = node.manifest(store)
     if manifest is not None:
         return [Reason("content", node.inputs[role]) for role in stale_inputs(manifest, node, graph, store)]
     candidates = [m for m in _published(store, node.stage.name) if m.instance == node.name and m.identity]
