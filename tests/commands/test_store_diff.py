@@ -85,7 +85,7 @@ def only_difference(diff):
         assert (ended.code, ended.err) == (1, "")
         facts = json.loads(ended.out)
         (differing,) = facts["differ"]
-        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 21)
+        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 28)
         (found,) = differing["files"].items()
         assert found[0] == name
         line = diff().out.splitlines()[1]
