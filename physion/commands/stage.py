@@ -92,10 +92,11 @@ def _run(
     node: Node, graph: Mapping[str, Node], target: Store, parts: slice, share: str | None, force: bool, as_json: bool
 ) -> dict[str, Any] | None:
     """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
-    from physion.pipeline.runner import run_node
+    from physion.pipeline.runner import require_standing_ground, run_node
 
     before = _content(target, node) if force else None
     with stopping() as stop, _ranks(node, os.environ) as ranks:
+        ranks.on_rank_0(lambda: require_standing_ground(node, graph, target))
         try:
             result = run_node(node, graph, target, stop, force=force, share=parts, ranks=ranks)
         except PartsMissing as error:

@@ -34,12 +34,12 @@ def preset_text(preset: str) -> str:
     """
     if preset.endswith((".yaml", ".yml")) or "/" in preset:
         try:
-            return Path(preset).read_text()
+            return Path(preset).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"preset file {preset}: cannot be read ({error})") from error
     if preset not in preset_names():
         raise ConfigError(f"unknown preset '{preset}'{nearest(preset, preset_names())}; presets: {', '.join(preset_names())}")
-    text: str = (_presets() / f"{preset}.yaml").read_text()
+    text: str = (_presets() / f"{preset}.yaml").read_text(encoding="utf-8")
     return text
 
 

@@ -67,7 +67,7 @@ def write_work_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for task, entries in lists.items():
-            (folder / task).write_text(json.dumps(entries))
+            (folder / task).write_text(json.dumps(entries), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

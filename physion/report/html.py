@@ -55,6 +55,7 @@ class ReportContext:
     headline: str
     simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
+    left_out: str = ""  # how many test videos are not among those, and why
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
     regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`

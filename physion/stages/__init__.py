@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from physion.config import schema
+from physion.data.layout import left_out
 from physion.models.kinds import MODELS, ModelKind, ReadoutKind, slot_model_kind
 from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage, training_cost
 
@@ -14,6 +15,7 @@ __all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "S
 JPEG_BYTES_A_PIXEL = 0.33  # about 5.4 kB a frame of 128 x 128 at quality 95
 MP4_BYTES_A_PIXEL = 1.1  # of a whole 150-frame clip: 18 kB at 128 x 128
 OFFICIAL = {"training": 15_998, "readout": 8_005, "test": 1_174}
+OFFICIAL_TEST = 1_200  # with the glitchy ones
 OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of the archives, shared out by videos
 
 
@@ -137,10 +139,22 @@ def _simulated(config: Any, params: Params) -> dict[str, Any]:
 
 
 def _sources(config: Any, params: Params) -> dict[str, Any]:
-    subset, section = str(params["subset"]), config.fetch
-    if section.root is not None:
-        return {"root": section.root}
-    return {"archives": list(section.archives[subset]), "files": section.files.get(subset, {})}
+    written = config.fetch.model_dump(mode="json")
+    read = {"archives": written["archives"][params["subset"]]} if written["root"] is None else {"root": written["root"]}
+    return read | ({"glitchy": written["glitchy"]} if params["subset"] == "test" else {})
+
+
+def _glitchy_note(config: Any, params: Params, metrics: Mapping[str, Any] | None) -> str:
+    if params["subset"] != "test":
+        return ""
+    if metrics is not None:
+        return left_out(metrics)
+    choice = config.fetch.model_dump(mode="json")["glitchy"]
+    if choice == "keep":
+        return "glitchy stimuli are kept (fetch.glitchy=keep)"
+    whose = "the authors' list" if choice == "leave-out" else choice
+    official = OFFICIAL_TEST - OFFICIAL["test"]
+    return f"glitchy stimuli will be left out ({whose}); of the official {OFFICIAL_TEST:,} the authors' list has {official}"
 
 
 def _engine() -> dict[str, str]:
@@ -242,13 +256,14 @@ for _stage in (
     ),
     Stage(
         "fetch",
-        version=2,
+        version=3,
         kind=Kind.PROCESS,
         summary="bring in the official Physion videos",
         section=schema.Fetch,
-        replaced=("root", "archives", "files"),
+        replaced=("root", "archives", "glitchy"),
         settings=_sources,
         cost=lambda config, params: Cost(OFFICIAL_BYTES[str(params["subset"])]),
+        note=_glitchy_note,
         makes="dataset",
     ),
     Stage(

@@ -14,7 +14,7 @@ import yaml
 
 from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
-from physion.data.layout import Video
+from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
 from physion.data.truth import TRUTH, TruthShards
 from physion.data.video import write_mp4
@@ -58,14 +58,16 @@ def run(job: Job) -> dict[str, Any]:
     predictions = _predict(job)
     metrics = _measure(config, predictions, job.inputs["dataset"])
     metrics["regressions"] = _regressions(config, job, predictions)
+    dataset = job.inputs["dataset"].manifest
     panels, stills = _pictures(job, config, predictions) if config.videos else ([], {})
     made_from = [artifact.manifest for artifact in job.inputs.values()]
-    simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
+    simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
     report = render_report(
         ReportContext(
             headline=metrics["headline"],
             simulated=simulated,
+            left_out=left_out(dataset.metrics),
             metrics=metrics["modes"],
             comparisons=metrics["comparisons"],
             regressions=metrics["regressions"],
@@ -82,7 +84,7 @@ def run(job: Job) -> dict[str, Any]:
     files |= {f"{title.lower().replace(' ', '-')}.svg": svg for title, svg in plots.items()}
     local = {name: job.output.scratch / name for name in files}
     for name, path in local.items():
-        path.write_text(files[name])
+        path.write_text(files[name], encoding="utf-8")
     job.output.add_part("report", local)
     return {
         "headline": metrics["headline"],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from physion.config.schema import Frames, Subset
-from physion.data.layout import Video, read_subset
+from physion.data.layout import Video, read_subset, require_both_outcomes
 from physion.data.shards import FRAME_KINDS, encode_frames, in_groups, index_item, shard_name, write_shard
 from physion.data.split import hold_out
 from physion.data.video import FPS, frame_rate, read_frames
@@ -29,6 +29,12 @@ def run(job: Job) -> dict[str, Any]:
     videos = read_subset(subset, dataset.names(), lambda name: dataset.path(name).read_bytes())
     if subset != "test":
         videos = hold_out(videos, config.heldout)
+    learned = [video for video in videos if not video.heldout]
+    if not learned:
+        raise DataError(f"all {len(videos)} {subset} videos are held out, and none is left to learn from: there are too few")
+    require_both_outcomes(learned, f"{subset} videos" + " that are not held out" * (subset == "readout"))
+    if subset == "readout" and len({video.label for video in videos if video.heldout}) < 2:
+        say("held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5")
     digests = {record.name: record.sha256 for record in dataset.manifest.files}
     work = []
     for number, group in enumerate(in_groups(videos, config.videos_per_shard)):

@@ -84,7 +84,8 @@ class Stage:
     fields) and settings are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
     reads: its inputs by role. check: raises ValueError for a configuration that cannot work. makes: what others can
     make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. For people,
-    summary, and absent: why a study has none of it, and what would give it one.
+    summary; note: what else the plan should say, by the configuration and, once it is made, its metrics; absent: why a study
+    has none of it, and what would give it one.
     """
 
     name: str = field(kw_only=False)
@@ -99,6 +100,7 @@ class Stage:
     cost: Callable[[Any, Params], Cost] = lambda config, params: Cost()
     check: Callable[[Any], None] = lambda config: None
     facts: Callable[[], Mapping[str, str]] = dict
+    note: Callable[[Any, Params, Mapping[str, Any] | None], str] = lambda config, params, metrics: ""
     makes: str = ""
     tells_truth: Callable[[Any, str], bool] = lambda config, subset: False
     """Of one that makes datasets: whether it also publishes what is true of a subset's videos (`physion.data.truth`)."""

@@ -68,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
     files = {ANSWERS: _csv(test[0], columns), FITS: json.dumps({"chosen": chosen, "variants": fits}, indent=1)}
     local: dict[str, Path] = {name: job.output.scratch / name for name in files}
     for name, path in local.items():
-        path.write_text(files[name])
+        path.write_text(files[name], encoding="utf-8")
     job.output.add_part("answers", local)
     return {"chosen": chosen, "cross_validated": fits[chosen]["cross_validated"], "videos": len(readout[0])}
 
@@ -162,7 +162,7 @@ def _answers(
 
 def read_answers(path: Path, videos: Sequence[str]) -> dict[str, np.ndarray]:
     """By variant the probabilities of these videos, float64 [N]."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = {row.pop("video"): row for row in csv.DictReader(file)}
     return {variant: np.array([float(rows[video][variant]) for video in videos]) for variant in next(iter(rows.values()))}
 

@@ -6,8 +6,10 @@ from physion.data.layout import (
     GLITCHY,
     LABELS,
     OUTCOME,
+    home_of,
     label_key,
     parse_labels,
+    place_of,
     read_subset,
     video_path,
     write_labels,
@@ -58,6 +60,18 @@ def test_where_a_video_is_put_is_where_it_is_found(subset):
         files[LABELS[subset]] = write_labels([(label_key(subset, name), True)])
     (video,) = read(subset, files)
     assert video.scenario == "Roll"
+
+
+@pytest.mark.parametrize("above", ["", "Physion/", "/data/x y/PhysionTestMP4s/", "./a/.././b/", "a/.b/", "../"])
+def test_a_video_is_known_by_the_folders_of_its_scenario(above):
+    hidden = ".b" in above or ".." in above
+    for subset, place in (("training", TRAINING), ("readout", READOUT), ("test", TEST)):
+        below = place.partition("/")[2]
+        for path in (above + below, above + below.replace(".mp4", ".MP4")):
+            assert place_of(path) == (None if hidden else (subset, place))
+            assert home_of(path) == (above.rstrip("/") or path.split("/")[0]) or not above
+        assert place_of(above + below.replace("pilot_", "._pilot_")) is None
+        assert place_of(above + below.replace("_MP4s", "_PNGs").replace("-redyellow/", "/")) is None
 
 
 def test_glitchy_test_stimuli_are_left_out():
