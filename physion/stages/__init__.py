@@ -384,7 +384,7 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=4,
+        version=5,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,
