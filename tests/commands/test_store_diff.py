@@ -257,7 +257,7 @@ def test_artifacts_that_only_one_has(diff, store, graph):
     shutil.rmtree(file_of(store, graph["evaluate"], ""))
     file_of(store, graph["rollout-test"], "manifest.json").unlink()
     ended = diff()
-    assert (ended.code, ended.out) == (0, "artifacts in both: 20, of which 0 differ; only in A: 2; only in B: 0\n")
+    assert (ended.code, ended.out) == (0, "artifacts in both: 27, of which 0 differ; only in A: 2; only in B: 0\n")
     facts = json.loads(diff("--json").out)
     assert len(facts["only_in_a"]) == 2
     assert f"artifacts/evaluate/{graph['evaluate'].fingerprint}" in facts["only_in_a"]
