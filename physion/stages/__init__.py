@@ -277,7 +277,7 @@ for _stage in (
     ),
     Stage(
         "train-dvae",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
         section=schema.TrainDVAE,
@@ -287,7 +287,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         section=schema.Tokenize,
@@ -297,7 +297,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         section=schema.TrainSTEVE,
@@ -312,7 +312,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
@@ -325,7 +325,7 @@ for _stage in (
     ),
     Stage(
         "train-slotformer",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
         section=schema.TrainSlotFormer,

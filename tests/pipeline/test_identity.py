@@ -188,8 +188,8 @@ def test_work_begun_from_other_inputs_is_not_gone_on_with(graph, store):
     wanted = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "0001-4-deadbeef.safetensors").write_bytes(b"of another training")
-    (folder / "study.json").write_text(json.dumps({"study": {}, "inputs": {"slots": "other bytes"}}))
+    (folder / "checkpoints" / "000001-00000004-deadbeefdeadbeef.safetensors").write_bytes(b"of another training")
+    (folder / "study.json").write_text(json.dumps({"study": {}, "inputs": {"slots": "0" * 64}}))
     run_node(node, graph, target, Stop())
     assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == wanted
 
