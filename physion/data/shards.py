@@ -136,12 +136,12 @@ class Shards:
     cache drops frees its room at once. (Maps that stay are faster, but their pages count as this process's memory.)
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, index: str = INDEX) -> None:
         self.artifact = artifact
         try:
-            entries = _Index.model_validate(artifact.json(INDEX)).videos
+            entries = _Index.model_validate(artifact.json(index)).videos
         except ValidationError as error:
-            where = f"{artifact.store.uri}/{artifact.prefix}/{INDEX}"
+            where = f"{artifact.store.uri}/{artifact.prefix}/{index}"
             raise DataError(shown(f"{where} is damaged ({error.error_count()} fields); {artifact.advice}")) from error
         self._shard = {entry.name: entry.shard for entry in entries}
         self.videos = [Video(each.name, each.path, each.scenario, each.label, each.heldout) for each in entries]
