@@ -242,10 +242,11 @@ def test_the_nearest_of_several(preset, store):
 def test_a_newer_version_and_another_engine(preset, finished, monkeypatch):
     from physion.stages import STAGES
 
-    monkeypatch.setitem(STAGES, "tokenize", replace(STAGES["tokenize"], version=9))
+    tokenize = STAGES["tokenize"]
+    monkeypatch.setitem(STAGES, "tokenize", replace(tokenize, version=9))
     (reason,) = reasons(preset, finished, "tokenize")
     assert (reason.kind, reason.what, reason.new) == ("version", "tokenize", 9)
-    monkeypatch.setitem(STAGES, "tokenize", replace(STAGES["tokenize"], version=2, facts=lambda: {"engine": "other 1"}))
+    monkeypatch.setitem(STAGES, "tokenize", replace(tokenize, facts=lambda: {"engine": "other 1"}))
     (reason,) = reasons(preset, finished, "tokenize")
     assert (reason.kind, reason.what, reason.old, reason.new) == ("fact", "engine", None, "other 1")
 
