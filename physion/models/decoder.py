@@ -124,19 +124,14 @@ class TokenDecoder(nn.Module):
         self.tf_dec = DecoderStack(layers, width, heads, p)
         self.head = nn.Linear(width, codes, bias=False)
 
-    def hidden(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots and the true tokens -> what `head` turns into logits, [N, L, D]."""
+    def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> what `head` turns into their teacher-forced logits, [N, L, D]."""
         inputs_NL = F.pad(tokens_NL[:, :-1], (1, 0), value=self.codes)
         x_NLD = dropout(self.tok_emb(inputs_NL) + self.pos_emb.pe, self.p if self.training else 0.0)
         for block, cross in zip(self.tf_dec.blocks, self.tf_dec.keys_values(self.in_proj(slots_NSD)), strict=True):
             x_NLD = block(x_NLD, cross)
         out_NLD: Tensor = self.tf_dec.layer_norm(x_NLD)
         return out_NLD
-
-    def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> teacher-forced logits [N, L, V]."""
-        logits_NLV: Tensor = self.head(self.hidden(slots_NSD, tokens_NL))
-        return logits_NLV
 
     @torch.no_grad()
     def generate(self, slots_NSD: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.config.schema import DVAEModel
+from physion.models.code_layer import CodeLayer
 from physion.models.noise import standard_exponential
 
 TOKENIZE_CHUNK = 4096  # positions whose V logits exist at a time while tokenizing
@@ -66,6 +67,8 @@ class DVAE(nn.Module):
             Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2), plain_conv(c, 3),
         )  # fmt: skip
 
+        self.code_layer = CodeLayer()
+
     @classmethod
     def from_sizes(cls, model: dict[str, Any]) -> DVAE:
         """Make one from the section `model` as plain data."""
@@ -99,6 +102,13 @@ class DVAE(nn.Module):
         exponential_BhwV = None if exponential_BVhw is None else exponential_BVhw.movedim(1, -1)
         codes_BhwV = gumbel_softmax(logits_BhwV, tau, exponential_BhwV)
         return F.mse_loss(self._image(F.linear(codes_BhwV, self._code_weights())), images_B3HW)
+
+    def loss_on_gpu(self, images_B3HW: Tensor, tau: Tensor) -> Tensor:
+        """As `loss`, with the chunks and the noise of a GPU. tau: a scalar on the device."""
+        hidden_BhwC, conv = self._hidden(images_B3HW), cast(nn.Conv2d, self.encoder[-1])
+        weights = conv.weight.flatten(1), cast(Tensor, conv.bias), self._code_weights()
+        embedded_PC = self.code_layer(hidden_BhwC.flatten(0, 2), *weights, tau)
+        return F.mse_loss(self._image(embedded_PC.view(hidden_BhwC.shape)), images_B3HW)
 
     def _hidden(self, images_B3HW: Tensor) -> Tensor:
         hidden_BChw: Tensor = self.encoder[:-1](images_B3HW.contiguous(memory_format=torch.channels_last))

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.config.schema import STEVEModel
 from physion.models.attention import Encoder
+from physion.models.cross_entropy import CrossEntropy, to_autocast
 from physion.models.decoder import TokenDecoder, causal_masks
 from physion.models.dvae import DVAE
 from physion.models.slot_attention import SlotAttention
@@ -107,6 +107,7 @@ class STEVE(SlotModel):
             d, model.decoder_layers, model.decoder_heads, (image_size // 4) ** 2, codes, model.dropout
         )
         self.predictor = Predictor(model)
+        self.cross_entropy = CrossEntropy()
 
     @classmethod
     def from_sizes(cls, model: dict[str, Any], image_size: int, codes: int) -> STEVE:
@@ -119,11 +120,10 @@ class STEVE(SlotModel):
         Chunk by chunk with the state carried gives the slots of the whole video at once. Returns slots [B, T, S, D],
         with_masks the masks [B, T, S, h, w] (each slot's share of every position), and the state after the last frame.
         """
-        features_BTPD = self._features(images_BT3HW)
         slots, masks = [], []
-        for t in range(images_BT3HW.shape[1]):
+        for features_BPD in self._features(images_BT3HW).unbind(1):  # one backward pass for all, not a [B, T, P, D] a frame
             state = self._first(images_BT3HW.shape[0]) if state is None else self.predictor(state)
-            slots_BSD, masks_BSP = self.slot_attention(features_BTPD[:, t], state.slots)
+            slots_BSD, masks_BSP = self.slot_attention(features_BPD, state.slots)
             state = state._replace(slots=slots_BSD)
             slots.append(slots_BSD)
             masks.append(masks_BSP)
@@ -134,13 +134,15 @@ class STEVE(SlotModel):
 
     def logits(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
         """Slots and the true tokens int64 -> teacher-forced logits [B, T, N, V]; all frames in parallel."""
-        logits_XNV: Tensor = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        hidden_XND = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        logits_XNV: Tensor = self.trans_decoder.head(hidden_XND)
         return logits_XNV.view(*tokens_BTN.shape, self.codes)
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
         """Cross-entropy of all tokens of all frames, mean: a scalar."""
-        logits_BTNV = self.logits(slots_BTSD, tokens_BTN)
-        return F.cross_entropy(logits_BTNV.flatten(0, 2), tokens_BTN.flatten())
+        hidden_XND = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        loss: Tensor = self.cross_entropy(hidden_XND.flatten(0, 1), self.trans_decoder.head.weight, tokens_BTN.flatten())
+        return loss
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
         """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""
@@ -153,11 +155,14 @@ class STEVE(SlotModel):
     def _features(self, images_BT3HW: Tensor) -> Tensor:
         """Features [B, T, P, D] of all frames at once, normalised for slot attention."""
         images_F3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features_FhwC = self.encoder_pos_embedding(self.encoder(images_F3HW).movedim(1, -1))
-        features_FhwD = self.slot_attention.norm_inputs(self.encoder_out_layer(features_FhwC))
+        features_FhwD = self._project(self.encoder(images_F3HW).movedim(1, -1))
         batch, frames = images_BT3HW.shape[:2]
-        features_BTPD: Tensor = features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
-        return features_BTPD
+        return features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
+
+    def _project(self, features_FhwC: Tensor) -> Tensor:
+        """Give features their positions and the width of slots."""
+        features_FhwD = self.encoder_out_layer(self.encoder_pos_embedding(features_FhwC))
+        return to_autocast(self.slot_attention.norm_inputs(features_FhwD))
 
     def _first(self, batch: int) -> VideoState:
         """Start a video: the learned slots and an LSTM that has seen nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from physion.config.schema import TrainDVAE
@@ -27,9 +28,20 @@ class DVAETask(Task):
         self.heldout = FrameClips(frames, frames.select(heldout=True), frames.video_frames, 1)
         self.sample_flops = 3 * reconstruct_flops(config.model, frames.image_size)
 
+    def compile(self) -> None:
+        """What is before, in and after the code layer, not its loops."""
+        model = self.model
+        model.code_layer.relax.compile()
+        model.code_layer.relax_gradient.compile()
+        for name in ("_hidden", "_image"):
+            setattr(model, name, torch.compile(getattr(model, name)))
+
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error through relaxed codes at the step's temperature."""
-        return self.model.loss(to_unit(batch["images"][:, 0]), self.watched(step)["tau"])
+        images, tau = to_unit(batch["images"][:, 0]), self.watched(step)["tau"]
+        if images.device.type == "cpu":
+            return self.model.loss(images, tau)
+        return self.model.loss_on_gpu(images, torch.full((), tau, device=images.device))
 
     def heldout_loss(self, batch: Batch) -> Tensor:
         """Mean squared error through the tokens: what later stages will see."""

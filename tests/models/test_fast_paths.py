@@ -10,6 +10,7 @@ from torch import nn
 
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
 from physion.models.attention import Encoder, attend
+from physion.models.cross_entropy import CrossEntropy, LossAndGradient
 from physion.models.dvae import DVAE
 from physion.models.noise import dropout, keep_mask, standard_exponential
 from physion.models.readout import Readout
@@ -75,7 +76,7 @@ def test_generating_with_kept_keys_is_teacher_forcing_on_what_was_generated():
     tokens = torch.zeros(3, 64, dtype=torch.int64)
     with torch.no_grad():
         for i in range(64):
-            tokens[:, i] = steve.trans_decoder(slots, tokens)[:, i].argmax(-1)
+            tokens[:, i] = steve.logits(slots[:, None], tokens[:, None])[:, 0, i].argmax(-1)
     assert torch.equal(steve.generate(slots), tokens)
 
 
@@ -169,3 +170,19 @@ def test_a_training_step_of_every_model_at_64_pixels(autocast):
         loss.backward()
         assert torch.isfinite(loss)
         assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
+
+
+def test_cross_entropy_in_chunks_is_that_of_all_logits(monkeypatch):
+    monkeypatch.setattr("physion.models.cross_entropy.CHUNK", 7)
+    hidden, weight = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets = torch.randint(30, (20,))
+    losses = CrossEntropy().chunked(hidden, weight, targets), F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(*losses)
+    ours, plain = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in losses)
+    torch.testing.assert_close(ours, plain)
+    compiled = torch.compile(LossAndGradient(), backend="aot_eager", fullgraph=True)
+    logits = torch.randn(20, 30).bfloat16()
+    loss, gradient = compiled(logits, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="sum"))
+    torch.testing.assert_close(gradient, LossAndGradient()(logits, targets)[1])
+    assert gradient.dtype == torch.bfloat16
