@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.config.schema import DVAEModel
-from physion.models.code_layer import CodeLayer
 from physion.models.noise import standard_exponential
 
 TOKENIZE_CHUNK = 4096  # positions whose V logits exist at a time while tokenizing
@@ -67,8 +66,6 @@ class DVAE(nn.Module):
             Block(c, c, 3), Block(c, c), Block(c, c), Block(c, 4 * c), nn.PixelShuffle(2), plain_conv(c, 3),
         )  # fmt: skip
 
-        self.code_layer = CodeLayer()
-
     @classmethod
     def from_sizes(cls, model: dict[str, Any]) -> DVAE:
         """Make one from the section `model` as plain data."""
@@ -103,12 +100,12 @@ class DVAE(nn.Module):
         codes_BhwV = gumbel_softmax(logits_BhwV, tau, exponential_BhwV)
         return F.mse_loss(self._image(F.linear(codes_BhwV, self._code_weights())), images_B3HW)
 
-    def loss_on_gpu(self, images_B3HW: Tensor, tau: Tensor) -> Tensor:
-        """As `loss`, with the chunks and the noise of a GPU. tau: a scalar on the device."""
-        hidden_BhwC, conv = self._hidden(images_B3HW), cast(nn.Conv2d, self.encoder[-1])
-        weights = conv.weight.flatten(1), cast(Tensor, conv.bias), self._code_weights()
-        embedded_PC = self.code_layer(hidden_BhwC.flatten(0, 2), *weights, tau)
-        return F.mse_loss(self._image(embedded_PC.view(hidden_BhwC.shape)), images_B3HW)
+    def loss_at_once(self, images_B3HW: Tensor, tau: Tensor) -> Tensor:
+        """As `loss`, in plain operations on all codes at once: what torch.compile fuses well. tau: a scalar on the device."""
+        logits_BhwV = self._logits(self._hidden(images_B3HW)).float()
+        gumbel_BhwV = -(torch.empty_like(logits_BhwV).exponential_() + torch.finfo(torch.float32).tiny).log()
+        codes_BhwV = ((logits_BhwV + gumbel_BhwV) / tau).softmax(-1)
+        return F.mse_loss(self._image(F.linear(codes_BhwV, self._code_weights())), images_B3HW)
 
     def _hidden(self, images_B3HW: Tensor) -> Tensor:
         hidden_BChw: Tensor = self.encoder[:-1](images_B3HW.contiguous(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""What needs a GPU; skipped without one. Not yet run anywhere: nobody on this project has had a GPU."""
+"""What needs a GPU; skipped without one. What needs two has not run anywhere yet."""
 
 import json
 import shutil
