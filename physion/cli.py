@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from physion.commands.status import status
 from physion.commands.store import store_app
 from physion.commands.submit import submit
 from physion.commands.weights import weights_app
+from physion.config.schema import without_secrets
 from physion.errors import Interrupted, PhysionError, TransientError
 from physion.progress import Output
 
@@ -62,6 +64,8 @@ def main() -> NoReturn:
     # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
     # read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without a character ends no command
     argo_file = os.environ.get("ARGO_PROGRESS_FILE")
     Output.argo_file = Path(argo_file) if argo_file else None
     try:
@@ -100,10 +104,11 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        text = without_secrets(f"{error}")  # an override that is wrong is shown in full
+        print(f"error: {text}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
             if TERMINATION_LOG.exists():
-                TERMINATION_LOG.write_text(f"{error}")
+                TERMINATION_LOG.write_text(text, encoding="utf-8")
     sys.exit(error.exit_code)
 
 

@@ -41,7 +41,7 @@ def tell_argo(done: int, total: int) -> None:
         return
     with contextlib.suppress(OSError):  # a lost progress file is no reason to stop working
         part = Output.argo_file.with_name(f"{Output.argo_file.name}.part")
-        part.write_text(f"{done}/{total}")
+        part.write_text(f"{done}/{total}", encoding="utf-8")
         part.replace(Output.argo_file)
 
 

@@ -126,6 +126,15 @@ def preset(pristine, tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def official_names():
+    """The paths of all 25,203 official videos, sorted, in the published code's layout."""
+    # A line for each folder and stem; bit n of the hexadecimal number after it says whether there is a video n.
+    lines = map(str.split, (Path(__file__).parent / "official_names.txt").read_text().splitlines())
+    numbers = [(stem, int(bits, 16)) for stem, bits in lines]
+    return sorted(f"{stem}_{n:04d}_img.mp4" for stem, bits in numbers for n in range(bits.bit_length()) if bits >> n & 1)
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""

@@ -10,7 +10,6 @@ import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +22,7 @@ from physion.job import Stop
 from physion.pipeline.graph import Node, build_graph
 from physion.progress import duration
 from physion.stages import STAGES
-from physion.store.artifacts import prefix_of
 from physion.store.cache import ShardCache, default_limit
-from physion.store.pretrained import find_weights
 from physion.store.protocol import Store
 from physion.store.uri import open_store
 
@@ -115,15 +112,17 @@ def with_precision(preset: str, overrides: list[str], precision: str | None) -> 
     """Overrides that also give every training this precision."""
     if precision is None:
         return overrides
-    load_config(preset, overrides)  # imports plugins, which may add trainings
-    trainings = [stage.name for stage, section in STAGES.sections() if issubclass(section, TrainingStage)]
+    config = load_config(preset, overrides)
+    trainings = [
+        stage.name for stage in STAGES.values() if stage.section and isinstance(config.section(stage.name), TrainingStage)
+    ]
     return [*overrides, *(f"{stage}.precision={precision}" for stage in trainings)]
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:
     """What a preset and overrides mean in a store: configuration, stage instances with their fingerprints, the store."""
     config, target = load_config(preset, overrides), chosen_store(store)
-    return config, build_graph(config, partial(find_weights, target)), target
+    return config, build_graph(config, target), target
 
 
 def study(preset: str, overrides: list[str], store: str) -> tuple[dict[str, Node], Store]:
@@ -150,15 +149,10 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def artifact_uri(store: Store, node: Node) -> str:
-    """Where the artifact of an instance lies."""
-    return f"{store.uri}/{prefix_of(node.stage.name, node.fingerprint)}"
-
-
 def result_facts(result: Done, store: Store) -> dict[str, Any]:
     """What one stage came to, for `--json`."""
-    metrics = result.manifest.metrics
-    return {"artifact": artifact_uri(store, result.node), "published": True, "cached": result.cached, "metrics": metrics}
+    where, metrics = f"{store.uri}/{result.node.prefix}", result.manifest.metrics
+    return {"artifact": where, "published": True, "cached": result.cached, "metrics": metrics}
 
 
 def tell_result(result: Done, store: Store, as_json: bool) -> None:
@@ -167,7 +161,7 @@ def tell_result(result: Done, store: Store, as_json: bool) -> None:
         print(json.dumps(result_facts(result, store), indent=1))
         return
     took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-    print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{artifact_uri(store, result.node)}")
+    print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{store.uri}/{result.node.prefix}")
 
 
 def headline(metrics: dict[str, Any]) -> str:

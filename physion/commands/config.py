@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 import yaml
 
 from physion.commands import AsJSON, Overrides, Preset
-from physion.config.load import load_config, preset_text, study_class
+from physion.config.load import load_config, preset_text, read_preset, study_class
 
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 
@@ -27,7 +28,11 @@ def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = Fal
     print(yaml.safe_dump(tree, sort_keys=False, width=120), end="")
 
 
-@config_app.command("schema")
-def config_schema() -> None:
+@config_app.command("schema", epilog="Example: physion config schema --preset mine.yaml > schema.json")
+def config_schema(
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Whose plug-ins' sections are to be in it, too.")] = None,
+) -> None:
     """Print the JSON schema of a preset, for editors."""
+    if preset is not None:
+        read_preset(preset)
     print(json.dumps(study_class().model_json_schema(by_alias=True), indent=1))

@@ -16,10 +16,13 @@ def contact_sheet(
     size: Annotated[int, typer.Option(help="Pixels a side of a picture.", min=32, max=512)] = 128,
 ) -> None:
     """Draw one simulated video of each scenario as a row of pictures."""
-    from physion.simulation import contact_sheet as write
+    from physion.simulation import require_engine
+
+    require_engine()
+    from physion.simulation.sheet import write_contact_sheet
 
     try:
-        write(path, seed=seed, size=size)
+        write_contact_sheet(path, seed, size)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
     print(path)

@@ -20,6 +20,7 @@ from physion.commands import (
     tell_result,
     with_precision,
 )
+from physion.config.schema import holds_secret
 from physion.errors import ConfigError, nearest
 from physion.kubernetes.manifest import MANIFEST
 from physion.pipeline.graph import select_one
@@ -107,5 +108,10 @@ def for_pods(preset: str, overrides: list[str]) -> None:
             "--set, or mount the file in them and give its absolute path"
         )
     for override in overrides:
+        if holds_secret(override):
+            raise ConfigError(
+                f"--set {override.partition('=')[0]}: the cluster would show the credentials in its address to everybody: "
+                "put it into a preset file, and mount that from a Secret"
+            )
         if re.search(r"\s", override):
             raise ConfigError(f"--set '{override}': overrides for a cluster hold no spaces (in lists write [1,2])")

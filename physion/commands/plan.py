@@ -14,6 +14,7 @@ from rich.table import Table
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
+from physion.store.artifacts import Manifest
 from physion.store.protocol import Store
 
 SUSTAINED = 100e12  # FLOP/s assumed for accelerator time: about a tenth of an H100's bf16 peak
@@ -38,42 +39,49 @@ def plan(
 ) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
     from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
-    from physion.pipeline.runner import all_standing
+    from physion.pipeline.runner import all_standing, published
 
     config, graph, target = load_study(preset, overrides, store)
     shown = select(graph, only, {}) if only else list(graph.values())
-    done = all_standing(graph, target)
+    manifests = published(graph, target)
+    done = all_standing(graph, manifests)
     if tasks is not None:
         left = left_to_do(graph, lambda node: node.name in done)
         write_work_lists(tasks, work_lists(config, left, parse_pods(pods)))
-    rows = [_row(node, config, node.name in done) for node in shown]
+    rows = [_row(node, config, manifests[node.name] if node.name in done else None) for node in shown]
     if why:
-        _say_why(rows, graph, target, as_json)
+        _say_why(rows, graph, done, target, as_json)
     elif as_json:
         print(json.dumps(rows, indent=1))
     else:
         _print_table(rows, f"preset {preset}, store {target.uri}")
 
 
-def _row(node: Node, config: Any, done: bool) -> dict[str, Any]:
+def _row(node: Node, config: Any, manifest: Manifest | None) -> dict[str, Any]:
+    """What the plan says of an instance; the manifest is that of the artifact, if it needs not be made."""
     cost = node.stage.cost(config, node.params)
     return {
         "name": node.name,
         "stage": node.stage.name,
         "fingerprint": node.fingerprint,
         "inputs": node.inputs,
-        "cached": done,
+        "cached": manifest is not None,
         "weights": next((artifact.prefix for artifact in node.weights.values()), None),
         "bytes": cost.bytes,
         "flops": cost.flops,
         "accelerator_hours": cost.flops / SUSTAINED / 3600,
+        "note": node.stage.note(config, node.params, manifest.metrics if manifest else None),
     }
 
 
-def _say_why(rows: list[dict[str, Any]], graph: Mapping[str, Node], target: Store, as_json: bool) -> None:
-    from physion.pipeline.why import why
+def _say_why(rows: list[dict[str, Any]], graph: Mapping[str, Node], done: set[str], target: Store, as_json: bool) -> None:
+    from physion.pipeline.why import Reason, why
 
     found = {row["name"]: why(graph[row["name"]], graph, target) for row in rows if not row["cached"]}
+    for name, reasons in found.items():
+        if not reasons:  # it is as it should be, but for what it stands on
+            sources = dict.fromkeys(graph[name].inputs.values())
+            reasons.extend(Reason("again", source) for source in sources if source not in done)
     if as_json:
         print(json.dumps({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()}, indent=1))
         return
@@ -102,6 +110,9 @@ def _print_table(rows: list[dict[str, Any]], title: str) -> None:
     table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *_cost_cells(total))
     table.caption = f"Output and FLOPs are estimates; GPU time assumes {SUSTAINED / 1e12:.0f} TFLOP/s sustained."
     Console().print(table)
+    for row in rows:
+        if row["note"]:
+            print(f"{row['name']}: {row['note']}")
 
 
 def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:

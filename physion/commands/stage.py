@@ -18,7 +18,6 @@ from physion.commands import (
     Precision,
     Preset,
     StoreURI,
-    artifact_uri,
     copy_out,
     result_facts,
     stopping,
@@ -33,7 +32,7 @@ from physion.models.kinds import MODELS
 from physion.pipeline.graph import Node, downstream, select, select_one
 from physion.progress import Output, say
 from physion.stages import STAGES, Kind, Stage
-from physion.store.artifacts import Artifact, read_manifest
+from physion.store.artifacts import Artifact
 from physion.store.protocol import Store
 
 
@@ -84,7 +83,7 @@ def stage(
         raise errors[0] if len(errors) == 1 else DataError("\n".join(dict.fromkeys(map(str, errors))))
     if as_json and told[0] is not None:
         print(json.dumps(told[0] if len(told) == 1 else told, indent=1))
-    if report_to is not None and (manifest := read_manifest(target, nodes[0].stage.name, nodes[0].fingerprint)):
+    if report_to is not None and (manifest := nodes[0].manifest(target)):
         copy_out(Artifact(target, manifest).path("report.html"), report_to)
 
 
@@ -92,16 +91,17 @@ def _run(
     node: Node, graph: Mapping[str, Node], target: Store, parts: slice, share: str | None, force: bool, as_json: bool
 ) -> dict[str, Any] | None:
     """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
-    from physion.pipeline.runner import run_node
+    from physion.pipeline.runner import require_standing_ground, run_node
 
     before = _content(target, node) if force else None
     with stopping() as stop, _ranks(node, os.environ) as ranks:
+        ranks.on_rank_0(lambda: require_standing_ground(node, graph, target))
         try:
             result = run_node(node, graph, target, stop, force=force, share=parts, ranks=ranks)
         except PartsMissing as error:
             if share is None:
                 raise
-            where = artifact_uri(target, node)
+            where = f"{target.uri}/{node.prefix}"
             if not as_json:
                 missing = f"{len(error.missing)} of {error.total} parts are left to other commands"
                 print(f"{node.name}: share {share} done; {missing}\n{where}")
@@ -118,7 +118,7 @@ def _run(
 def _content(target: Store, node: Node) -> str | None:
     """The digest of what an artifact holds; None when it is not published, or its manifest cannot be read (hence --force)."""
     with contextlib.suppress(DataError, ConfigError):
-        if manifest := read_manifest(target, node.stage.name, node.fingerprint):
+        if manifest := node.manifest(target):
             return manifest.content
     return None
 
@@ -169,9 +169,8 @@ def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
     from physion.training.distributed import joined
 
     Output.quiet = rank > 0
-    shared = (
-        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    )  # by all attempts; else each has a meeting place of its own
+    # Shared by all attempts; else each has a meeting place of its own.
+    shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
     with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:
         yield ranks

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,6 @@ from physion.progress import byte_count, progress
 from physion.store.artifacts import MANIFEST, Artifact, FileRecord, read_manifest
 from physion.store.local import LocalStore
 from physion.store.pairs import Pair, pair_up
-from physion.store.pretrained import find_weights
 from physion.store.protocol import Store, Upload
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
 from physion.store.uri import open_store
@@ -229,7 +227,7 @@ def gc(
 ) -> None:
     """Show, or with --delete remove, what no run needs: leftovers, forgotten work, dead uploads, artifacts of no preset."""
     target = chosen_store(store)
-    graphs = [build_graph(load_config(preset, overrides or []), partial(find_weights, target)) for preset in keep or ()]
+    graphs = [build_graph(load_config(preset, overrides or []), target) for preset in keep or ()]
     needed = {node.fingerprint for graph in graphs for node in graph.values()}
     verdicts = judge(target, survey(target), needed if keep else None, days)
     if delete:

@@ -46,17 +46,21 @@ def submit(
             f"store {chosen['store']}: a folder of this machine, which pods do not see; name an s3://bucket/prefix"
         )
     for_pods(chosen.get("preset", ""), overrides)
-    if "preset" in chosen:
-        load_config(chosen["preset"], chosen.get("overrides", "").split())
+    config = load_config(chosen["preset"], chosen.get("overrides", "").split()) if "preset" in chosen else None
 
     from physion.kubernetes import workflows
     from physion.kubernetes.cluster import PATIENCE, Cluster
+    from physion.kubernetes.tasks import task_of
+    from physion.pipeline.graph import build_graph
 
     cluster = Cluster(namespace)
-    known = workflows.template_parameters(cluster)
+    template = workflows.installed(cluster)
+    known = workflows.parameters_of(cluster, template)
     workflows.check_parameters(chosen, known)
-    if "preset" not in chosen and (default := known.get("preset")):
-        load_config(default, chosen.get("overrides", "").split())
+    if config is None and (default := known.get("preset")):
+        config = load_config(default, chosen.get("overrides", "").split())
+    if config is not None:
+        workflows.require_tasks(template, map(task_of, build_graph(config).values()))
     name = workflows.submit(cluster, chosen)
     if as_json and not wait:
         print(json.dumps({"name": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from physion.errors import ConfigError, nearest
 from physion.models.kinds import MODELS, ReadoutKind
 from physion.pipeline.graph import Node, build_graph, select_one
 from physion.stages import copied_here, trained
-from physion.store.artifacts import Artifact, Manifest, read_manifest
+from physion.store.artifacts import Artifact, Manifest
 from physion.store.checksums import sha256_of
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
 from physion.store.protocol import Store
@@ -50,7 +49,8 @@ def import_command(
     if kind not in MODELS:
         raise ConfigError(f"unknown model '{kind}'{nearest(kind, list(MODELS))}; models: {', '.join(MODELS)}")
     form_of(kind)
-    target, sizes = chosen_store(store), _sizes(config)
+    target = chosen_store(store)
+    sizes = {name: _sizes(config, name) for name in (kind, *MODELS[kind].copied())}
     model, frozen = take_apart(read_published(file), kind, sizes, str(file))
     origin = {"file": file.name, "sha256": sha256_of(file)}
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
@@ -116,7 +116,7 @@ def push(
     config = load_config(preset, overrides)
     kind, model, frozen, node = _trained(source, origin, config, preset, features, seed)
     facts = {"stage": node.name, "fingerprint": node.fingerprint}
-    _say(target, _publish(target, name, kind, _sizes(config)[kind], model, frozen, facts))
+    _say(target, _publish(target, name, kind, _sizes(config, kind), model, frozen, facts))
 
 
 @weights_app.command(epilog="Example: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper")
@@ -175,12 +175,11 @@ def _trained(
 
     if source not in MODELS.trainings():
         raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(MODELS.trainings())})")
-    graph = build_graph(config, partial(find_weights, store))
+    graph = build_graph(config, store)
     node = select_one(graph, source, {"features": features, "seed": seed})
 
     def weights(stage: str) -> Path:
-        made = graph[stage]
-        manifest = read_manifest(store, made.stage.name, made.fingerprint)
+        manifest = graph[stage].manifest(store)
         if manifest is None:
             raise ConfigError(
                 f"{stage} of preset {preset} is not in {store.uri}: give the preset and overrides of its training"
@@ -192,9 +191,12 @@ def _trained(
     return kind, load_model(weights(node.name)), copies_for(kind, copied), node
 
 
-def _sizes(config: Study) -> dict[str, dict[str, Any]]:
-    """What every kind of model is built from in this study."""
-    return {kind.name: kind.sizes(config) for kind in MODELS.values()}
+def _sizes(config: Study, kind: str) -> dict[str, Any]:
+    """What a kind of model is built from in this study."""
+    for stage in (MODELS[other].stage for other in (kind, *MODELS[kind].copied())):
+        if config.section(stage) is None:
+            raise ConfigError(f"preset {config.preset} has no {stage}, which says how large a {kind} is: name another --preset")
+    return MODELS[kind].sizes(config)
 
 
 def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen: dict[str, Any], origin: Any) -> Manifest:

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
 from physion.models.kinds import MODELS, SlotModelKind
-from physion.stages import STAGES, Stage
+from physion.stages import STAGES, Kind, Stage, instances
 
 
 def preset_names() -> list[str]:
@@ -34,12 +34,12 @@ def preset_text(preset: str) -> str:
     """
     if preset.endswith((".yaml", ".yml")) or "/" in preset:
         try:
-            return Path(preset).read_text()
+            return Path(preset).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"preset file {preset}: cannot be read ({error})") from error
     if preset not in preset_names():
         raise ConfigError(f"unknown preset '{preset}'{nearest(preset, preset_names())}; presets: {', '.join(preset_names())}")
-    text: str = (_presets() / f"{preset}.yaml").read_text()
+    text: str = (_presets() / f"{preset}.yaml").read_text(encoding="utf-8")
     return text
 
 
@@ -52,9 +52,13 @@ def study_class() -> type[Study]:
 def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
     fields: dict[str, typing.Any] = {}
     for stage in stages:
-        if stage.section is not None:
-            required = any(field.is_required() for field in stage.section.model_fields.values())
-            fields[stage.key] = (stage.section, ... if required else stage.section())
+        if (section := stage.section) is not None:
+            if not any(field.is_required() for field in section.model_fields.values()):
+                fields[stage.key] = (section, section())
+            elif stage.kind is Kind.TRAINING:  # of a model that a study need not use
+                fields[stage.key] = (section | None, None)
+            else:
+                fields[stage.key] = (section, ...)
 
     def check(study: Study) -> Study:
         known = STAGES.that_make("dataset")
@@ -63,8 +67,13 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
                 f"'dataset': {study.dataset!r} is none{nearest(study.dataset, known)}; there are {', '.join(known)}"
             )
         MODELS.named(study.slot_model, SlotModelKind)
+        used = dict.fromkeys(instance.stage for instance, _ in instances(study).values())
+        absent = [stage for stage in stages if stage.section and study.section(stage.name) is None]
+        if missing := [_missing(stage.name, _options(stage.section)) for stage in absent if stage.name in used]:
+            raise ValueError("\n".join(missing))
         for stage in stages:
-            stage.check(study)
+            if stage not in absent:
+                stage.check(study)
         return study
 
     validators: dict[str, typing.Any] = {"check": model_validator(mode="after")(check)}
@@ -72,10 +81,10 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
     return made
 
 
-def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
-    """Read a preset, apply `key.path=value` overrides (values are YAML) and check everything.
+def read_preset(preset: str, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """What a preset says, with `key.path=value` overrides (values are YAML), unchecked; its plug-ins are imported.
 
-    Raises ConfigError listing every problem, one a line; an unknown key comes with the nearest known one.
+    Raises ConfigError.
     """
     try:
         tree = yaml.safe_load(preset_text(preset))
@@ -87,6 +96,15 @@ def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
     for override in overrides:
         _apply(tree, override)
     _import_plugins(preset, tree.get("plugins"))
+    return tree
+
+
+def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
+    """Read a preset, apply overrides and check everything.
+
+    Raises ConfigError listing every problem, one a line; an unknown key comes with the nearest known one.
+    """
+    tree = read_preset(preset, overrides)
     try:
         return study_class().model_validate(tree)
     except ValidationError as error:
@@ -162,11 +180,15 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key '{where}'{nearest(str(error['loc'][-1]), list(_fields_at(error['loc'][:-1])))}"
     if error["type"] == "missing":
-        needed = [key for key, field in _fields_at(error["loc"]).items() if field.is_required()]
-        return f"'{where}' is missing" + (f"; of its options these have no default: {', '.join(needed)}" if needed else "")
+        return _missing(where, _fields_at(error["loc"]))
     if error["type"] == "value_error":
         return f"'{where}': {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     return f"'{where}': {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+
+
+def _missing(where: str, options: dict[str, FieldInfo]) -> str:
+    needed = ", ".join(key for key, field in options.items() if field.is_required())
+    return f"'{where}' is missing" + (f"; of its options these have no default: {needed}" if needed else "")
 
 
 def _fields_at(location: typing.Sequence[int | str]) -> dict[str, FieldInfo]:

@@ -5,7 +5,10 @@ A field marked `Knob` does not change results (workers, intervals) and stays out
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -140,37 +144,98 @@ class Simulate(Section):
 
 
 _PUBLISHED = "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com"
+_TRAINING = f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz"
+_LABELS = "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
+# In the name of a query's parameter.
+_SECRET = re.compile("(^|[-_])(sig|token|key|secret|pass|cred|auth|private)|accesskey", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?://[^\s,\]}'\"]+")
+_EXPECTED = re.compile(r"#sha256=([0-9a-f]{64})$")
+GLITCHY_CHOICES = ("leave-out", "keep")
+
+
+def expected_sha256(source: str) -> str | None:
+    """The SHA-256 that a source is said to have: `...#sha256=<64 hexadecimal digits>`."""
+    match = _EXPECTED.search(source)
+    return match and match[1]
+
+
+def _signed(query: str) -> bool:
+    return any(_SECRET.search(key) for key, _ in parse_qsl(query, keep_blank_values=True))
+
+
+def shown_source(source: str) -> str:
+    """A source as it is printed, stored and known: one place has one name, and no secret is in it.
+
+    Of a path, the absolute one. Of an address, without user name and password, and without its query if that is signed.
+    """
+    source = _EXPECTED.sub("", source)
+    if "://" not in source:
+        return os.path.abspath(source)
+    url = urlsplit(source)
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query="" if _signed(url.query) else url.query))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether there is an address in a text that holds what may be secret."""
+    return any("@" in url.netloc or _signed(url.query) for url in map(urlsplit, _ADDRESS.findall(text)))
+
+
+def without_secrets(text: str) -> str:
+    """A text, all addresses in it as they may be shown."""
+    return _ADDRESS.sub(lambda match: shown_source(match[0]), text) if holds_secret(text) else text
+
+
+def _checked_source(source: str) -> str:
+    source = source.removeprefix("file://")
+    if "://" in source and urlsplit(source).scheme not in ("http", "https"):
+        raise ValueError(f"{shown_source(source)}: neither a path nor an address that begins with https:// or http://")
+    if "#sha256=" in source and not _EXPECTED.search(source):
+        raise ValueError(f"{shown_source(source.partition('#')[0])}: after #sha256= come 64 hexadecimal digits (0-9, a-f)")
+    return source
+
+
+def _checked_glitchy(choice: str) -> str:
+    return choice if choice in GLITCHY_CHOICES else _checked_source(choice)
+
+
+def _shown_glitchy(choice: str) -> str:
+    return choice if choice in GLITCHY_CHOICES else shown_source(choice)
+
+
+DataSource = Annotated[str, AfterValidator(_checked_source), PlainSerializer(shown_source)]
+"""A path or an address. What is made of it in writing (`config show`, manifests, fingerprints) is `shown_source`."""
 
 
 class Fetch(Section):
-    """The official Physion videos, from a directory in the documented layout or from the published archives."""
+    """The official Physion videos, from a directory or from the published archives."""
 
-    root: str | None = Field(None, description="directory that holds PhysionTrainMP4s/ and PhysionTestMP4s/")
-    archives: dict[Subset, tuple[str, ...]] = Field(
-        {
-            "training": (f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz",),
-            "readout": (f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz",),
-            "test": (f"{_PUBLISHED}/Physion.zip",),
-        },
-        description="by subset: URLs or paths of .zip and .tar.gz archives, read when `root` is not set",
+    root: DataSource | None = Field(None, description="directory somewhere below which the folders of the scenarios lie")
+    archives: dict[Subset, tuple[DataSource, ...]] = Field(
+        {"training": (_TRAINING,), "readout": (_TRAINING, _LABELS), "test": (f"{_PUBLISHED}/Physion.zip",)},
+        description="read when `root` is not set; by subset, or one list for all: .zip and .tar.gz archives and label files "
+        "(.csv), as URLs or paths, and directories. An ending #sha256=... says what one must hold",
     )
-    files: dict[Subset, dict[str, str]] = Field(
-        {
-            "readout": {
-                "PhysionTrainMP4s/readout_labels.csv": (
-                    "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
-                )
-            },
-            "test": {"PhysionTestMP4s/glitchy_stimuli.txt": f"{_PUBLISHED}/manual_stim_evaluation_glitchy_test_stims.txt"},
-        },
-        description="by subset: single files to fetch beside the archives, place in the layout -> URL or path",
+    glitchy: Annotated[str, AfterValidator(_checked_glitchy), PlainSerializer(_shown_glitchy)] = Field(
+        "leave-out",
+        description="test stimuli with glitches: leave-out (those on the authors' list, which is shipped, or on a "
+        "glitchy_stimuli.txt among the videos), keep, or a list of your own (URL or path)",
     )
 
     @field_validator("archives", mode="before")
     @classmethod
-    def _for_every_subset(cls, value: Any) -> Any:
-        """A plain list of archives is for all subsets."""
-        return dict.fromkeys(SUBSETS, value) if isinstance(value, list | tuple) else value
+    def _by_subset(cls, value: Any) -> Any:
+        """A plain list is for all subsets, label files by their names; a subset that is not given keeps what is published."""
+
+        def several(given: Any) -> Any:
+            return (given,) if isinstance(given, str) else given
+
+        if isinstance(value, str | list | tuple):
+            owner = {"readout_labels.csv": "readout", "labels.csv": "test"}
+            names = {given: re.split("[?#]", str(given))[0].rpartition("/")[2] for given in several(value)}
+            value = {s: [given for given, name in names.items() if owner.get(name, s) == s] for s in SUBSETS}
+        if not isinstance(value, dict):
+            return value
+        return cls.model_fields["archives"].default | {subset: several(given) for subset, given in value.items()}
 
 
 class Frames(Section):
@@ -180,7 +245,7 @@ class Frames(Section):
     frames: PositiveInt = Field(150, description="frames kept of a video, from its start")
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     heldout: Fraction = Field(
-        0.05, description="share of training and readout videos kept for held-out measures, by a hash of the name"
+        0.05, description="share of training and readout videos kept for held-out measures, in whole families of near twins"
     )
     videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 200 MB at 128 pixels)")
     workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")

@@ -5,19 +5,22 @@
     PhysionTestMP4s/<Scenario>/mp4s-redyellow/<name>-redyellow_<nnnn>_img.mp4
     PhysionTestMP4s/labels.csv
 
+So a dataset's artifact has them. At a source the folder above the scenarios' has any name, or there is none (`place_of`).
+
 Both label files have an unnamed first column with the stimulus name and a column `ground truth outcome` (True or False).
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
 
 from physion.config.schema import Subset
 from physion.errors import DataError
@@ -25,8 +28,8 @@ from physion.errors import DataError
 LABELS: dict[Subset, str] = {"readout": "PhysionTrainMP4s/readout_labels.csv", "test": "PhysionTestMP4s/labels.csv"}
 GLITCHY = "PhysionTestMP4s/glitchy_stimuli.txt"
 OUTCOME = "ground truth outcome"
-_TRAIN = re.compile(r"PhysionTrainMP4s/(?P<scenario>[^/]+)_(?P<subset>training|readout)_MP4s/(?P<name>[^/]+)\.mp4")
-_TEST = re.compile(r"PhysionTestMP4s/(?P<scenario>[^/]+)/mp4s-redyellow/(?P<name>[^/]+)\.mp4")
+_TRAIN = re.compile(r"(?:.+/)?(?P<scenario>[^/]+)_(?P<subset>training|readout)_MP4s/(?P<name>[^/]+)\.(?i:mp4)")
+_TEST = re.compile(r"(?:.+/)?(?P<scenario>[^/]+)/mp4s-redyellow/(?P<name>[^/]+)\.(?i:mp4)")
 SHOWN_PROBLEMS = 20
 
 
@@ -48,13 +51,31 @@ def video_path(subset: Subset, scenario: str, stimulus: str, number: int) -> str
     return f"PhysionTrainMP4s/{scenario}_{subset}_MP4s/{stimulus}_{number:04d}_img.mp4"
 
 
-def subset_of(path: str) -> Subset | None:
-    """The subset that a file of the layout belongs to; None for any other file."""
+def place_of(path: str) -> tuple[Subset, str] | None:
+    """The subset of a video, by the folders of its scenario, and where the layout has it; None for any other file.
+
+    Hidden files are none: archives made on a Mac hold `._<name>` beside each file, and `..` would lead out.
+    """
+    parts = PurePosixPath(path).parts
+    if any(part.startswith(".") for part in parts):
+        return None
+    path = "/".join(parts)
     if match := _TRAIN.fullmatch(path):
-        return "training" if match["subset"] == "training" else "readout"
-    if path == LABELS["readout"]:
-        return "readout"
-    return "test" if path in (LABELS["test"], GLITCHY) or _TEST.fullmatch(path) else None
+        subset: Subset = "training" if match["subset"] == "training" else "readout"
+        return subset, f"PhysionTrainMP4s/{match['scenario']}_{subset}_MP4s/{match['name']}.mp4"
+    if match := _TEST.fullmatch(path):
+        return "test", f"PhysionTestMP4s/{match['scenario']}/mp4s-redyellow/{match['name']}.mp4"
+    return None
+
+
+def home_of(path: str) -> str:
+    """The folder that holds the scenarios' folders, of the path of a video."""
+    return path.rsplit("/", 3 if path.split("/")[-2] == "mp4s-redyellow" else 2)[0]
+
+
+def shipped_glitchy() -> bytes:
+    """The test stimuli that the authors leave out: 29 lines, of which 26 match one of the 1,200 official videos each."""
+    return (resources.files("physion.data") / "glitchy_stimuli.txt").read_bytes()
 
 
 def label_key(subset: Subset, name: str) -> str:
@@ -92,9 +113,35 @@ def read_subset(subset: Subset, files: Iterable[str], read: Callable[[str], byte
         videos = [replace(video, label=labels.get(keys[video.name])) for video in videos]
     raise_problems(problems)
     if subset == "test" and GLITCHY in files:
-        glitchy = [line.strip() for line in read(GLITCHY).decode().splitlines() if line.strip()]
+        glitchy = _lines(GLITCHY, read(GLITCHY))
         videos = [v for v in videos if not any(bad in v.path.replace("-redyellow", "") for bad in glitchy)]
+        if not videos:
+            raise DataError(f"{GLITCHY}: its {len(glitchy)} lines leave no test video")
     return videos
+
+
+def require_both_outcomes(videos: Sequence[Video], which: str) -> None:
+    """Raise DataError when labelled videos have all one outcome: nothing can be learned from them, or measured on them."""
+    outcomes = {video.label for video in videos} - {None}
+    if len(outcomes) == 1:
+        raise DataError(f"the outcome of all {len(videos)} {which} is {outcomes.pop()}: some of the other are needed")
+
+
+def _lines(path: str, data: bytes) -> list[str]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error})") from error
+    if "\0" in text:
+        raise DataError(f"{path}: not UTF-8 text (it holds zero bytes)")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def left_out(metrics: Mapping[str, Any]) -> str:
+    """How many test videos a dataset leaves out, and by which list, from the metrics of its manifest; empty if it has none."""
+    if "left_out" not in metrics:
+        return ""
+    return f"{metrics['left_out']} of {metrics['left_out'] + metrics['videos']:,} left out ({metrics['glitchy']})"
 
 
 def parse_labels(path: str, data: bytes) -> tuple[dict[str, bool], list[str]]:
@@ -135,21 +182,6 @@ def write_labels(labels: Sequence[tuple[str, bool]]) -> bytes:
     writer.writerow(["", OUTCOME])
     writer.writerows((name, str(label)) for name, label in labels)
     return text.getvalue().encode()
-
-
-def hold_out(videos: Sequence[Video], share: float) -> list[Video]:
-    """Mark ceil(share * n) videos of every scenario as held out: those whose names have the smallest SHA-256.
-
-    The choice depends on the names alone, so it is the same on every machine, in every order and for every seed.
-    """
-    by_scenario: dict[str, list[str]] = defaultdict(list)
-    for video in videos:
-        by_scenario[video.scenario].append(video.name)
-    heldout: set[str] = set()
-    for names in by_scenario.values():
-        names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-        heldout.update(names[: math.ceil(share * len(names))])
-    return [replace(video, heldout=video.name in heldout) for video in videos]
 
 
 def raise_problems(problems: Sequence[str]) -> None:

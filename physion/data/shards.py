@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,8 @@ class Shards:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         entries = artifact.json(INDEX)["videos"]
-        self._shard = {entry["name"]: entry.pop("shard") for entry in entries}
-        self.videos = [Video(**entry) for entry in entries]
+        self._shard = {entry["name"]: entry["shard"] for entry in entries}
+        self.videos = [Video(**{each.name: entry[each.name] for each in fields(Video)}) for entry in entries]
         self._headers: dict[str, dict[str, _Place]] = {}
 
     def select(self, *, heldout: bool) -> list[Video]:

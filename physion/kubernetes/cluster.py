@@ -201,7 +201,7 @@ def _connect() -> tuple[Any, str | None]:
         if "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise ConfigError(f"no cluster to talk to: {error}; set KUBECONFIG, or try kubectl get pods") from error
         config.load_incluster_config(client_configuration=settings)
-        namespace = IN_POD.read_text()
+        namespace = IN_POD.read_text(encoding="utf-8")
     settings.retries = False  # patience is ours
     return client.ApiClient(settings), namespace
 

@@ -37,7 +37,7 @@ def job_name(stage: str, fingerprint: str, store: str) -> str:
 def read_mapping(path: Path, what: str, stage: str = "STAGE") -> dict[str, Any]:
     """A YAML file that holds one mapping, with this stage for STAGE. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(path.read_text().replace("STAGE", stage))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8").replace("STAGE", stage))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:

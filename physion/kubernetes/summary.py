@@ -10,14 +10,11 @@ import json
 import os
 import re
 import sys
-from functools import partial
 
 from physion.config.load import load_config
 from physion.errors import PhysionError
 from physion.pipeline.graph import build_graph
 from physion.progress import duration
-from physion.store.artifacts import read_manifest
-from physion.store.pretrained import find_weights
 from physion.store.uri import open_store
 
 ADVICE = {
@@ -55,13 +52,12 @@ def print_study() -> None:
     """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
     store = open_store(os.environ["PHYSION_STORE"])
     config = load_config(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split())
-    graph = build_graph(config, partial(find_weights, store))
-    for node in graph.values():
-        manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    for node in build_graph(config, store).values():
+        manifest = node.manifest(store)
         took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
         print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")
         if node.stage.name == "evaluate" and manifest:
-            report = f"{store.uri}/artifacts/evaluate/{node.fingerprint}/report.html"
+            report = f"{store.uri}/{node.prefix}/report.html"
             print(f"\n{manifest.metrics.get('headline', '')}\nreport: {report}")
 
 

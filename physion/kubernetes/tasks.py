@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from physion.config.schema import Study
 from physion.errors import ConfigError
@@ -66,7 +67,7 @@ def write_work_lists(folder: Path, lists: Mapping[str, list[str]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for task, entries in lists.items():
-            (folder / task).write_text(json.dumps(entries))
+            (folder / task).write_text(json.dumps(entries), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -88,32 +89,21 @@ def parse_pods(options: Iterable[str]) -> dict[str, int]:
 
 def _variants(config: Study) -> Iterator[Study]:
     """The study with every dataset, and with every choice of models whose weights are given."""
-    used = [node.stage.name for node in build_graph(_with_weights(config, ())).values()]
-    replaceable = list(filter(_has_weights, dict.fromkeys(used)))
+    sections = {stage: config.section(stage) for stage in MODELS.trainings()}
+    replaceable = [stage for stage, section in sections.items() if hasattr(section, "weights")]
     for dataset in STAGES.that_make("dataset"):
-        for count in range(len(replaceable) + 1):
-            for given in itertools.combinations(replaceable, count):
-                yield _with_weights(config, given).model_copy(update={"dataset": dataset})
+        for given in itertools.product((False, True), repeat=len(replaceable)):
+            update = {STAGES[s].key: _with_weights(sections[s], g) for s, g in zip(replaceable, given, strict=True)}
+            yield config.model_copy(update=update | {"dataset": dataset})
 
 
-def _has_weights(stage: str) -> bool:
-    section = STAGES[stage].section
-    return section is not None and "weights" in section.model_fields
-
-
-def _with_weights(config: Study, given: Iterable[str]) -> Study:
-    """The study with weights given for these stages and for no other, and with all feature modes."""
-    update = {}
-    for stage in filter(_has_weights, {kind.stage for kind in MODELS.values()}):
-        section = config.section(stage)
-        fields = type(section).model_fields
-        if "features" in fields:  # a readout's weights are given by feature mode
-            modes = fields["features"].default
-            changed = {"features": modes, "weights": dict.fromkeys(modes, "any-{seed}") if stage in given else {}}
-        else:
-            changed = {"weights": "any" if stage in given else None}
-        update[STAGES[stage].key] = section.model_copy(update=changed)
-    return config.model_copy(update=update)
+def _with_weights(section: Any, given: bool) -> Any:
+    """A training's section with weights given or not; a readout's has all feature modes, by which they are given."""
+    fields = type(section).model_fields
+    if "features" not in fields:
+        return section.model_copy(update={"weights": "any" if given else None})
+    modes = fields["features"].default
+    return section.model_copy(update={"features": modes, "weights": dict.fromkeys(modes, "any-{seed}") if given else {}})
 
 
 def _in_order(after: Mapping[str, set[str]]) -> list[str]:

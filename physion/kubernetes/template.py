@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the file is not up to date")
     given = parser.parse_args()
     try:
-        old = given.file.read_text()
+        old = given.file.read_text(encoding="utf-8")
         new = written(old, study_tasks(load_config(given.preset)))
     except (PhysionError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,7 +40,7 @@ def main() -> int:
         print(f"error: {given.file} is not what follows from the stages: {parser.prog} writes it", file=sys.stderr)
         return 1
     if new != old:
-        given.file.write_text(new)
+        given.file.write_text(new, encoding="utf-8")
     return 0
 
 

@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,17 +24,29 @@ SHOWN = ("Pod", "Retry", "Skipped")
 ENDED = ("Succeeded", "Failed", "Error")
 
 
-def template_parameters(cluster: Cluster) -> dict[str, str | None]:
-    """The workflow's parameters and their defaults (None: given by a ConfigMap that is not there).
-
-    Raises ConfigError when the WorkflowTemplate is not installed.
-    """
+def installed(cluster: Cluster) -> dict[str, Any]:
+    """The WorkflowTemplate. Raises ConfigError when it is not there."""
     template = cluster.find("workflowtemplates", TEMPLATE)
     if template is None:
         raise ConfigError(
             f"no WorkflowTemplate {TEMPLATE} in namespace {cluster.namespace}: kubectl apply -k k8s/overlays/... first, "
             "or name its namespace with -n"
         )
+    return template
+
+
+def require_tasks(template: dict[str, Any], needed: Iterable[str]) -> None:
+    """Raise ConfigError when a study needs tasks that the workflow does not have, which would show only once it runs."""
+    known = [task["name"] for each in template["spec"].get("templates", []) for task in each.get("dag", {}).get("tasks", [])]
+    if "plan" in known and (absent := [name for name in dict.fromkeys(needed) if name not in known]):
+        raise ConfigError(
+            f"WorkflowTemplate {TEMPLATE} has no task {', '.join(absent)}: `python -m physion.kubernetes.template --preset "
+            "...` writes those of a preset, and kubectl apply -k k8s/overlays/... brings them in"
+        )
+
+
+def parameters_of(cluster: Cluster, template: dict[str, Any]) -> dict[str, str | None]:
+    """The workflow's parameters and their defaults (None: given by a ConfigMap that is not there)."""
     defaults = {}
     maps: dict[str, dict[str, Any]] = {}
     for parameter in template["spec"].get("arguments", {}).get("parameters", []):

@@ -11,11 +11,11 @@ from typing import Any
 from physion.config.load import fingerprinted
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
-from physion.stages import STAGES, Instance, Named, Params, Stage, last_stage
+from physion.stages import STAGES, Instance, Named, Params, Stage, instances, last_stage
 from physion.stages.weights_fit import require_fit
-from physion.store.artifacts import Artifact, content_digest
-
-Find = Callable[[str], Artifact | None]
+from physion.store.artifacts import Artifact, Manifest, prefix_of, read_manifest
+from physion.store.pretrained import find_weights
+from physion.store.protocol import Store
 
 
 @dataclass(frozen=True)
@@ -37,33 +37,34 @@ class Node:
     weights: dict[str, Artifact] = field(default_factory=dict)
 
     @property
+    def prefix(self) -> str:
+        """Where its artifact lies in a store."""
+        return prefix_of(self.stage.name, self.fingerprint)
+
+    def manifest(self, store: Store) -> Manifest | None:
+        """That of its artifact; None when it is not published. Errors as of `read_manifest`."""
+        return read_manifest(store, self.stage.name, self.fingerprint)
+
+    @property
     def options(self) -> str:
         """How `physion stage` is told which instance is meant."""
         return "".join([self.stage.name, *(f" --{key} {value}" for key, value in self.params.items())])
 
 
-def build_graph(config: Study, find: Find = lambda reference: None) -> dict[str, Node]:
+def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
     """The stage instances that the study's report takes, by name, inputs before what reads them.
 
-    find: gives named weights of the store. By default none are looked for: the graph is right all the same, but not the
+    Named weights are those of the store. Without one none are looked for: the graph is right all the same, but not the
     fingerprints of what stands on given weights.
 
-    Raises ConfigError when weights do not fit the configured models, or each other.
+    Raises ConfigError when weights are not there, or do not fit the configured models or each other.
     """
     graph: dict[str, Node] = {}
-
-    def add(instance: Instance) -> str:
-        if instance.name in graph:
-            return instance.name
+    for name, (instance, sources) in instances(config).items():
         stage, params = STAGES[instance.stage], instance.params
-        inputs: dict[str, str] = {}
-        weights: dict[str, Artifact] = {}
-        for role, source in stage.reads(config, params).items():
-            if isinstance(source, Named):
-                if (artifact := find(source.reference)) is not None:
-                    weights[role] = artifact
-            else:
-                inputs[role] = add(source)
+        inputs = {role: source.name for role, source in sources.items() if isinstance(source, Instance)}
+        named = {role: source.reference for role, source in sources.items() if isinstance(source, Named)}
+        weights = {role: find_weights(store, reference) for role, reference in named.items()} if store else {}
         section = config.section(stage.name) if stage.section else None
         settings = dict(stage.settings(config, params))
         read = {key: value for key, value in (fingerprinted(section) if section else {}).items() if key not in stage.replaced}
@@ -72,15 +73,11 @@ def build_graph(config: Study, find: Find = lambda reference: None) -> dict[str,
             "version": stage.version,
             "config": read | settings,
             "params": dict(params),
-            "inputs": {role: graph[name].fingerprint for role, name in inputs.items()}
-            | {role: content_digest(artifact.manifest.files) for role, artifact in weights.items()},
+            "inputs": {role: graph[source].fingerprint for role, source in inputs.items()}
+            | {role: artifact.manifest.content for role, artifact in weights.items()},
             **stage.facts(),
         }
-        fingerprint = fingerprint_of(identity)
-        graph[instance.name] = Node(instance.name, stage, params, inputs, section, settings, identity, fingerprint, weights)
-        return instance.name
-
-    add(last_stage())
+        graph[name] = Node(name, stage, params, inputs, section, settings, identity, fingerprint_of(identity), weights)
     taken = {name: (str(node.params["model"]), artifact) for name, node in graph.items() for artifact in node.weights.values()}
     require_fit(config, taken)
     # What needs the fewest others comes first: bad videos of any subset show before anything is trained.
@@ -130,11 +127,9 @@ def _why_not(graph: Mapping[str, Node], name: str) -> str:
     """Why a study has no instance of a stage, and what would give it one."""
     if makes := STAGES[name].makes:
         return f"set {makes}={name}"
-    if name == "take-weights":
-        return "no weights are given; --set train-steve.weights=pretrained/<name> would"
-    if any(node.weights for node in graph.values()):
-        return "the weights given take its place (stage take-weights)"
-    return "nothing that its report takes needs it"
+    taking = [node.stage.name for node in graph.values() if node.weights]
+    by_taking = f"the weights given take its place (stage {taking[0]})" if taking else ""
+    return STAGES[name].absent or by_taking or "nothing that its report takes needs it"
 
 
 def downstream(graph: Mapping[str, Node], name: str) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Any
 from physion import __version__
 from physion.errors import ConfigError, DataError, PartsMissing
 from physion.job import Job, Ranks, Stop
-from physion.pipeline.graph import Node
+from physion.pipeline.graph import Node, downstream
 from physion.progress import say
 from physion.stages import Kind
 from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, Manifest, read_manifest
@@ -36,10 +36,32 @@ def standing(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | 
     return None if manifest is None or stale_inputs(manifest, node, graph, store) else manifest
 
 
-def all_standing(graph: Mapping[str, Node], store: Store) -> set[str]:
-    """The names of all instances of a graph that need not be made (`standing`). Each manifest is read once."""
-    found = {name: read_manifest(store, node.stage.name, node.fingerprint) for name, node in graph.items()}
-    return {name for name, manifest in found.items() if manifest and not _stale(manifest, graph[name], found.__getitem__)}
+def published(graph: Mapping[str, Node], store: Store) -> dict[str, Manifest | None]:
+    """The manifests of all instances of a graph, each read once; None of those that are not published."""
+    return {name: read_manifest(store, node.stage.name, node.fingerprint) for name, node in graph.items()}
+
+
+def all_standing(graph: Mapping[str, Node], manifests: Mapping[str, Manifest | None]) -> set[str]:
+    """The names of all instances of a graph that need not be made (`standing`), nor stand on one that has to be made again."""
+    stale: set[str] = set()
+    for name, node in graph.items():
+        manifest = manifests[name]
+        if manifest and (stale & set(node.inputs.values()) or _stale(manifest, node, manifests.__getitem__)):
+            stale.add(name)
+    return {name for name, manifest in manifests.items() if manifest} - stale
+
+
+def require_standing_ground(node: Node, graph: Mapping[str, Node], store: Store) -> None:
+    """Raise ConfigError when something that an instance stands on, however far below, has to be made again first."""
+    below = {name: other for name, other in graph.items() if node in downstream(graph, name)}
+    manifests = published(below, store)
+    standing = all_standing(below, manifests)
+    stale = [name for name in below if manifests[name] and name not in standing]
+    if stale:
+        raise ConfigError(
+            f"{node.name} stands on {stale[0]}, whose inputs were made again and have other bytes: run "
+            f"`physion stage {graph[stale[0]].options}` with the same preset, overrides and store first, or `physion run`"
+        )
 
 
 def stale_inputs(manifest: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[str]:

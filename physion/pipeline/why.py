@@ -17,7 +17,7 @@ AT_ONCE = 16  # manifests read at once
 
 @dataclass(frozen=True)
 class Reason:
-    """One difference. kind: option, version, fact (such as the engine), input, content, or new (nothing to compare with)."""
+    """One difference. kind: option, version, fact (such as the engine), input, content, again, or new (nothing to compare)."""
 
     kind: str
     what: str
@@ -49,12 +49,14 @@ class Reason:
                 return f"its input {self.what} is another one" + (":" if self.because else f" ({self.old} -> {self.new})")
             case "content":
                 return f"its input {self.what} was made again and has other bytes"
+            case "again":
+                return f"its input {self.what} is to be made again"
         return f"no artifact of {self.what} is in the store"
 
 
 def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
-    """Why an instance has to be made; nothing when it has not."""
-    manifest = read_manifest(store, node.stage.name, node.fingerprint)
+    """Why an instance has to be made; nothing when it has not, but for what it stands on (`again`)."""
+    manifest = node.manifest(store)
     if manifest is not None:
         return [Reason("content", node.inputs[role]) for role in stale_inputs(manifest, node, graph, store)]
     candidates = [m for m in _published(store, node.stage.name) if m.instance == node.name and m.identity]

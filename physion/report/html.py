@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 
 from physion.progress import byte_count, duration
-from physion.report.metrics import Interval
 from physion.report.plots import MODE_COLOURS, loss_curve, plot_losses
 from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
+from physion.store.artifacts import Manifest
 
 UNKNOWN = "\N{EN DASH}"
 MODES = {
@@ -22,32 +22,6 @@ MODES = {
     "full": "slots of the whole video as it happened, which shows what the readout could do with perfect prediction",
 }
 FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the results section; `svg` comes from `physion.report.plots` and is put in the page as it is."""
-
-    title: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired difference of two modes' accuracies, such as `rollout - observed` (`compare_modes`)."""
-
-    name: str
-    difference: Interval
-
-
-@dataclass(frozen=True)
-class ProvenanceRow:
-    """One stage that the numbers rest on; None where a figure is not known."""
-
-    stage: str
-    fingerprint: str
-    seconds: float | None
-    bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -63,28 +37,20 @@ class VideoPanel:
 
 
 @dataclass(frozen=True)
-class Still:
-    """A picture, such as a frame beside its reconstruction."""
-
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
 class ReportContext:
-    """Everything the page shows. Modes and stages appear in the order of their mapping; empty sections are left out."""
+    """Everything the page shows, in the order of each mapping; empty sections are left out."""
 
-    title: str
     headline: str
     simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
-    comparisons: Sequence[Comparison] = ()
+    left_out: str = ""  # how many test videos are not among those, and why
+    comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name, from `compare_modes`
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
-    plots: Sequence[Plot] = ()
+    plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
     videos: Sequence[VideoPanel] = ()
-    stills: Sequence[Still] = ()
+    stills: Mapping[str, bytes] = field(default_factory=dict)  # PNG by caption
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by stage, for `plot_losses`
-    provenance: Sequence[ProvenanceRow] = ()
+    provenance: Sequence[Manifest] = ()  # of the artifacts that the numbers rest on
     config_yaml: str = ""
 
 
@@ -103,8 +69,8 @@ def render_report(context: ReportContext) -> str:
         "percent": lambda fraction: "n/a" if fraction is None else f"{100 * fraction:.1f}",
         "points": lambda fraction: f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}"),
         "data_uri": _data_uri,
-        "duration": lambda seconds: UNKNOWN if seconds is None else duration(seconds),
-        "size": lambda count: UNKNOWN if count is None else byte_count(count),
+        "duration": duration,
+        "size": byte_count,
         "loss": lambda loss: UNKNOWN if loss is None else f"{loss:.4g}",
     }
     modes = list(context.metrics)

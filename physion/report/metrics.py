@@ -163,24 +163,13 @@ def evaluate_predictions(
     weights = _resample_weights(strata, resamples, seed)
     predicted = scores > thresholds[:, None]
     right = (predicted == truth).mean(axis=0)  # share of the seeds that call each video right, [N]
-
-    per_seed = [
-        {
-            "threshold": float(threshold),
-            "accuracy": accuracy(row, truth, threshold),
-            "balanced_accuracy": balanced_accuracy(row, truth, threshold),
-            "roc_auc": roc_auc(row, truth),
-        }
-        for row, threshold in zip(scores, thresholds, strict=True)
-    ]
+    per_seed = [_of_one_seed(row, truth, float(threshold)) for row, threshold in zip(scores, thresholds, strict=True)]
     resampled = {
         "accuracy": weights @ right / len(right),
         "balanced_accuracy": np.mean([_weighted_balanced_accuracy(row, truth, weights) for row in predicted], axis=0),
         "roc_auc": np.mean([_weighted_roc_auc(row, truth, weights) for row in scores], axis=0),
     }
-    overall: dict[str, Any] = {
-        metric: _over_seeds([row[metric] for row in per_seed], samples) for metric, samples in resampled.items()
-    }
+    overall = {metric: _over_seeds([row[metric] for row in per_seed], samples) for metric, samples in resampled.items()}
     return {
         "n": len(truth),
         "positives": int(truth.sum()),
@@ -194,6 +183,15 @@ def evaluate_predictions(
             "resamples": resamples,
             "seed": seed,
         },
+    }
+
+
+def _of_one_seed(scores: np.ndarray, truth: np.ndarray, threshold: float) -> dict[str, float | None]:
+    return {
+        "threshold": threshold,
+        "accuracy": accuracy(scores, truth, threshold),
+        "balanced_accuracy": balanced_accuracy(scores, truth, threshold),
+        "roc_auc": roc_auc(scores, truth),
     }
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 SCENARIOS: tuple[str, ...] = ("Collide", "Contain", "Dominoes", "Drape", "Drop", "Link", "Roll", "Support")
 ENGINE = "mujoco 3.17.0"
 
-__all__ = ["ENGINE", "SCENARIOS", "Clip", "contact_sheet", "make_clip", "make_trajectory"]
+__all__ = ["ENGINE", "SCENARIOS", "Clip", "make_clip", "make_trajectory", "require_engine"]
 
 
 @dataclass
@@ -65,17 +64,6 @@ def make_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
     from physion.simulation.physics import balanced_trajectory
 
     return balanced_trajectory(scenario, seed, index)
-
-
-def contact_sheet(path: Path, seed: int = 0, size: int = 128) -> None:
-    """Write a PNG that shows one clip of every scenario, a row each, at six moments.
-
-    Raises ConfigError where the pinned engine is not installed.
-    """
-    require_engine()
-    from physion.simulation.sheet import write_contact_sheet
-
-    write_contact_sheet(path, seed, size)
 
 
 def require_engine() -> None:

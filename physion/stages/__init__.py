@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from physion.config import schema
+from physion.data.layout import left_out
 from physion.models.kinds import MODELS, ModelKind, ReadoutKind, slot_model_kind
 from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage, training_cost
 
-__all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "last_stage", "trained"]
+__all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "instances", "last_stage", "trained"]
 
 JPEG_BYTES_A_PIXEL = 0.33  # about 5.4 kB a frame of 128 x 128 at quality 95
 MP4_BYTES_A_PIXEL = 1.1  # of a whole 150-frame clip: 18 kB at 128 x 128
 OFFICIAL = {"training": 15_998, "readout": 8_005, "test": 1_174}
+OFFICIAL_TEST = 1_200  # with the glitchy ones
 OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of the archives, shared out by videos
 
 
@@ -21,6 +23,22 @@ OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of t
 def last_stage() -> Instance:
     """The instance that the whole study is for."""
     return Instance("evaluate")
+
+
+def instances(config: Any) -> dict[str, tuple[Instance, Mapping[str, Source]]]:
+    """Every instance that the study's report takes, by name, with what it reads, which stands before it."""
+    found: dict[str, tuple[Instance, Mapping[str, Source]]] = {}
+
+    def add(instance: Instance) -> None:
+        if instance.name not in found:
+            sources = STAGES[instance.stage].reads(config, instance.params)
+            for source in sources.values():
+                if isinstance(source, Instance):
+                    add(source)
+            found[instance.name] = instance, sources
+
+    add(last_stage())
+    return found
 
 
 def of_subset(stage: str, subset: str | int) -> Instance:
@@ -98,10 +116,22 @@ def _simulated(config: Any, params: Params) -> dict[str, Any]:
 
 
 def _sources(config: Any, params: Params) -> dict[str, Any]:
-    subset, section = str(params["subset"]), config.fetch
-    if section.root is not None:
-        return {"root": section.root}
-    return {"archives": list(section.archives[subset]), "files": section.files.get(subset, {})}
+    written = config.fetch.model_dump(mode="json")
+    read = {"archives": written["archives"][params["subset"]]} if written["root"] is None else {"root": written["root"]}
+    return read | ({"glitchy": written["glitchy"]} if params["subset"] == "test" else {})
+
+
+def _glitchy_note(config: Any, params: Params, metrics: Mapping[str, Any] | None) -> str:
+    if params["subset"] != "test":
+        return ""
+    if metrics is not None:
+        return left_out(metrics)
+    choice = config.fetch.model_dump(mode="json")["glitchy"]
+    if choice == "keep":
+        return "glitchy stimuli are kept (fetch.glitchy=keep)"
+    whose = "the authors' list" if choice == "leave-out" else choice
+    official = OFFICIAL_TEST - OFFICIAL["test"]
+    return f"glitchy stimuli will be left out ({whose}); of the official {OFFICIAL_TEST:,} the authors' list has {official}"
 
 
 def _engine() -> dict[str, str]:
@@ -193,34 +223,30 @@ for _stage in (
         version=2,
         kind=Kind.PARTS,
         summary="simulate, render and encode PhysionSim videos",
-        module="physion.stages.simulate",
         section=schema.Simulate,
         replaced=("videos",),
         settings=_simulated,
-        reads=lambda config, params: {},
         cost=lambda config, params: Cost(_videos(config, params["subset"]) * config.simulate.image_size**2 * MP4_BYTES_A_PIXEL),
         facts=_engine,
         makes="dataset",
     ),
     Stage(
         "fetch",
-        version=2,
+        version=3,
         kind=Kind.PROCESS,
         summary="bring in the official Physion videos",
-        module="physion.stages.fetch",
         section=schema.Fetch,
-        replaced=("root", "archives", "files"),
+        replaced=("root", "archives", "glitchy"),
         settings=_sources,
-        reads=lambda config, params: {},
         cost=lambda config, params: Cost(OFFICIAL_BYTES[str(params["subset"])]),
+        note=_glitchy_note,
         makes="dataset",
     ),
     Stage(
         "frames",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="decode and resize the videos of a subset",
-        module="physion.stages.frames",
         section=schema.Frames,
         reads=lambda config, params: {"dataset": of_subset(config.dataset, params["subset"])},
         cost=lambda config, params: Cost(_frames(config, params) * config.frames.image_size**2 * JPEG_BYTES_A_PIXEL),
@@ -230,7 +256,6 @@ for _stage in (
         version=3,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
-        module="physion.stages.train_dvae",
         section=schema.TrainDVAE,
         reads=lambda config, params: {"frames": of_subset("frames", "training")},
         cost=training_cost("dvae"),
@@ -241,7 +266,6 @@ for _stage in (
         version=2,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
-        module="physion.stages.tokenize",
         section=schema.Tokenize,
         reads=lambda config, params: {"dvae": trained(config, "dvae"), "frames": of_subset("frames", "training")},
         cost=_tokens_cost,
@@ -252,7 +276,6 @@ for _stage in (
         version=3,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
-        module="physion.stages.train_steve",
         section=schema.TrainSTEVE,
         reads=lambda config, params: {
             "dvae": trained(config, "dvae"),
@@ -268,7 +291,6 @@ for _stage in (
         version=2,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
-        module="physion.stages.extract_slots",
         section=schema.ExtractSlots,
         reads=lambda config, params: {
             "slot-model": trained(config, config.slot_model),
@@ -282,7 +304,6 @@ for _stage in (
         version=3,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
-        module="physion.stages.train_slotformer",
         section=schema.TrainSlotFormer,
         reads=lambda config, params: {"slots": of_subset("extract-slots", "training")},
         cost=training_cost("slotformer"),
@@ -294,7 +315,6 @@ for _stage in (
         version=2,
         kind=Kind.PARTS,
         summary="predict the slots after the observed frames",
-        module="physion.stages.rollout",
         section=schema.Rollout,
         reads=lambda config, params: {
             "slotformer": trained(config, "slotformer"),
@@ -309,7 +329,6 @@ for _stage in (
         version=3,
         kind=Kind.PROCESS,
         summary="train a readout on slots: will red touch yellow?",
-        module="physion.stages.train_readout",
         section=schema.TrainReadout,
         replaced=("frames", "seed"),
         settings=_readout_settings,
@@ -324,17 +343,16 @@ for _stage in (
         version=1,
         kind=Kind.PROCESS,
         summary="take named weights in the place of a training",
-        module="physion.stages.take_weights",
         settings=_readout_settings,
         reads=_weights_inputs,
         fans_out="seed",
+        absent="no weights are given; --set train-steve.weights=pretrained/<name> would",
     ),
     Stage(
         "evaluate",
-        version=3,
+        version=4,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
-        module="physion.stages.evaluate",
         section=schema.Evaluate,
         reads=lambda config, params: {
             "slot-model": trained(config, config.slot_model),

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from physion.data.layout import Video, raise_problems
 from physion.data.shards import INDEX, Shards, in_groups, index_bytes, index_item, shard_name, write_shard
-from physion.errors import PartsMissing, TransientError
+from physion.errors import DataError, PartsMissing, PhysionError, TransientError
 from physion.job import Job
 from physion.progress import progress
 
@@ -43,6 +44,16 @@ class Work:
     part: str
     videos: int
     arguments: tuple[Any, ...]
+
+
+_note: Path | None = None  # of a worker process: what it works on
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+
+
+def working_on(video: str) -> None:
+    """Leave word of what this process turns to: should it die of it, the error names it."""
+    if _note is not None:
+        _note.write_text(video)
 
 
 def part_name(number: int, made_from: Any) -> str:
@@ -125,7 +136,8 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
     if not work:
         return
     # spawn: a fork of a process that runs torch's threads can hang
-    pool = ProcessPoolExecutor(min(workers, len(work)), get_context("spawn"), _prepare_worker, (os.getpid(),))
+    known = (os.getpid(), job.output.scratch)
+    pool = ProcessPoolExecutor(min(workers, len(work)), get_context("spawn"), _prepare_worker, known)
     try:
         waiting: dict[Future[Result], Work] = {}
         queue = list(reversed(work))
@@ -140,15 +152,31 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
             job.stop.check()
     except BrokenProcessPool as error:
         job.stop.check()  # the signal may have gone to the workers too, and found one that was still starting
-        raise TransientError(
-            f"{job.instance}: a worker process died (out of memory?); what is done is saved. Run the same command again, "
-            f"with fewer workers: --set {job.instance.split('-')[0]}.workers=1"
-        ) from error
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=True)  # then it is known how each ended
+        raise _death(job, processes) from error
     finally:
         # Stopping must not wait for the parts in flight. (Python 3.14 has pool.kill_workers().)
         for process in list((pool._processes or {}).values()):
             process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _death(job: Job, processes: Sequence[BaseProcess]) -> PhysionError:
+    """Why the pool broke: over a video that no process survives, or over something that may be otherwise next time."""
+    died: dict[str, int] = {}
+    for process in processes:
+        note = job.output.scratch / f"{process.pid}.note"
+        if process.exitcode not in (None, -signal.SIGTERM) and note.exists():  # SIGTERM: ended because another one died
+            died[note.read_text()] = -process.exitcode
+    if crashed := [f"{video}: the process that read it died of {signal.Signals(number).name}"
+                   for video, number in sorted(died.items()) if number in _CRASHES]:  # fmt: skip
+        return DataError("\n".join(crashed))
+    what = f" over {' and '.join(sorted(died))}" if died else ""
+    return TransientError(
+        f"{job.instance}: a worker process died{what} (out of memory?); what is done is saved. Run the same command again, "
+        f"with fewer workers: --set {job.instance.split('-')[0]}.workers=1"
+    )
 
 
 def _timed(compute: Callable[..., Result], *arguments: Any) -> Result:
@@ -168,8 +196,10 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare_worker(parent: int) -> None:
+def _prepare_worker(parent: int, notes: Path) -> None:
     """Gone when the parent is killed. Ctrl-C is the parent's to decide about: see `_interrupts_held`."""
+    global _note
+    _note = notes / f"{os.getpid()}.note"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:

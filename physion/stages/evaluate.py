@@ -14,7 +14,7 @@ import yaml
 
 from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
-from physion.data.layout import Video
+from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
 from physion.data.video import write_mp4
 from physion.job import Job
@@ -22,7 +22,7 @@ from physion.models.slots import SlotModel, encode_video, resize_masks
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
-from physion.report.html import Comparison, Plot, ProvenanceRow, ReportContext, Still, VideoPanel, render_report
+from physion.report.html import ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
@@ -54,35 +54,33 @@ def run(job: Job) -> dict[str, Any]:
     """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
     predictions = _predict(job)
-    metrics, comparisons = _measure(config, predictions, job.inputs["dataset"].manifest.stage)
-    panels, stills = _pictures(job, config, predictions) if config.videos else ([], [])
-    simulated = bool(job.inputs["dataset"].manifest.metrics.get("simulated"))
+    dataset = job.inputs["dataset"].manifest
+    metrics = _measure(config, predictions, dataset.stage)
+    panels, stills = _pictures(job, config, predictions) if config.videos else ([], {})
+    made_from = [artifact.manifest for artifact in job.inputs.values()]
+    simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
     report = render_report(
         ReportContext(
-            title="Physion: will red touch yellow?",
             headline=metrics["headline"],
             simulated=simulated,
+            left_out=left_out(dataset.metrics),
             metrics=metrics["modes"],
-            comparisons=comparisons,
+            comparisons=metrics["comparisons"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
             stills=stills,
             histories=_histories(job),
-            provenance=[_provenance(artifact) for artifact in job.inputs.values()],
-            config_yaml=yaml.safe_dump(
-                {artifact.manifest.instance: artifact.manifest.identity["config"] for artifact in job.inputs.values()},
-                sort_keys=False,
-                width=120,
-            ),
+            provenance=made_from,
+            config_yaml=yaml.safe_dump({m.instance: m.identity["config"] for m in made_from}, sort_keys=False, width=120),
         )
     )
     files = {"metrics.json": json.dumps(metrics, indent=1), "report.html": report, "predictions.csv": _csv(predictions)}
-    files |= {f"{plot.title.lower().replace(' ', '-')}.svg": plot.svg for plot in plots}
+    files |= {f"{title.lower().replace(' ', '-')}.svg": svg for title, svg in plots.items()}
     local = {name: job.output.scratch / name for name in files}
     for name, path in local.items():
-        path.write_text(files[name])
+        path.write_text(files[name], encoding="utf-8")
     job.output.add_part("report", local)
     return {
         "headline": metrics["headline"],
@@ -111,37 +109,31 @@ def _predict(job: Job) -> Predictions:
     return found
 
 
-def _measure(config: Evaluate, found: Predictions, dataset: str) -> tuple[dict[str, Any], list[Comparison]]:
-    """The numbers of metrics.json, and the modes compared with `observed`."""
+def _measure(config: Evaluate, found: Predictions, dataset: str) -> dict[str, Any]:
+    """The numbers of metrics.json."""
     names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
     sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
     modes = {mode: evaluate_predictions(names, scenarios, found.labels, *said[mode], **sampling) for mode in said}
-    comparisons = [
-        Comparison(
-            f"{mode} - observed",
-            compare_modes(names, scenarios, found.labels, said[mode], said["observed"], **sampling),
-        )
+    comparisons = {
+        f"{mode} - observed": compare_modes(names, scenarios, found.labels, said[mode], said["observed"], **sampling).as_json()
         for mode in modes
         if mode != "observed" and "observed" in modes
-    ]
-    metrics = {
+    }
+    return {
         "headline": headline(modes),
         "dataset": dataset,
         "modes": modes,
-        "comparisons": {c.name: c.difference.as_json() for c in comparisons},
+        "comparisons": comparisons,
         "paper_protocol": found.paper_protocol,
     }
-    return metrics, comparisons
 
 
-def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> list[Plot]:
-    plots = [
-        Plot("Accuracy", plot_accuracy(modes, simulated)),
-        Plot("Accuracy by scenario", plot_scenarios(modes, simulated)),
-    ]
+def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> dict[str, str]:
+    """SVG by title."""
+    plots = {"Accuracy": plot_accuracy(modes, simulated), "Accuracy by scenario": plot_scenarios(modes, simulated)}
     if 0 < found.labels.sum() < len(found.labels):
-        plots.append(Plot("ROC curves", plot_roc(found.labels, found.probabilities)))
+        plots["ROC curves"] = plot_roc(found.labels, found.probabilities)
     return plots
 
 
@@ -171,15 +163,9 @@ def _histories(job: Job) -> dict[str, Any]:
     return {a.manifest.instance: a.json(HISTORY) for a in [*others, *first] if HISTORY in a.names()}
 
 
-def _provenance(artifact: Artifact) -> ProvenanceRow:
-    manifest = artifact.manifest
-    size = sum(record.size for record in manifest.files)
-    return ProvenanceRow(manifest.instance, manifest.fingerprint, manifest.seconds, size)
-
-
 @arithmetic(torch.float32)
 @torch.inference_mode()
-def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], list[Still]]:
+def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], dict[str, bytes]]:
     """Videos with masks and decoded slots, and stills of where the slots look and of what the slot model is shown."""
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
@@ -215,11 +201,11 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
                 reconstructions.append(pictures.from_unit(rebuilt.cpu().numpy())[0])
             slot_rows.append(np.stack([images[middle], *pictures.show_slots(images[middle], masks[middle])]))
             bar.advance()
-    stills = [Still("Slots: test frames (left) and where each slot looks", pictures.png(pictures.grid(slot_rows)))]
+    stills = {}
     if inputs:
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
-        stills.insert(0, Still("Test frames (top) and their reconstructions (bottom)", pictures.png(rows)))
-    return panels, stills
+        stills["Test frames (top) and their reconstructions (bottom)"] = pictures.png(rows)
+    return panels, stills | {"Slots: test frames (left) and where each slot looks": pictures.png(pictures.grid(slot_rows))}
 
 
 def _masks(model: SlotModel, images_T3HW: torch.Tensor, size: int) -> np.ndarray:

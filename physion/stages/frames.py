@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from physion.config.schema import Frames, Subset
-from physion.data.layout import Video, hold_out, read_subset
+from physion.data.layout import Video, read_subset, require_both_outcomes
 from physion.data.shards import FRAME_KINDS, encode_frames, in_groups, index_item, shard_name, write_shard
-from physion.data.video import read_frames
+from physion.data.split import hold_out
+from physion.data.video import FPS, frame_rate, read_frames
 from physion.errors import DataError
 from physion.job import Job
-from physion.stages.bulk import Result, Work, part_name, publish_index, run_parts
+from physion.progress import say
+from physion.stages.bulk import Result, Work, part_name, publish_index, run_parts, working_on
 from physion.store.artifacts import Artifact
 
 
@@ -27,6 +29,12 @@ def run(job: Job) -> dict[str, Any]:
     videos = read_subset(subset, dataset.names(), lambda name: dataset.path(name).read_bytes())
     if subset != "test":
         videos = hold_out(videos, config.heldout)
+    learned = [video for video in videos if not video.heldout]
+    if not learned:
+        raise DataError(f"all {len(videos)} {subset} videos are held out, and none is left to learn from: there are too few")
+    require_both_outcomes(learned, f"{subset} videos" + " that are not held out" * (subset == "readout"))
+    if subset == "readout" and len({video.label for video in videos if video.heldout}) < 2:
+        say("held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5")
     digests = {record.name: record.sha256 for record in dataset.manifest.files}
     work = []
     for number, group in enumerate(in_groups(videos, config.videos_per_shard)):
@@ -40,6 +48,13 @@ def run(job: Job) -> dict[str, Any]:
         raise DataError(f"{error}\n{again}") from error
     publish_index(job, items)
     metrics: dict[str, Any] = {"videos": len(items), "heldout": sum(item["heldout"] for item in items)}
+    if others := [f"{item['name']} ({item['fps']})" for item in items if "fps" in item]:
+        metrics["other_rates"] = len(others)
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        say(
+            f"{job.instance}: {len(others)} of {len(items)} videos do not have {FPS} frames a second: {shown}. Their frames "
+            f"are counted like all others, as in the published code, so that {config.frames} of them are another time"
+        )
     if subset != "training":
         metrics["positive"] = round(sum(item["label"] for item in items) / len(items), 3)
     return metrics
@@ -52,34 +67,19 @@ def decode_shard(dataset: Artifact, videos: list[Video], config: Frames, path: P
     def decoded() -> Iterator[tuple[str, np.ndarray]]:
         for video in videos:
             try:
-                frames = resize(read_frames(dataset.path(video.path), config.frames), config.image_size)
+                working_on(f"{video.name}.mp4")
+                frames = read_frames(dataset.path(video.path), config.frames, config.image_size)
+                rate = frame_rate(dataset.path(video.path))
             except DataError as error:
                 result.problems.append(str(error))
                 continue
             for kind, array in encode_frames(frames, config.jpeg_quality).items():
                 yield f"{video.name}/{kind}", array
-            result.items.append(index_item(video, path.name))
+            item = index_item(video, path.name)
+            result.items.append(item if rate in (FPS, None) else item | {"fps": rate})
 
     dataset.prefetch([video.path for video in videos], at_once=8)  # they are small
     write_shard(path, [f"{video.name}/{kind}" for video in videos for kind in FRAME_KINDS], decoded())
     if not result.problems:
         result.files[path.name] = path
     return result
-
-
-def resize(frames_THW3: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear resize without antialiasing, as OpenCV's INTER_LINEAR: uint8 [T, size, size, 3].
-
-    In numpy, not torch: every worker process would spend seconds importing it.
-    """
-    if frames_THW3.shape[1:3] == (size, size):
-        return frames_THW3
-    images = frames_THW3.astype(np.float32)
-    for axis in (1, 2):
-        length = images.shape[axis]
-        centre = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-        before = centre.astype(int)
-        after = np.minimum(before + 1, length - 1)
-        share = (centre - before).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
-        images = images.take(before, axis) * (1 - share) + images.take(after, axis) * share
-    return np.rint(images).astype(np.uint8)

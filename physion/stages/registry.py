@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,31 +77,38 @@ Source = Instance | Named
 class Stage:
     """A stage of the study.
 
-    version: raise it when a change of the code changes what comes out. module: where its `run(job)` is. section: its section of
+    version: raise it when a change of the code changes what comes out. module: where its `run(job)` is, by default in
+    physion.stages under its name. section: its section of
     the configuration, called as the stage; `replaced` are those of its fields that it does not read as they are, but by
     `settings`: what else of the configuration it reads, by name, for these parameters. Section (but for knobs and replaced
     fields) and settings are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
     reads: its inputs by role. check: raises ValueError for a configuration that cannot work. makes: what others can
-    make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. summary:
-    for people.
+    make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. For people,
+    summary; note: what else the plan should say, by the configuration and, once it is made, its metrics; absent: why a study
+    has none of it, and what would give it one.
     """
 
     name: str = field(kw_only=False)
     version: int = 1
     kind: Kind
     summary: str
-    module: str
-    reads: Callable[[Any, Params], Mapping[str, Source]]
+    module: str = ""
+    reads: Callable[[Any, Params], Mapping[str, Source]] = lambda config, params: {}
     section: type[Section] | None = None
     replaced: tuple[str, ...] = ()
     settings: Callable[[Any, Params], Mapping[str, Any]] = lambda config, params: {}
     cost: Callable[[Any, Params], Cost] = lambda config, params: Cost()
     check: Callable[[Any], None] = lambda config: None
     facts: Callable[[], Mapping[str, str]] = dict
+    note: Callable[[Any, Params, Mapping[str, Any] | None], str] = lambda config, params, metrics: ""
     makes: str = ""
     fans_out: str = ""
+    absent: str = ""
     gpu: bool = False
     """Whether it computes on a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", self.module or f"physion.stages.{self.key}")
 
     @property
     def key(self) -> str:
@@ -132,10 +139,6 @@ class Registry(dict[str, Stage]):
     def of_kind(self, kind: Kind) -> list[str]:
         """Names of the stages of a kind."""
         return [stage.name for stage in self.values() if stage.kind is kind]
-
-    def sections(self) -> Iterable[tuple[Stage, type[Section]]]:
-        """The stages that have a section of the configuration, with it."""
-        return ((stage, stage.section) for stage in self.values() if stage.section is not None)
 
 
 STAGES = Registry()

@@ -88,6 +88,11 @@ class Manifest(BaseModel):
         return {role: {"fingerprint": given} if isinstance(given, str) else given for role, given in value.items()}
 
     @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(record.size for record in self.files)
+
+    @property
     def params(self) -> dict[str, Any]:
         """The parameters of the stage instance."""
         return dict(self.identity.get("params", {}))

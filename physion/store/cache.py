@@ -41,7 +41,7 @@ def default_limit(root: Path) -> int:
     """Half of what the disk could give to a cache at `root`, and no more than the whole study takes a few times over."""
     place = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.is_dir())
     ledger = root / "lock"
-    used = int(text) if ledger.is_file() and (text := ledger.read_text()).isdecimal() else 0
+    used = int(text) if ledger.is_file() and (text := ledger.read_text(encoding="utf-8")).isdecimal() else 0
     return min(LARGEST_DEFAULT, (shutil.disk_usage(place).free + used) // 2)
 
 
@@ -138,11 +138,11 @@ class ShardCache:
         """Take note of `size` more bytes, claimed already, and remove what has to go for them."""
         with self._alone():
             ledger = self.root / "lock"
-            text = ledger.read_text()
+            text = ledger.read_text(encoding="utf-8")
             used = int(text) + size if text.isdecimal() and self._looked else self.limit + 1
             if used > self.limit:
                 used = self._evict()
-            ledger.write_text(str(used))
+            ledger.write_text(str(used), encoding="utf-8")
         self._looked = True
         if used > self.limit and not self._warned:
             self._warned = True
@@ -241,4 +241,4 @@ def _stamp(sha256: str) -> int:
 
 @functools.cache
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")

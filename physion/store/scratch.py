@@ -25,7 +25,7 @@ def make_scratch(root: Path) -> Path:
     """
     root.mkdir(parents=True, exist_ok=True)
     # One process or thread at a time: nobody takes a directory between its making and its locking for a dead one's.
-    with root.with_name(root.name + LOCK).open("w") as turn:
+    with root.with_name(root.name + LOCK).open("w", encoding="utf-8") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         for path in [path for path in list(_held) if not path.exists()]:
             _held.pop(path).close()
@@ -34,7 +34,7 @@ def make_scratch(root: Path) -> Path:
                 shutil.rmtree(entry, ignore_errors=True)
         path = root / uuid.uuid4().hex
         path.mkdir()
-        lock = (path / LOCK).open("w")
+        lock = (path / LOCK).open("w", encoding="utf-8")
         fcntl.flock(lock, fcntl.LOCK_EX)
         _held[path] = lock
     return path
@@ -52,7 +52,7 @@ def scratch(root: Path) -> Iterator[Path]:
 
 def _in_use(path: Path) -> bool:
     try:
-        with (path / LOCK).open("r+") as lock:
+        with (path / LOCK).open("r+", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

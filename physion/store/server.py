@@ -111,8 +111,8 @@ def _environment(root: Path) -> dict[str, str]:
             "AWS_REGION": "us-east-1",
         }
         path.touch(mode=0o600)
-        path.write_text("".join(f"export {name}={value}\n" for name, value in values.items()))
-    values = dict(re.findall(r"^export (\w+)=(.*)$", path.read_text(), re.MULTILINE))
+        path.write_text("".join(f"export {name}={value}\n" for name, value in values.items()), encoding="utf-8")
+    values = dict(re.findall(r"^export (\w+)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
     if not {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"} <= values.keys():
         raise ConfigError(f"{path} is damaged: remove it to get new credentials and ports for the same data")
     return values

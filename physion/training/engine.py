@@ -417,7 +417,7 @@ def publish_weights(
     def publish() -> None:
         files = {name: job.output.scratch / name for name in (WEIGHTS, HISTORY)}
         save_weights(files[WEIGHTS], model.cpu(), kind, sizes)
-        files[HISTORY].write_text(json.dumps(rows))
+        files[HISTORY].write_text(json.dumps(rows), encoding="utf-8")
         if best is not rows[-1] and (tensors := best_weights(job.output, int(best["step"]))):
             files[BEST] = job.output.scratch / BEST
             best_model = copy.deepcopy(model)

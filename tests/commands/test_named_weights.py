@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def files_of(root, name):
 
 
 def graph_with(preset, overrides, root):
-    return build_graph(load_config(preset, overrides), partial(find_weights, LocalStore(Path(root))))
+    return build_graph(load_config(preset, overrides), LocalStore(Path(root)))
 
 
 def test_given_weights_give_the_trained_study_without_training(physion, preset, finished, shared, tmp_path):

@@ -6,10 +6,10 @@ from physion.data.layout import (
     GLITCHY,
     LABELS,
     OUTCOME,
-    Video,
-    hold_out,
+    home_of,
     label_key,
     parse_labels,
+    place_of,
     read_subset,
     video_path,
     write_labels,
@@ -60,6 +60,18 @@ def test_where_a_video_is_put_is_where_it_is_found(subset):
         files[LABELS[subset]] = write_labels([(label_key(subset, name), True)])
     (video,) = read(subset, files)
     assert video.scenario == "Roll"
+
+
+@pytest.mark.parametrize("above", ["", "Physion/", "/data/x y/PhysionTestMP4s/", "./a/.././b/", "a/.b/", "../"])
+def test_a_video_is_known_by_the_folders_of_its_scenario(above):
+    hidden = ".b" in above or ".." in above
+    for subset, place in (("training", TRAINING), ("readout", READOUT), ("test", TEST)):
+        below = place.partition("/")[2]
+        for path in (above + below, above + below.replace(".mp4", ".MP4")):
+            assert place_of(path) == (None if hidden else (subset, place))
+            assert home_of(path) == (above.rstrip("/") or path.split("/")[0]) or not above
+        assert place_of(above + below.replace("pilot_", "._pilot_")) is None
+        assert place_of(above + below.replace("_MP4s", "_PNGs").replace("-redyellow/", "/")) is None
 
 
 def test_glitchy_test_stimuli_are_left_out():
@@ -141,27 +153,3 @@ def test_no_videos_or_no_label_file():
         read("training", {READOUT: b""})
     with pytest.raises(DataError, match=r"readout_labels\.csv: the label file is missing"):
         read("readout", {READOUT: b""})
-
-
-def videos(count, scenarios=("Drop", "Roll", "Link")):
-    return [Video(f"{scenario}-{n}", f"{scenario}/{n}.mp4", scenario) for scenario in scenarios for n in range(count)]
-
-
-def chosen(some, share=0.1):
-    return {video.name for video in hold_out(some, share) if video.heldout}
-
-
-def test_the_held_out_part_is_stratified():
-    by_scenario = [name.split("-")[0] for name in chosen(videos(25))]
-    assert {scenario: by_scenario.count(scenario) for scenario in set(by_scenario)} == {"Drop": 3, "Roll": 3, "Link": 3}
-    assert len(chosen(videos(1))) == 3
-    assert chosen(videos(25), 0) == set()
-
-
-def test_the_held_out_part_depends_on_the_names_alone():
-    some = videos(25)
-    assert chosen(some) == chosen(some[::-1])
-    assert chosen(videos(25, ("Drop",))) == {name for name in chosen(some) if name.startswith("Drop")}
-    assert [video.name for video in hold_out(some, 0.1)] == [video.name for video in some]
-    # A larger share only adds to a smaller one.
-    assert chosen(some, 0.1) < chosen(some, 0.5)

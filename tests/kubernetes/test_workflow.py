@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from physion.config.load import load_config, preset_names
+from physion.errors import ConfigError
 from physion.kubernetes.summary import ADVICE, advice, parsed
 from physion.kubernetes.tasks import Task, study_tasks, task_of, work_lists
 from physion.kubernetes.template import main, written
+from physion.kubernetes.workflows import require_tasks
 from physion.pipeline.graph import build_graph, left_to_do
 from physion.stages import STAGES
 
@@ -139,6 +141,15 @@ def test_what_is_cached_and_what_only_served_that_is_left_out():
     assert [node.name for node in left] == ["train-dvae", "extract-slots-test", "evaluate"]
     left = left_to_do(graph, lambda node: node.name not in {"tokenize", "frames-readout"})
     assert left == []  # the report is there
+
+
+def test_a_study_that_the_installed_workflow_does_not_make_is_refused():
+    tasks = [task_of(node) for node in build_graph(load_config("smoke")).values()]
+    require_tasks(yaml.safe_load(TEXT), tasks)
+    with pytest.raises(
+        ConfigError, match=r"physion-vqa has no task train-mine, mine-test: `python -m physion\.kubernetes\.template"
+    ):
+        require_tasks(yaml.safe_load(TEXT), [*tasks, "train-mine", "train-mine", "mine-test"])
 
 
 def test_work_lists():

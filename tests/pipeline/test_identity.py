@@ -10,8 +10,8 @@ from physion.config.load import load_config
 from physion.config.schema import KNOB, Section
 from physion.errors import ConfigError
 from physion.job import Job, Stop
-from physion.pipeline.graph import build_graph
-from physion.pipeline.runner import run_graph, run_node, standing
+from physion.pipeline.graph import build_graph, downstream
+from physion.pipeline.runner import all_standing, published, run_graph, run_node, standing
 from physion.pipeline.why import why
 from physion.stages import frames, simulate
 from physion.stages.bulk import run_parts
@@ -127,6 +127,47 @@ def test_an_input_made_again_with_other_bytes_makes_what_stands_on_it_stale(grap
     assert why(graph["train-steve"], graph, target)[0].what == "tokenize"
     with pytest.raises(ConfigError, match=r"input train-steve .* made from other bytes than its tokens now has: run `physion"):
         run_node(graph["extract-slots-test"], graph, target, Stop(), force=True)
+
+
+def test_labels_mended_at_the_source_are_noticed_by_all_that_stands_on_them(physion, pristine, preset, store, graph):
+    """Also by what does not read them itself: slots, readouts, the test."""
+    target, where = LocalStore(store), ["-p", preset, "-s", store]
+    assert all_standing(graph, published(graph, target)) == set(graph)
+    labels = pristine.labels("readout")
+    original = labels.read_text()
+    try:
+        lines = original.splitlines()
+        labels.write_text("\n".join([*lines[:-1], lines[-1].replace("False", "True")]))
+        assert physion("stage", "fetch", "--subset", "readout", "--force", *where).code == 0
+        stale = {node.name for node in downstream(graph, "fetch-readout")}
+        assert {"train-readout-rollout-0", "rollout-readout", "evaluate"} < stale
+        assert all_standing(graph, published(graph, target)) == set(graph) - stale
+        planned = {row["name"] for row in json.loads(physion("plan", "--json", *where).out) if not row["cached"]}
+        assert planned == stale
+        why = physion("plan", "--why", *where).out.splitlines()
+        assert why[why.index("frames-readout") + 1] == "  its input fetch-readout was made again and has other bytes"
+        assert why[why.index("evaluate") + 1] == "  its input train-readout-observed-0 is to be made again"
+        refused = physion("stage", "evaluate", *where)
+        assert (refused.code, refused.out) == (2, "")
+        assert (
+            "evaluate stands on frames-readout, whose inputs were made again and have other bytes: run `physion" in refused.err
+        )
+        ended = physion("run", *where)
+        again = {line.partition(":")[0] for line in ended.err.splitlines() if "done in" in line}
+        assert (ended.code, again) == (0, stale)
+        assert all_standing(graph, published(graph, target)) == set(graph)
+    finally:
+        labels.write_text(original)
+
+
+@pytest.mark.parametrize("written", ["{}/", "{}/.", "{}/../{name}", "//{}"])
+def test_a_path_is_what_is_there_not_how_it_is_written(pristine, preset, graph, monkeypatch, written):
+    monkeypatch.chdir(pristine.root.parent)
+    for path in (written.format(pristine.root, name=pristine.root.name), pristine.root.name):
+        other = build_graph(load_config(preset, [f"fetch.root={path}"]))
+        assert {name: node.fingerprint for name, node in other.items()} == {n: node.fingerprint for n, node in graph.items()}
+    other = build_graph(load_config(preset, [f"fetch.root={pristine.root}2"]))
+    assert other["fetch-test"].fingerprint != graph["fetch-test"].fingerprint
 
 
 def test_what_is_stale_is_made_again_and_what_comes_out_the_same_stays(graph, store):

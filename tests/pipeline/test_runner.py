@@ -122,6 +122,6 @@ def test_a_faster_runner_is_followed(graph, finished, tmp_path, monkeypatch, mom
 def test_bad_data_is_bad_data_when_nobody_was_faster(graph, tmp_path):
     (tmp_path / "empty").mkdir()
     node = graph["fetch-test"]
-    node = replace(node, settings={"root": str(tmp_path / "empty")})
+    node = replace(node, section=node.section.model_copy(update={"root": str(tmp_path / "empty")}))
     with pytest.raises(DataError, match="holds no test videos"):
         run_node(node, graph, LocalStore(tmp_path / "store"), Stop())

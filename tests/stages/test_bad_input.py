@@ -1,10 +1,12 @@
 """What a person can get wrong: an exit code, one clear line a problem, and nothing half-written in the store."""
 
+import codecs
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from fnmatch import fnmatch
 
 import numpy as np
@@ -174,12 +176,12 @@ def no_training(dataset):
 DAMAGE = {
     no_column: ("readout", "readout_labels.csv: no column 'ground truth outcome' (columns: outcome)"),
     label_for_nobody: ("readout", "label 'pilot_nobody_0001' belongs to no video"),
-    no_label: ("test", "pilot_drop-redyellow_0002_img.mp4: no label in PhysionTestMP4s/labels.csv"),
+    no_label: ("test", "pilot_drop-redyellow_0002_img.mp4: no label in "),
     two_labels: ("test", "labels.csv line 8: a second label for 'pilot_collide_0000_img'"),
     no_truth: ("readout", "the outcome of 'pilot_collide_0000' is 'yes', not True or False"),
     two_videos: ("readout", "pilot_collide_0000_img.mp4: 2 videos have this name"),
     no_label_file: ("test", "PhysionTestMP4s/labels.csv: the label file is missing"),
-    no_training: ("training", "the dataset holds no training videos (PhysionTrainMP4s/<Scenario>_training_MP4s/*.mp4)"),
+    no_training: ("training", "the dataset holds no training videos (.../<Scenario>_training_MP4s/*.mp4)"),
 }
 
 
@@ -198,7 +200,7 @@ def test_problems_of_all_subsets_are_listed_together(stage, dataset, tmp_path):
     for damage in (label_for_nobody, no_label, two_labels, two_videos, no_training):
         damage(dataset)
     said = [DAMAGE[damage][1] for damage in (label_for_nobody, two_videos, no_training)]
-    clearly(stage("fetch", dataset=dataset), 3, *said, "no label in PhysionTestMP4s/labels.csv", "a second label for")
+    clearly(stage("fetch", dataset=dataset), 3, *said, "0002_img.mp4: no label in ", "a second label for")
     nothing_published(tmp_path / "store", "fetch")
 
 
@@ -339,3 +341,45 @@ def test_a_disk_that_fills_up_in_a_worker_or_in_training(stage, disk, store):
         ended = stage(*arguments, store=disk.root)
         assert ended.code == 0, ended.err
         used = sum(path.stat().st_blocks * 512 for path in disk.root.rglob("*")) // 1024
+
+
+@pytest.mark.parametrize(("language", "encoding"), [("C", "ascii"), ("de_DE", "ISO-8859-1"), ("ja_JP", "EUC-JP")])
+def test_what_is_written_is_utf_8_in_every_locale(preset, store, tmp_path, language, encoding):
+    environment = os.environ | {
+        "LC_ALL": language,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONWARNDEFAULTENCODING": "1",
+    }
+    if language != "C":
+        if shutil.which("localedef") is None:
+            pytest.skip("needs localedef")
+        subprocess.run(["localedef", "--force", "-i", language, "-f", encoding, tmp_path / language], capture_output=True)
+        environment["LOCPATH"] = str(tmp_path)
+    ask = [sys.executable, "-c", "import codecs, locale; print(codecs.lookup(locale.getpreferredencoding(False)).name)"]
+    found = subprocess.run(ask, env=environment, capture_output=True, text=True).stdout.strip()
+    if found != codecs.lookup(encoding).name:
+        pytest.skip(f"this machine has no {language}.{encoding}")
+    (before,) = (path.read_bytes() for path in store.glob("artifacts/evaluate/*/predictions.csv"))
+    command = [sys.executable, "-m", "physion.cli", "stage", "evaluate", "--force", "-p", preset, "-s", store]
+    ended = subprocess.run(command, env=environment, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert not re.search(rb"/physion/\S+: EncodingWarning", ended.stderr)
+    (report,) = (path.read_bytes() for path in store.glob("artifacts/evaluate/*/report.html"))
+    assert "\N{EN DASH}" in report.decode("utf-8")
+    assert before == next(store.glob("artifacts/evaluate/*/predictions.csv")).read_bytes()
+
+
+def test_too_few_videos_to_learn_from_are_said_before_one_is_decoded(stage, dataset, tmp_path):
+    """One training video; one readout video a scenario, of which one is held out."""
+    for video in [*dataset.videos("training")[1:], *(v for v in dataset.videos("readout") if "_0000_img" not in v.name)]:
+        video.unlink()
+    dataset.labels("readout").write_text(",ground truth outcome\npilot_collide_0000,True\npilot_drop_0000,False\n")
+    for subset, said in (
+        ("training", "all 1 training videos are held out, and none is left to learn from: there are too few"),
+        ("readout", "the outcome of all 1 readout videos that are not held out is "),
+    ):
+        assert stage("fetch", "--subset", subset, dataset=dataset).code == 0
+        clearly(stage("frames", "--subset", subset, dataset=dataset), 3, said)
+        assert nothing_published(tmp_path / "store", "frames") == ["study.json"]
+        shutil.rmtree(tmp_path / "store" / "artifacts" / "frames")

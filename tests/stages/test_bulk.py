@@ -1,17 +1,22 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from physion.errors import DataError, Interrupted, TransientError
 from physion.job import Job, Stop
-from physion.stages.bulk import Result, Work, run_parts
+from physion.stages.bulk import Result, Work, run_parts, working_on
 from physion.store.artifacts import ArtifactWriter
 from physion.store.local import LocalStore
 
 
 def make(scratch, number):
-    """Part `number`: a file and an entry; 7 dies, odd ones above 10 are bad."""
+    """Part `number`: a file and an entry; 7 dies, and from 100 on of that signal; odd ones above 10 are bad."""
+    if number >= 100:
+        working_on("good.mp4")
+        working_on(f"{number}.mp4")
+        os.kill(os.getpid(), number - 100)
     if number == 7:
         os._exit(9)
     if number > 10 and number % 2:
@@ -62,6 +67,16 @@ def test_a_worker_that_dies_is_a_reason_to_try_again(job):
     with pytest.raises(TransientError, match=r"a worker process died.*--set frames\.workers=1"):
         run_parts(job, work(job, [1, 7]), make, workers=1)
     assert job.output.parts().keys() <= {"01"}
+
+
+def test_a_video_that_no_worker_survives_is_named(job):
+    with pytest.raises(DataError, match=r"^111\.mp4: the process that read it died of SIGSEGV$"):
+        run_parts(job, work(job, [1, 2, 100 + signal.SIGSEGV]), make, workers=2)
+
+
+def test_a_worker_that_is_killed_names_what_it_worked_on(job):
+    with pytest.raises(TransientError, match=r"a worker process died over 109\.mp4 \(out of memory\?\)"):
+        run_parts(job, work(job, [100 + signal.SIGKILL]), make, workers=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from physion.commands import with_precision
-from physion.config.load import load_config
+from physion.config.load import load_config, preset_text
 from physion.data.clips import to_unit
 from physion.data.shards import FrameShards
 from physion.errors import ConfigError
+from physion.kubernetes.tasks import study_tasks
 from physion.models.kinds import MODELS
 from physion.models.slots import SlotModel, SlotOutput, encode_video
 from physion.models.weights import load_model
@@ -136,6 +138,28 @@ def test_the_commands_know_the_new_stage(ran, physion, example):
         ended = physion("plan", *STUDY, "-s", store, "--set", f"train-patches.{key}=3")
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert f"unknown key 'train-patches.{key}', {said}" in ended.err
+
+
+def test_a_preset_need_not_hold_trainings_that_it_does_not_use(ran, physion, example, tmp_path):
+    _, store, _ = ran
+    tree = yaml.safe_load(preset_text("smoke"))
+    del tree["train-dvae"], tree["train-steve"]
+    tree |= {"plugins": ["patch_slots"], "slot-model": "patches", "train-readout": tree["train-readout"] | {"model": "mean"}}
+    preset = tmp_path / "patches.yaml"
+    preset.write_text(yaml.safe_dump(tree))
+    rows = json.loads(physion("plan", "-p", preset, *QUICK, "-s", store, "--json").out)
+    assert all(row["cached"] for row in rows if row["stage"] in FIRST)
+    assert {row["stage"] for row in rows} == {*FIRST, "train-patches", *AFTER}
+    assert load_config(str(preset), with_precision(str(preset), [], "bf16")).section("train-patches").precision == "bf16"
+    assert "train-patches" in study_tasks(load_config(str(preset)))
+    ended = physion("plan", "-p", preset, "--set", "slot-model=steve", "-s", store)
+    lines = [f"'{name}' is missing; of its options these have no default: optim" for name in ("train-dvae", "train-steve")]
+    assert (ended.code, ended.err) == (2, f"error: preset {preset}: " + "\n".join(lines) + "\n")
+    ended = physion("weights", "import", tmp_path / "x.pth", "--as", "steve", "-p", preset, "-s", store)
+    assert ended.code == 2
+    assert "preset patches has no train-steve, which says how large a steve is: name another --preset" in ended.err
+    shown = json.loads(physion("config", "schema", "-p", preset).out)
+    assert {"train-patches", "train-dvae"} <= shown["properties"].keys()
 
 
 def test_a_second_run_has_nothing_to_do(ran):
@@ -262,7 +286,8 @@ slots = {"sizes": lambda config: {}, "shape": lambda config: (2, 8)}
             "plugin 'mine': stage train-mine: module mine has no run(job)\n",
         ),
         (
-            PARTS + "STAGES.register(Stage('train-mine', module=__name__, section=TrainingStage, **facts))",
+            PARTS + "facts |= {'kind': Kind.PROCESS, 'section': TrainingStage}\n"
+            "STAGES.register(Stage('train-mine', module=__name__, **facts))",
             "preset smoke: 'train-mine' is missing; of its options these have no default: optim\n",
         ),
     ],

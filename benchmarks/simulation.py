@@ -1,4 +1,4 @@
-"""What the scenarios give: `python -m physion.simulation.measure [draws]` prints the tables of `README.md`.
+"""What the scenarios give: `python benchmarks/simulation.py [draws]` prints the tables of `physion/simulation/README.md`.
 
 The first table has the draws as nature gives them, each scenario's own balance and timing; the second has balanced
 clips, which is what users see, and what they cost on one core.
