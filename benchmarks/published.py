@@ -33,7 +33,7 @@ from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.slots import encode_video
 from physion.models.steve import STEVE
-from physion.stages.train_dvae import DVAETask
+from physion.stages.train_dvae import CACHED, DVAETask
 from physion.stages.train_readout import ReadoutTask
 from physion.stages.train_slotformer import SlotFormerTask
 from physion.stages.train_steve import STEVETask
@@ -73,8 +73,8 @@ def task(kind, model, compiled=False, **facts):
     return made
 
 
-def step(model, loss, device, rates, clip=None, samples=None, captured=False, **adam):
-    """A training step. samples: of the batch, whose noise is each one's own, as the engine has it on a CPU."""
+def step(model, loss, pieces, device, rates, clip=None, own_noise=False, captured=False, **adam):
+    """A training step. pieces: ranges of samples, its micro-batches; own_noise: by sample, as in the engine on a CPU."""
     decoder = {id(p) for p in model.trans_decoder.parameters()} if hasattr(model, "trans_decoder") else set()
     parts = [[p for p in model.parameters() if (id(p) in decoder) == inside] for inside in (False, True)]
     groups = [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=False)]
@@ -83,12 +83,13 @@ def step(model, loss, device, rates, clip=None, samples=None, captured=False, **
     model.train()
 
     def backward(_, autocast):
-        with (
-            sample_noise(range(samples)) if samples else nullcontext(),
-            torch.autocast(device.type, autocast, enabled=autocast is not None),
-        ):
-            value = loss()
-        value.backward()
+        for piece in pieces:
+            with (
+                sample_noise(piece) if own_noise else nullcontext(),
+                torch.autocast(device.type, autocast, enabled=autocast is not None),
+            ):
+                value = loss(piece) / len(pieces)
+            value.backward()
         return value.detach()
 
     def run():
@@ -109,9 +110,15 @@ def step(model, loss, device, rates, clip=None, samples=None, captured=False, **
 
 def both_steps(trained, published, batch, loss, device, rates, clip=None, **tensors):
     """Steps of ours, by its task, and of the published model. tensors: a batch of the task."""
-    samples = batch if device.type == "cpu" else None
-    ours = step(trained.model, lambda: trained.loss(tensors, 0), device, rates, clip, samples, trained.capturable, fused=True)
-    return ours, step(published, loss, device, rates, clip)
+    cpu = device.type == "cpu"
+    micro = (trained.cpu_micro_batch if cpu else None) or batch
+    pieces = [range(first, min(first + micro, batch)) for first in range(0, batch, micro)]
+
+    def our_loss(piece):
+        return trained.loss({name: tensor[piece.start : piece.stop] for name, tensor in tensors.items()}, 0)
+
+    ours = step(trained.model, our_loss, pieces, device, rates, clip, cpu, trained.capturable, fused=True)
+    return ours, step(published, lambda _: loss(), [range(batch)], device, rates, clip)
 
 
 def images_of(device, *shape):
@@ -123,7 +130,7 @@ def images_of(device, *shape):
 def train_dvae(device, batch=8, compiled=False):
     ours, published = same_weights(DVAE(CONFIG.train_dvae.model), PublishedDVAE(), device)
     pixels, images = images_of(device, batch)
-    trained = task(DVAETask, ours, compiled, config=CONFIG.train_dvae)
+    trained = task(DVAETask, ours, compiled, config=CONFIG.train_dvae, cpu_micro_batch=max(1, CACHED // PIXELS**2))
     loss = lambda: published.loss(images, 1.0)  # noqa: E731
     steps = both_steps(trained, published, batch, loss, device, [1e-3], images=pixels[:, None])
     return Work("images", batch, 3 * flops.reconstruct_flops(CONFIG.train_dvae.model, PIXELS), *steps)

@@ -280,7 +280,9 @@ class TrainingStage(Section):
         None, json_schema_extra=KNOB, description="data processes a rank; default: none on CPU, up to 8 beside a GPU"
     )
     micro_batch: PositiveInt | None = Field(
-        None, json_schema_extra=KNOB, description="samples a rank computes at a time; default: its whole share of the batch"
+        None,
+        json_schema_extra=KNOB,
+        description="samples a rank computes at a time; default: its whole share of the batch, of the dVAE on a CPU less",
     )
     compile: bool = Field(False, json_schema_extra=KNOB, description="torch.compile, where minutes of it come back")
     stuck_after: PositiveFloat = Field(

@@ -1,4 +1,4 @@
-"""The cross-entropy of a linear layer's outputs, on a GPU without ever holding all of them.
+"""The cross-entropy of a linear layer's outputs without ever holding all of them: the form for a GPU.
 
 Shapes: X positions, x those of a chunk, D width, V codes.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK = 8192  # positions whose V logits exist at a time
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of the logits `hidden @ weight.T`."""
+    """Mean cross-entropy of the logits `hidden @ weight.T`, and with it the gradients, while a chunk's logits are at hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,13 +22,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor) -> Tensor:
         """Hidden [X, D], weight [V, D] and targets int64 [X] -> a scalar."""
-        if hidden_XD.device.type == "cpu":
-            return F.cross_entropy(F.linear(hidden_XD, weight_VD), targets_X)
-        return self.chunked(to_autocast(hidden_XD), to_autocast(weight_VD), targets_X)
-
-    def chunked(self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor) -> Tensor:
-        """The same, chunk by chunk: the gradients are computed with the loss, while a chunk's logits are at hand."""
-        loss: Tensor = _Chunked.apply(hidden_XD, weight_VD, targets_X, self.chunk)
+        loss: Tensor = _Chunked.apply(to_autocast(hidden_XD), to_autocast(weight_VD), targets_X, self.chunk)
         return loss
 
 

@@ -253,7 +253,7 @@ for _stage in (
     ),
     Stage(
         "train-dvae",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
         section=schema.TrainDVAE,
@@ -263,7 +263,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         section=schema.Tokenize,
@@ -273,7 +273,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         section=schema.TrainSTEVE,
@@ -288,7 +288,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
@@ -301,7 +301,7 @@ for _stage in (
     ),
     Stage(
         "train-slotformer",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
         section=schema.TrainSlotFormer,

@@ -41,7 +41,13 @@ class STEVETask(SlotTask):
     def compile(self) -> None:
         """The parts, but of the loss only what it does to a chunk: not the loop over them."""
         model = self.model
-        for part in (model.encoder, model.slot_attention, model.predictor, model.trans_decoder, model.cross_entropy.chunk):
+        for part in (
+            model.encoder,
+            model.slot_attention,
+            model.predictor,
+            model.trans_decoder,
+            model.trans_decoder.cross_entropy.chunk,
+        ):
             part.compile()
         setattr(model, "_project", torch.compile(model._project))  # noqa: B010 (mypy lets no method be assigned)
 

@@ -69,6 +69,7 @@ class Task(ABC):
     sample_flops: float | None = None  # of a training step, a sample
     unused_parameters = False  # whether some get no gradient
     capturable = False  # whether a loss is the same work at every step, without a look at what the device computed
+    cpu_micro_batch: int | None = None  # samples at a time whose tensors stay in a CPU's caches
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
         """Parameter groups with their peak learning rates."""
@@ -203,7 +204,8 @@ class Training:
         self.adam = torch.optim.Adam([{"params": params} for params, _ in groups], lr=1.0, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.share = self.ranks.share(self.optim.batch_size)
-        self.micro = config.micro_batch or self.share.stop - self.share.start
+        cached = task.cpu_micro_batch if self.device.type == "cpu" else None
+        self.micro = config.micro_batch or cached or self.share.stop - self.share.start
         self.waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
         whole = self.ranks.count == 1 and self.micro >= self.share.stop - self.share.start
         self.captured = Captured(EAGER_STEPS) if self.device.type == "cuda" and whole and task.capturable else None

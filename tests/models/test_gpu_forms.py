@@ -33,7 +33,9 @@ def on_gpu(monkeypatch):
 def test_a_step_of_steve(on_gpu, precision):
     """Published sizes and batch: the logits of all tokens, 4.8 GB, are never there, and features are made half as wide once."""
     steve, seen = on_gpu("steve"), []
-    steve.cross_entropy.chunk.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape, inputs[0].dtype)))
+    steve.trans_decoder.cross_entropy.chunk.register_forward_pre_hook(
+        lambda _, inputs: seen.append((inputs[0].shape, inputs[0].dtype))
+    )
     steve.slot_attention.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape, inputs[0].dtype)))
     with torch.autocast("cuda", precision, enabled=precision != torch.float32):
         slots = steve.encode(torch.rand(48, 6, 3, 128, 128)).slots
