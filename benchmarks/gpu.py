@@ -1,98 +1,142 @@
-"""Throughput and MFU of the four trainings on one GPU, by precision: python benchmarks/gpu.py [preset] [precision ...]
+"""Ours against the published arithmetic on one GPU, at published sizes: python benchmarks/gpu.py [row ...] [--json FILE]
 
-Published sizes and batches on random data, through the engine itself, so with its checkpoints, looks and transfers. On a CPU it
-only shows that it runs: python benchmarks/gpu.py smoke fp32
+The rows of published.py at sizes that fill a GPU; the published extraction and rollout take one video at a time. Trainings: in
+float32, with TF32, in bf16, and ours compiled; a step is the whole step: forward, backward, clipping, Adam. `MFU` counts the
+published model's products against the data sheet's bf16 peak; `first` is the first call, with what is compiled in it. On a CPU
+it shows that it runs: python benchmarks/gpu.py --smoke
 """
 
+import argparse
 import json
-import sys
-import tempfile
+import statistics
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from published import ROWS
 
-from physion.config.load import load_config
-from physion.job import Job
-from physion.models.dvae import DVAE
-from physion.models.flops import decode_flops, encode_flops, predict_flops, slots_flops, tokens_flops
-from physion.models.readout import Readout
-from physion.models.slotformer import SlotFormer
-from physion.models.steve import STEVE
-from physion.stages.train_dvae import DVAETask
-from physion.stages.train_readout import ReadoutTask
-from physion.stages.train_slotformer import SlotFormerTask
-from physion.stages.train_steve import STEVETask
-from physion.store.artifacts import ArtifactWriter
-from physion.store.local import LocalStore
-from physion.training.engine import LOOK_EVERY, Task, fit
+from physion.training.engine import EAGER_STEPS
+from physion.training.precision import arithmetic
+from physion.training.watching import peak_flops
 
-STEPS = 3 * LOOK_EVERY  # the last row of metrics is of the last LOOK_EVERY
-
-
-class RandomClips:
-    """Any number of clips, all of the same random data."""
-
-    def __init__(self, **clip):
-        self.clip = clip
-
-    def __len__(self):
-        return 10_000
-
-    def __getitem__(self, clips):
-        return {name: tensor.expand(len(clips), *tensor.shape).contiguous() for name, tensor in self.clip.items()}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# ours; published: a GPU's part of the published batch, or one video
+SIZES = {
+    "train_dvae": ({"batch": 64}, {"batch": 64}),
+    "tokenize": ({"batch": 256}, {"batch": 150}),
+    "train_steve": ({"batch": 48}, {"batch": 12}),
+    "extract_slots": ({"videos": 64}, {"videos": 1, "frames": 150}),
+    "train_slotformer": ({"batch": 128}, {"batch": 128}),
+    "rollout": ({"videos": 64}, {"videos": 1}),
+    "train_readout": ({"batch": 64}, {"batch": 64}),
+}
+SMOKE = {
+    "train_dvae": {"batch": 1}, "tokenize": {"batch": 1}, "train_steve": {"batch": 1, "frames": 2},
+    "extract_slots": {"videos": 1, "frames": 2}, "train_slotformer": {"batch": 1, "frames": 17}, "rollout": {"videos": 1},
+    "train_readout": {"batch": 2},
+}  # fmt: skip
+BF16, TF32, FP32 = torch.bfloat16, "tf32", torch.float32
 
 
-def task(kind, model, sample_flops, config=None, **clip) -> Task:
-    """A stage's task on random data."""
-    made = kind.__new__(kind)
-    made.model, made.sample_flops, made.config = model, sample_flops, config
-    made.train = made.heldout = RandomClips(**clip)
-    return made
+def synchronize():
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
-def tasks(config):
-    """Section name and task of each training."""
-    size, dvae, steve, former = config.frames.image_size, config.train_dvae, config.train_steve, config.train_slotformer
-    frames = torch.randint(256, (steve.clip_frames, 3, size, size), dtype=torch.uint8)
-    tokens = torch.randint(dvae.model.codes, (steve.clip_frames, (size // 4) ** 2))
-    slots, width = steve.model.slots, steve.model.slot_size
-    flops = 3 * (encode_flops(dvae.model, size) + decode_flops(dvae.model, size))
-    yield "train_dvae", task(DVAETask, DVAE(dvae.model), flops, dvae, images=frames[:1])
-    flops = 3 * steve.clip_frames * (slots_flops(steve.model, size) + tokens_flops(steve.model, size, dvae.model.codes))
-    model = STEVE(steve.model, size, dvae.model.codes)
-    yield "train_steve", task(STEVETask, model, flops, steve, images=frames, tokens=tokens)
-    clip = torch.randn(former.model.burn_in + former.rollout_frames, slots, width)
-    flops = 3 * former.rollout_frames * predict_flops(former.model, slots, width)
-    yield "train_slotformer", task(SlotFormerTask, SlotFormer(former.model, slots, width), flops, slots=clip)
-    video = torch.randn(config.train_readout.model.rollout, slots, width)
-    yield "train_readout", task(ReadoutTask, Readout(slots, width), None, slots=video, labels=torch.tensor(1.0))
+def timed(call, precision, budget):
+    """Median seconds of a call, and the memory that it takes beyond what is there before, in MiB."""
+    half = precision == BF16
+
+    def once():
+        with torch.autocast(DEVICE.type, precision) if half else nullcontext():
+            call()
+        synchronize()
+
+    cuda = DEVICE.type == "cuda"
+    with arithmetic(FP32 if precision == FP32 else BF16):
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        once()
+        first = time.perf_counter() - started
+        for _ in range(EAGER_STEPS if cuda else 0):  # the last one is captured
+            once()
+        times, stop = [], time.perf_counter() + budget
+        while not times or (time.perf_counter() < stop and len(times) < 50):
+            started = time.perf_counter()
+            once()
+            times.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() - before if cuda else 0
+    return statistics.median(times), peak / 2**20, first
+
+
+def variants(name):
+    """Label, whose, precision and whether compiled. In the order of what a table is read by: the published float32 first."""
+    training = name.startswith("train")
+    yield "published, fp32", "published", FP32, False
+    yield "published, tf32", "published", TF32, False
+    if training:
+        yield "published, bf16", "published", BF16, False
+    yield "ours, fp32", "ours", FP32, False
+    yield "ours, bf16" if training else "ours, tf32", "ours", BF16 if training else TF32, False
+    if training and DEVICE.type == "cuda":
+        yield "ours, bf16, compiled", "ours", BF16, True
 
 
 def main():
-    preset, precisions = sys.argv[1] if len(sys.argv) > 1 else "paper", sys.argv[2:] or ["bf16", "fp16", "fp32"]
-    config = load_config(preset)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measure")
+    parser.add_argument("--only", help="only labels with this in them")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    name_of_device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    print(f"torch {torch.__version__}, {name_of_device}\n", flush=True)
     print(
-        f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, preset {preset}\n"
+        "| work | variant | rate | of published fp32 | ms a call | memory, MiB | MFU | first call, s |\n" + "|---" * 8 + "|",
+        flush=True,
     )
-    print("| training | batch | precision | compiled | samples/s | MFU | memory, GB |\n|---|---|---|---|---|---|---|")
-    for compiled in (False, True) if torch.cuda.is_available() else (False,):
-        for precision in precisions:
-            for name, trained in tasks(config):
-                section = getattr(config, name)
-                optim = section.optim.model_copy(update={"steps": STEPS})
-                changes = {"optim": optim, "precision": precision, "heldout_batches": 1, "compile": compiled}
-                with tempfile.TemporaryDirectory() as folder:
-                    output = ArtifactWriter(LocalStore(Path(folder)), name, "f")
-                    if torch.cuda.is_available():
-                        torch.cuda.reset_peak_memory_stats()
-                    fit(trained, section.model_copy(update=changes), Job(name, None, {}, output))
-                    rows = map(json.loads, (output.store.read(f"{output.prefix}/metrics.jsonl") or b"").splitlines())
-                    row = [row for row in rows if "samples_per_s" in row][-1]
-                mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
-                print(
-                    f"| {name} | {optim.batch_size} | {precision} | {'yes' if compiled else 'no'} | {row['samples_per_s']:.0f} "
-                    f"| {mfu} | {row['memory_gb']:.1f} |",
-                    flush=True,
+    found = []
+    for name in options.rows or ROWS:
+        base = None
+        for label, whose, precision, compiled in variants(name):
+            if options.only and options.only not in label:
+                continue
+            torch.manual_seed(0)
+            if DEVICE.type == "cuda":
+                torch.cuda.empty_cache()
+            sizes = SMOKE[name] if options.smoke else SIZES[name][whose == "published"]
+            try:
+                work = ROWS[name](DEVICE, **sizes, **({"compiled": True} if compiled else {}))
+                seconds, memory, first = timed(getattr(work, whose), precision, options.seconds)
+            except (torch.OutOfMemoryError, RuntimeError, TypeError) as error:
+                print(f"| {name} | {label} | {type(error).__name__}: {str(error)[:200]} |", flush=True)
+                continue
+            rate = work.amount / seconds
+            base = base or rate
+            peak = peak_flops(DEVICE)
+            mfu = rate * work.flops / peak if peak else 0
+            row = {
+                "work": name,
+                "variant": label,
+                "rate": rate,
+                "unit": work.unit,
+                "ratio": rate / base,
+                "seconds": seconds,
+                "memory_mib": memory,
+                "mfu": mfu,
+                "first_s": first,
+            }
+            found.append(row)
+            cells = [f"{rate:.4g} {work.unit}/s", f"{rate / base:.1f}x", f"{seconds * 1e3:.2f}", f"{memory:.0f}"]
+            print(f"| {' | '.join([name, label, *cells, f'{mfu:.1%}', f'{first:.1f}'])} |", flush=True)
+            del work
+            if options.json:
+                options.json.write_text(
+                    json.dumps({"device": name_of_device, "torch": torch.__version__, "rows": found}, indent=1) + "\n"
                 )
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from published_models import PublishedDVAE, PublishedReadout, PublishedSlotFormer, PublishedSTEVE
 
 from physion.config.load import load_config
+from physion.data.clips import to_unit
 from physion.models import flops
 from physion.models.dvae import DVAE
 from physion.models.noise import sample_noise
@@ -32,13 +33,18 @@ from physion.models.readout import Readout
 from physion.models.slotformer import SlotFormer
 from physion.models.slots import encode_video
 from physion.models.steve import STEVE
-from physion.stages.train_dvae import CACHED
+from physion.stages.train_dvae import CACHED, DVAETask
+from physion.stages.train_readout import ReadoutTask
+from physion.stages.train_slotformer import SlotFormerTask
+from physion.stages.train_steve import STEVETask
+from physion.training.captured import Captured
+from physion.training.engine import EAGER_STEPS
 
 CONFIG = load_config("paper")
 CODES, PIXELS, SLOTS, WIDTH = CONFIG.train_dvae.model.codes, CONFIG.frames.image_size, 6, 192
 FRAME_FLOPS = flops.slots_flops(CONFIG.train_steve.model, PIXELS)
 STEP_FLOPS = flops.predict_flops(CONFIG.train_slotformer.model, SLOTS, WIDTH)
-OBSERVED, VIDEO, TAU = 45, 150, 0.5
+OBSERVED, VIDEO = 45, 150
 
 
 class Work(NamedTuple):
@@ -53,75 +59,97 @@ class Work(NamedTuple):
 
 def same_weights(ours, published, device):
     published.load_state_dict(ours.state_dict())
+    if device.type == "cuda":  # as the engine does
+        ours.to(memory_format=torch.channels_last)
     return ours.to(device), published.to(device)
 
 
-def step(model, groups, loss, clip=None, samples=None, **adam):
-    """A training step. samples: of the batch, whose noise is each one's own, as the engine has it on a CPU."""
-    optimizer = torch.optim.Adam([{"params": list(params), "lr": lr} for params, lr in groups], **adam)
+def task(kind, model, compiled=False, **facts):
+    """A stage's task, of which only the loss is asked."""
+    made = kind.__new__(kind)
+    vars(made).update(model=model, **facts)
+    if compiled:
+        made.compile()
+    return made
+
+
+def step(model, loss, pieces, device, rates, clip=None, own_noise=False, captured=False, **adam):
+    """A training step. pieces: ranges of samples, its micro-batches; own_noise: by sample, as in the engine on a CPU."""
+    decoder = {id(p) for p in model.trans_decoder.parameters()} if hasattr(model, "trans_decoder") else set()
+    parts = [[p for p in model.parameters() if (id(p) in decoder) == inside] for inside in (False, True)]
+    groups = [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=False)]
+    optimizer = torch.optim.Adam(groups, **adam)
+    graph = Captured(EAGER_STEPS) if captured and device.type == "cuda" else None
     model.train()
 
+    def backward(_, autocast):
+        for piece in pieces:
+            with (
+                sample_noise(piece) if own_noise else nullcontext(),
+                torch.autocast(device.type, autocast, enabled=autocast is not None),
+            ):
+                value = loss(piece) / len(pieces)
+            value.backward()
+        return value.detach()
+
     def run():
-        with sample_noise(range(samples)) if samples else nullcontext():
-            value = loss()
-        value.backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        return value
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        with torch.autocast(device.type, enabled=False):
+            if graph is None:
+                backward({}, autocast)
+            else:
+                graph({}, 0, lambda batch: backward(batch, autocast))
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            if graph is None or graph.graph is None:
+                optimizer.zero_grad()
 
     return run
 
 
-def both_steps(models, losses, lr, batch, device, clip=None):
-    """Steps of ours and of the published model. lr: the peak rate, and that of STEVE's decoder."""
+def both_steps(trained, published, batch, loss, device, rates, clip=None, **tensors):
+    """Steps of ours, by its task, and of the published model. tensors: a batch of the task."""
+    cpu = device.type == "cpu"
+    micro = (trained.cpu_micro_batch if cpu else None) or batch
+    pieces = [range(first, min(first + micro, batch)) for first in range(0, batch, micro)]
 
-    def groups(model):
-        decoder = {id(p) for p in model.trans_decoder.parameters()} if hasattr(model, "trans_decoder") else set()
-        parts = [[p for p in model.parameters() if (id(p) in decoder) == inside] for inside in (False, True)]
-        return [(part, rate) for part, rate in zip(parts, lr, strict=False) if part]
+    def our_loss(piece):
+        return trained.loss({name: tensor[piece.start : piece.stop] for name, tensor in tensors.items()}, 0)
 
-    samples = batch if device.type == "cpu" else None
-    ours = step(models[0], groups(models[0]), losses[0], clip, samples, fused=True)
-    return ours, step(models[1], groups(models[1]), losses[1], clip)
+    ours = step(trained.model, our_loss, pieces, device, rates, clip, cpu, trained.capturable, fused=True)
+    return ours, step(published, lambda _: loss(), [range(batch)], device, rates, clip)
 
 
-def train_dvae(device, batch=8):
+def images_of(device, *shape):
+    """Random pixels, uint8, and the same in [-1, 1]."""
+    pixels = torch.randint(256, (*shape, 3, PIXELS, PIXELS), dtype=torch.uint8, device=device)
+    return pixels, to_unit(pixels)
+
+
+def train_dvae(device, batch=8, compiled=False):
     ours, published = same_weights(DVAE(CONFIG.train_dvae.model), PublishedDVAE(), device)
-    images = torch.rand(batch, 3, PIXELS, PIXELS, device=device) * 2 - 1
-    losses = (lambda: in_parts(lambda part: ours.loss(part, TAU), images)), (lambda: published.loss(images, TAU))
-    steps = both_steps((ours, published), losses, [1e-3], batch, device)
+    pixels, images = images_of(device, batch)
+    trained = task(DVAETask, ours, compiled, config=CONFIG.train_dvae, cpu_micro_batch=max(1, CACHED // PIXELS**2))
+    loss = lambda: published.loss(images, 1.0)  # noqa: E731
+    steps = both_steps(trained, published, batch, loss, device, [1e-3], images=pixels[:, None])
     return Work("images", batch, 3 * flops.reconstruct_flops(CONFIG.train_dvae.model, PIXELS), *steps)
-
-
-def in_parts(loss, images):
-    """The mean loss of micro-batches, as the engine has them of the dVAE on a CPU; the last one's backward pass is left."""
-    parts = images.split(max(1, CACHED // PIXELS**2) if images.device.type == "cpu" else len(images))
-    for number, part in enumerate(parts, 1):
-        with sample_noise(range(len(part))):
-            value = loss(part) / len(parts)
-        if number < len(parts):
-            value.backward()
-    return value
 
 
 def tokenize(device, batch=32):
     ours, published = same_weights(DVAE(CONFIG.train_dvae.model), PublishedDVAE(), device)
-    images = torch.rand(batch, 3, PIXELS, PIXELS, device=device) * 2 - 1
+    _, images = images_of(device, batch)
     needed = flops.encode_flops(CONFIG.train_dvae.model, PIXELS)
     return Work("images", batch, needed, *inference(lambda: ours.tokenize(images), lambda: published.tokenize(images)))
 
 
-def train_steve(device, batch=1, frames=6):
+def train_steve(device, batch=1, frames=6, compiled=False):
     ours, published = same_weights(STEVE(CONFIG.train_steve.model, PIXELS, CODES), PublishedSTEVE(), device)
-    video = torch.rand(batch, frames, 3, PIXELS, PIXELS, device=device) * 2 - 1
+    pixels, video = images_of(device, batch, frames)
     tokens = torch.randint(CODES, (batch, frames, 1024), device=device)
-    losses = (
-        lambda: ours.loss(ours.encode(video).slots, tokens),
-        lambda: published.loss(published.encode(video)[0], tokens),
-    )
-    steps = both_steps((ours, published), losses, [1e-4, 3e-4], batch, device, clip=0.05)
+    trained = task(STEVETask, ours, compiled)
+    loss = lambda: published.loss(published.encode(video)[0], tokens)  # noqa: E731
+    steps = both_steps(trained, published, batch, loss, device, [1e-4, 3e-4], 0.05, images=pixels, tokens=tokens)
     needed = 3 * (FRAME_FLOPS + flops.tokens_flops(CONFIG.train_steve.model, PIXELS, CODES))
     return Work("frames", batch * frames, needed, *steps)
 
@@ -129,15 +157,16 @@ def train_steve(device, batch=1, frames=6):
 def extract_slots(device, videos=4, frames=30):
     ours, published = same_weights(STEVE(CONFIG.train_steve.model, PIXELS, CODES), PublishedSTEVE(), device)
     ours.eval(), published.eval()
-    video = torch.rand(videos, frames, 3, PIXELS, PIXELS, device=device) * 2 - 1
+    _, video = images_of(device, videos, frames)
     calls = inference(lambda: list(encode_video(ours, [video])), lambda: published.encode(video))
     return Work("frames", videos * frames, FRAME_FLOPS, *calls)
 
 
-def train_slotformer(device, batch=16, frames=25):
+def train_slotformer(device, batch=16, frames=25, compiled=False):
     ours, published = same_weights(SlotFormer(CONFIG.train_slotformer.model, SLOTS, WIDTH), PublishedSlotFormer(), device)
     clip = torch.randn(batch, frames, SLOTS, WIDTH, device=device)
-    steps = both_steps((ours, published), ((lambda: ours.loss(clip)), (lambda: published.loss(clip))), [2e-4], batch, device)
+    trained = task(SlotFormerTask, ours, compiled)
+    steps = both_steps(trained, published, batch, lambda: published.loss(clip), device, [2e-4], slots=clip)
     return Work("clips", batch, 3 * (frames - 15) * STEP_FLOPS, *steps)
 
 
@@ -153,11 +182,12 @@ def rollout(device, videos=4):
     return Work("videos", videos, (VIDEO - OBSERVED) * STEP_FLOPS, *calls)
 
 
-def train_readout(device, batch=64, frames=75):
+def train_readout(device, batch=64, frames=75, compiled=False):
     ours, published = same_weights(Readout(SLOTS, WIDTH), PublishedReadout(), device)
     slots, labels = torch.randn(batch, frames, SLOTS, WIDTH, device=device), torch.randint(2, (batch,), device=device).float()
-    losses = [lambda model=model: F.binary_cross_entropy_with_logits(model(slots), labels) for model in (ours, published)]
-    steps = both_steps((ours, published), losses, [1e-3], batch, device)
+    trained = task(ReadoutTask, ours, compiled, capturable=True)
+    loss = lambda: F.binary_cross_entropy_with_logits(published(slots), labels)  # noqa: E731
+    steps = both_steps(trained, published, batch, loss, device, [1e-3], slots=slots, labels=labels)
     return Work("videos", batch, 3 * frames * flops.readout_flops(SLOTS, WIDTH), *steps)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.models.attention import attend, softmax_in_place, split_heads
+from physion.models.cross_entropy import CrossEntropy
 from physion.models.noise import dropout
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits at a time in the loss: as many as stay in a CPU's caches, or fill a GPU
@@ -125,9 +126,10 @@ class TokenDecoder(nn.Module):
         self.pos_emb = Positions(tokens, width)
         self.tf_dec = DecoderStack(layers, width, heads, p)
         self.head = nn.Linear(width, codes, bias=False)
+        self.cross_entropy = CrossEntropy()
 
-    def hidden(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots and the true tokens -> what `head` turns into logits, [N, L, D]."""
+    def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> what `head` turns into their teacher-forced logits, [N, L, D]."""
         inputs_NL = F.pad(tokens_NL[:, :-1], (1, 0), value=self.codes)
         x_NLD = dropout(self.tok_emb(inputs_NL) + self.pos_emb.pe, self.p if self.training else 0.0)
         for block, cross in zip(self.tf_dec.blocks, self.tf_dec.keys_values(self.in_proj(slots_NSD)), strict=True):
@@ -135,14 +137,12 @@ class TokenDecoder(nn.Module):
         out_NLD: Tensor = self.tf_dec.layer_norm(x_NLD)
         return out_NLD
 
-    def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> teacher-forced logits [N, L, V]."""
-        logits_NLV: Tensor = self.head(self.hidden(slots_NSD, tokens_NL))
-        return logits_NLV
-
     def loss(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
         """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time."""
-        hidden_PD, weight_VD = self.hidden(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
+        hidden_PD, weight_VD = self(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
+        if hidden_PD.device.type != "cpu":
+            on_gpu: Tensor = self.cross_entropy(hidden_PD, weight_VD, tokens_NL.flatten())
+            return on_gpu
         device = hidden_PD.device.type
         if torch.is_autocast_enabled(device):
             hidden_PD, weight_VD = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_PD, weight_VD))

@@ -111,6 +111,13 @@ class DVAE(nn.Module):
         embedded_BhwC = through_codes(hidden_BhwC, conv.weight.flatten(1), conv.bias, self._code_weights(), tau, noise)
         return F.mse_loss(self._image(embedded_BhwC), images_B3HW)
 
+    def loss_at_once(self, images_B3HW: Tensor, tau: Tensor) -> Tensor:
+        """As `loss`, in plain operations on all codes at once: what torch.compile fuses well. tau: a scalar on the device."""
+        logits_BhwV = self._logits(self._hidden(images_B3HW)).float()
+        gumbel_BhwV = -(torch.empty_like(logits_BhwV).exponential_() + torch.finfo(torch.float32).tiny).log()
+        codes_BhwV = ((logits_BhwV + gumbel_BhwV) / tau).softmax(-1)
+        return F.mse_loss(self._image(F.linear(codes_BhwV, self._code_weights())), images_B3HW)
+
     def _hidden(self, images_B3HW: Tensor) -> Tensor:
         hidden_BChw: Tensor = self.encoder[:-1](images_B3HW.contiguous(memory_format=torch.channels_last))
         return hidden_BChw.movedim(1, -1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from physion.config.schema import STEVEModel
 from physion.models.attention import Encoder
+from physion.models.cross_entropy import to_autocast
 from physion.models.decoder import TokenDecoder, causal_masks
 from physion.models.dvae import DVAE
 from physion.models.slot_attention import SlotAttention
@@ -140,7 +141,8 @@ class STEVE(SlotModel):
 
     def logits(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
         """Slots and the true tokens int64 -> teacher-forced logits [B, T, N, V]; all frames in parallel."""
-        logits_XNV: Tensor = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        hidden_XND = self.trans_decoder(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+        logits_XNV: Tensor = self.trans_decoder.head(hidden_XND)
         return logits_XNV.view(*tokens_BTN.shape, self.codes)
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
@@ -158,11 +160,14 @@ class STEVE(SlotModel):
     def _features(self, images_BT3HW: Tensor) -> Tensor:
         """Features [B, T, P, D] of all frames at once, normalised for slot attention."""
         images_F3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features_FhwC = self.encoder_pos_embedding(self.encoder(images_F3HW).movedim(1, -1))
-        features_FhwD = self.slot_attention.norm_inputs(self.encoder_out_layer(features_FhwC))
+        features_FhwD = self._project(self.encoder(images_F3HW).movedim(1, -1))
         batch, frames = images_BT3HW.shape[:2]
-        features_BTPD: Tensor = features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
-        return features_BTPD
+        return features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
+
+    def _project(self, features_FhwC: Tensor) -> Tensor:
+        """Give features their positions and the width of slots."""
+        features_FhwD = self.encoder_out_layer(self.encoder_pos_embedding(features_FhwC))
+        return to_autocast(self.slot_attention.norm_inputs(features_FhwD))
 
     def _first(self, batch: int) -> VideoState:
         """Start a video: the learned slots and an LSTM that has seen nothing."""

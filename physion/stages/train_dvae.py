@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from physion.config.schema import TrainDVAE
@@ -22,6 +24,8 @@ CACHED = 1 << 15  # pixels
 class DVAETask(Task):
     """Frames in, mean squared error of the reconstruction out."""
 
+    compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+
     def __init__(self, config: TrainDVAE, frames: FrameShards) -> None:
         self.config = config
         self.model: DVAE = initial_model(config.seed, lambda: DVAE(config.model))
@@ -30,9 +34,16 @@ class DVAETask(Task):
         self.cpu_micro_batch = max(1, CACHED // frames.image_size**2)
         self.sample_flops = 3 * reconstruct_flops(config.model, frames.image_size)
 
+    def compile(self) -> None:
+        """The loss as a whole."""
+        self.compiled = torch.compile(self.model.loss_at_once)
+
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error through relaxed codes at the step's temperature."""
-        return self.model.loss(to_unit(batch["images"][:, 0]), self.watched(step)["tau"])
+        images, tau = to_unit(batch["images"][:, 0]), self.watched(step)["tau"]
+        if self.compiled is None or images.device.type == "cpu":  # where noise is a sample's own
+            return self.model.loss(images, tau)
+        return self.compiled(images, torch.full((), tau, device=images.device))  # a number would be compiled in
 
     def heldout_loss(self, batch: Batch) -> Tensor:
         """Mean squared error through the tokens: what later stages will see."""

@@ -15,6 +15,7 @@ from physion.data.clips import Batch, LabelledSlots
 from physion.data.shards import Shards
 from physion.errors import ConfigError
 from physion.job import Job
+from physion.models.readout import Readout
 from physion.models.weights import build_model, save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.store.artifacts import ArtifactWriter
@@ -34,6 +35,7 @@ class ReadoutTask(Task):
         self.model = initial_model(seed, lambda: build_model(self.kind, self.sizes))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
         self.heldout: LabelledSlots = heldout_videos(slots, frames)
+        self.capturable = isinstance(self.model, Readout)
         self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:

@@ -18,6 +18,8 @@ from physion.training.engine import Task, fit, initial_model, publish_weights
 class SlotFormerTask(Task):
     """Slots of burn-in and following frames in, mean squared error of the predicted ones out."""
 
+    capturable = True
+
     def __init__(self, config: TrainSlotFormer, slots: Shards) -> None:
         video_frames, count, size = slots.shape("slots")
         self.model: SlotFormer = initial_model(config.seed, lambda: SlotFormer(config.model, count, size))

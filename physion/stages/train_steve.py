@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from physion.config.schema import Optim, TrainSTEVE
@@ -21,6 +22,7 @@ class STEVETask(SlotTask):
     """Clips of successive frames and their tokens in, cross-entropy of the tokens out."""
 
     model: STEVE
+    capturable = True
 
     def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
         model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
@@ -35,6 +37,19 @@ class STEVETask(SlotTask):
         known = {id(parameter) for parameter in decoder}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         return [(rest, optim.lr), (decoder, self.config.decoder_lr)]
+
+    def compile(self) -> None:
+        """The parts, but of the loss only what it does to a chunk: not the loop over them."""
+        model = self.model
+        for part in (
+            model.encoder,
+            model.slot_attention,
+            model.predictor,
+            model.trans_decoder,
+            model.trans_decoder.cross_entropy.chunk,
+        ):
+            part.compile()
+        setattr(model, "_project", torch.compile(model._project))  # noqa: B010 (mypy lets no method be assigned)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Cross-entropy of all tokens of every frame."""

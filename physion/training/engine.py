@@ -39,6 +39,7 @@ from physion.machine import cores
 from physion.models.noise import sample_noise
 from physion.models.weights import save_weights
 from physion.progress import progress, say
+from physion.training.captured import Captured
 from physion.training.checkpoints import Checkpoints, State, best_row, best_weights
 from physion.training.distributed import data_parallel
 from physion.training.precision import arithmetic
@@ -48,6 +49,7 @@ from physion.training.watching import Watch, forget_after
 ModelT = TypeVar("ModelT", bound=nn.Module)
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 HISTORY = "history.json"
+EAGER_STEPS = 3  # before a step is captured: libraries set themselves up in the first ones
 LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is seen
 PICTURED = 4  # held-out clips in a picture
 SIGNALS = (None, "SIGINT", "SIGTERM")  # what ranks vote on; the later one wins
@@ -67,6 +69,7 @@ class Task(ABC):
     heldout: Clips
     sample_flops: float | None = None  # of a training step, a sample
     unused_parameters = False  # whether some get no gradient
+    capturable = False  # whether a loss is the same work at every step, without a look at what the device computed
     cpu_micro_batch: int | None = None  # samples at a time whose tensors stay in a CPU's caches
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
@@ -76,6 +79,11 @@ class Task(ABC):
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> Tensor:
         """The training loss of a batch, a scalar: the mean over its samples."""
+
+    def compile(self) -> None:
+        """Have what the loss is made of compiled, where a GPU's or CPU's time goes; called where compiling is asked for."""
+        for part in self.model.children():
+            part.compile()
 
     def after_step(self, done: int) -> None:  # noqa: B027 (most tasks have nothing to do)
         """Called on rank 0 after each optimizer step, before a checkpoint of that step; `done` counts the steps made."""
@@ -190,8 +198,7 @@ class Training:
         if self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         if config.compile:
-            for part in self.model.children():
-                part.compile()
+            task.compile()
         groups = task.groups(self.optim)
         self.peaks = [peak for _, peak in groups]
         self.parameters = [p for params, _ in groups for p in params]
@@ -201,6 +208,8 @@ class Training:
         cached = task.cpu_micro_batch if self.device.type == "cpu" else None
         self.micro = config.micro_batch or cached or self.share.stop - self.share.start
         self.waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
+        whole = self.ranks.count == 1 and self.micro >= self.share.stop - self.share.start
+        self.captured = Captured(EAGER_STEPS) if self.device.type == "cuda" and whole and task.capturable else None
 
     def run(self) -> list[dict[str, float]]:
         """Train to the end. Returns the history."""
@@ -237,7 +246,7 @@ class Training:
         for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
             group["lr"] = learning_rate(step, peak, self.optim)
         try:
-            loss = self._backward(_to(batch, self.device), step)
+            loss = self._captured(batch, step) if self.captured else self._backward(_to(batch, self.device), step)
         except torch.OutOfMemoryError:
             loss = None  # look for what fits only when the exception, which holds the tensors, is gone
         if loss is None:
@@ -247,8 +256,15 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
         self.scaler.step(self.adam)
         self.scaler.update()
-        self.adam.zero_grad()
+        if not (self.captured and self.captured.graph):  # which writes its gradients anew, where they are
+            self.adam.zero_grad()
         self.waiting.append((loss, norm))
+
+    def _captured(self, batch: Batch, step: int) -> Tensor:
+        """As `_backward`, by a graph of all its kernels, which starts them faster than Python can, once it is captured."""
+        assert self.captured is not None
+        seed = step_seed(self.config.seed, step, self.share.start)
+        return self.captured(_to(batch, self.device), seed, lambda batch: self._backward(batch, step))
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Gradients of the global batch's mean loss, by micro-batches. Returns this rank's part of the loss.
@@ -383,10 +399,12 @@ class Training:
         On a CPU it is the same however the batch is split. A GPU's kernels draw their own, from one seed a micro-batch.
         """
         seed = self.config.seed
-        torch.manual_seed(step_seed(seed, step, first))
         if self.device.type == "cuda":
+            if not torch.cuda.is_current_stream_capturing():  # a graph draws from the seed that is in force when it is replayed
+                torch.manual_seed(step_seed(seed, step, first))
             yield
             return
+        torch.manual_seed(step_seed(seed, step, first))
         with sample_noise([step_seed(seed, step, position) for position in range(first, last)]):
             yield
 

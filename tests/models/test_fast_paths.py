@@ -13,6 +13,7 @@ import physion.models.decoder
 import physion.models.dvae
 from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
 from physion.models.attention import Encoder, _Attending, attend
+from physion.models.cross_entropy import CrossEntropy, LossAndGradient
 from physion.models.decoder import _TokenLoss
 from physion.models.dvae import DVAE, Noise, first_maximum, through_codes
 from physion.models.noise import dropout, keep_mask, log_exponential, sample_noise
@@ -139,7 +140,7 @@ def test_generating_with_kept_keys_is_teacher_forcing_on_what_was_generated():
     tokens = torch.zeros(3, 64, dtype=torch.int64)
     with torch.no_grad():
         for i in range(64):
-            tokens[:, i] = steve.trans_decoder(slots, tokens)[:, i].argmax(-1)
+            tokens[:, i] = steve.logits(slots[:, None], tokens[:, None])[:, 0, i].argmax(-1)
     assert torch.equal(steve.generate(slots), tokens)
 
 
@@ -224,7 +225,7 @@ def test_the_loss_of_tokens_is_the_cross_entropy_of_their_logits(monkeypatch):
     monkeypatch.setitem(physion.models.decoder.CHUNK, "cpu", 100)
     steve, slots, tokens = tiny_steve().double(), torch.randn(3, 3, 16).double().requires_grad_(), torch.randint(20, (3, 64))
     steve.eval()
-    logits = steve.trans_decoder(slots, tokens)
+    logits = steve.logits(slots[:, None], tokens[:, None])[:, 0]
     losses = steve.trans_decoder.loss(slots, tokens), F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     wanted = [slots, *steve.trans_decoder.parameters()]
@@ -298,3 +299,19 @@ def test_a_training_step_of_every_model_at_64_pixels(autocast):
         loss.backward()
         assert torch.isfinite(loss)
         assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
+
+
+def test_cross_entropy_in_chunks_is_that_of_all_logits(monkeypatch):
+    monkeypatch.setattr("physion.models.cross_entropy.CHUNK", 7)
+    hidden, weight = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets = torch.randint(30, (20,))
+    losses = CrossEntropy()(hidden, weight, targets), F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(*losses)
+    ours, plain = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in losses)
+    torch.testing.assert_close(ours, plain)
+    compiled = torch.compile(LossAndGradient(), backend="aot_eager", fullgraph=True)
+    logits = torch.randn(20, 30).bfloat16()
+    loss, gradient = compiled(logits, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="sum"))
+    torch.testing.assert_close(gradient, LossAndGradient()(logits, targets)[1])
+    assert gradient.dtype == torch.bfloat16

@@ -62,9 +62,11 @@ def test_switches_inside_and_after(left_behind):
 
 @pytest.mark.parametrize("stage", TRAININGS + INFERENCE)
 def test_every_stage_with_a_model(physion, preset, store, stage, left_behind, seen):
-    """On a CPU, where trainings are in float32, too."""
+    """On a CPU trainings are in float32, too; on a GPU they are in bf16 unless they are told otherwise, and measure in it."""
     assert physion("stage", stage, "--force", "-p", preset, "-s", store).code == 0
-    assert seen == {(False, False, 2)}
+    mixed = torch.cuda.is_available() and stage in TRAININGS
+    assert (mixed, mixed, 2) in seen
+    assert mixed or seen == {(False, False, 2)}
     assert switches() == left_behind
 
 
