@@ -263,7 +263,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         section=schema.Tokenize,
@@ -288,7 +288,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
@@ -312,7 +312,7 @@ for _stage in (
     ),
     Stage(
         "rollout",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="predict the slots after the observed frames",
         section=schema.Rollout,
