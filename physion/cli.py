@@ -29,6 +29,7 @@ from physion.commands.weights import weights_app
 from physion.config.schema import without_secrets
 from physion.errors import Interrupted, PhysionError, TransientError
 from physion.progress import Output
+from physion.store.keys import shown
 
 app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
@@ -104,7 +105,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
-        text = without_secrets(f"{error}")  # an override that is wrong is shown in full
+        text = shown(without_secrets(f"{error}"))  # an override that is wrong is shown in full
         print(f"error: {text}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
             if TERMINATION_LOG.exists():

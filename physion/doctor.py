@@ -14,6 +14,8 @@ from typing import Literal
 
 from physion.errors import PhysionError
 from physion.machine import core_limit, memory_limit
+from physion.store.folders import locked
+from physion.store.local import LocalStore
 from physion.store.protocol import Store
 
 State = Literal["ok", "warn", "fail"]
@@ -110,6 +112,8 @@ def free_space(scratch: Path) -> Finding:
     probe = scratch / f".doctor-{uuid.uuid4().hex}"
     try:
         probe.write_bytes(b"x")
+        with locked(probe):  # raises where the disk has no file locks
+            pass
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -130,7 +134,16 @@ def reachable(store: Store) -> Finding:
     seconds = time.monotonic() - started
     if not same:
         return Finding("store", "fail", f"{store.uri}: an object came back changed")
-    return Finding("store", "ok", f"{store.uri}: wrote, read and removed an object in {1000 * seconds:.0f} ms")
+    text = f"{store.uri}: wrote, read and removed an object in {1000 * seconds:.0f} ms"
+    if isinstance(store, LocalStore) and (missing := store.lacks()):
+        advice = {
+            "hard links": "two commands that write at once take turns by file locks",
+            "file locks": "what killed processes leave in .staging stays there",
+        }
+        if len(missing) > 1:
+            return Finding("store", "fail", f"{text}, but its disk has no {' and no '.join(missing)}: choose another")
+        return Finding("store", "warn", f"{text}; its disk has no {missing[0]}: {advice[missing[0]]}")
+    return Finding("store", "ok", text)
 
 
 def clock(store: Store) -> Finding:

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ import typer
 
 from physion.config.load import load_config, preset_names
 from physion.config.schema import Study, TrainingStage
-from physion.errors import ConfigError
+from physion.errors import ConfigError, DataError
 from physion.job import Stop
 from physion.pipeline.graph import Node, build_graph
 from physion.progress import duration
@@ -65,6 +65,11 @@ class CacheOptions:
     folder: Path = field(default_factory=lambda: Path("~/.cache/physion").expanduser())
     limit: str | None = None
 
+    @property
+    def pulls(self) -> Path:
+        """Where named weights are on their way."""
+        return self.folder / "physion-pulls"
+
 
 cache_options = CacheOptions()
 
@@ -73,8 +78,14 @@ def chosen_store(uri: str) -> Store:
     """The store of `--store`, with the cache of `--cache` and `--cache-limit` where it is remote."""
     if "://" not in uri or uri.startswith("file:"):
         return open_store(uri)
-    folder, limit = cache_options.folder, cache_options.limit
+    folder, limit = cache_options.folder / "physion-cache", cache_options.limit
     return open_store(uri, ShardCache(folder, parse_bytes(limit) if limit else default_limit(folder)))
+
+
+def raise_each(problems: Sequence[str]) -> None:
+    """End with one DataError that names all that could not be used; do nothing when all could."""
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def copy_out(source: Path, destination: Path) -> None:

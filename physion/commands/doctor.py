@@ -24,7 +24,7 @@ def doctor(
     from physion.doctor import Finding, examine
 
     findings: list[Finding] = []
-    for finding in examine(chosen_store(store) if store else None, cache_options.folder):
+    for finding in examine(None if store is None else chosen_store(store), cache_options.folder):
         findings.append(finding)
         if not as_json:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]

@@ -44,6 +44,7 @@ def stage(
     model: Annotated[str | None, typer.Option(help=f"Of take-weights, which model: {', '.join(MODELS)}.")] = None,
     features: Annotated[str | None, typer.Option(help="Feature mode of a readout: observed, rollout or full.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
+    on: Annotated[str | None, typer.Option(help="Of regress: what to answer from, such as states-full.")] = None,
     overrides: Overrides = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
     share: Annotated[
@@ -65,7 +66,7 @@ def stage(
     Without --subset, simulate and fetch bring in the videos of all subsets.
     """
     graph, target = study(preset, for_trainings(preset, overrides, precision=precision), store)
-    chosen = {"subset": subset, "model": model, "features": features, "seed": seed}
+    chosen = {"subset": subset, "model": model, "features": features, "seed": seed, "on": on}
     nodes = select(graph, name, chosen)
     if nodes[0].stage.makes != "dataset":
         nodes = [select_one(graph, name, chosen)]

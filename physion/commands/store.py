@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store, copy_out
+from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, raise_each
 from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import build_graph
 from physion.progress import byte_count, progress
 from physion.store.artifacts import MANIFEST, Artifact, FileRecord, read_manifest
+from physion.store.keys import checked_key
 from physion.store.local import LocalStore
 from physion.store.pairs import Pair, pair_up
+from physion.store.pretrained import PREFIX
 from physion.store.protocol import Store, Upload
 from physion.store.survey import Found, Verdict, judge, remove, select, sizes, survey
 from physion.store.uri import open_store
@@ -63,7 +66,7 @@ def ls(
             for record in _files(found):
                 print(f"{byte_count(record.size):>8}  {found.prefix}/{record.name}")
     else:
-        table = Table(title=f"store {target.uri}", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
         for column in ("artifact", "fingerprint", "created", "files", "size"):
             table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
         for found in chosen:
@@ -71,8 +74,9 @@ def ls(
             if found.manifest:
                 created = found.manifest.created[:16].replace("T", " ")
                 cells = (created, str(len(found.manifest.files)), byte_count(found.bytes))
-            table.add_row(_title(found), found.fingerprint[:12], *cells)
+            table.add_row(*map(escape, (_title(found), found.fingerprint[:12], *cells)))
         Console().print(table)
+    raise_each([found.problem for found in chosen if found.problem])
 
 
 @store_app.command(
@@ -108,10 +112,10 @@ def put(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its name in the store, such as published/slots.pkl.")],
 ) -> None:
     """Copy a file of your own into the store; what is there is never overwritten."""
-    if not all(part not in ("", ".", "..") for part in key.split("/")):
-        raise ConfigError(f"key '{key}': give names separated by single slashes, such as published/{path.name}")
-    if key.startswith(("artifacts/", ".")):
-        raise ConfigError(f"key '{key}': only stages write there; choose another, such as files/{path.name}")
+    if checked_key(key).split("/")[0] in ("artifacts", PREFIX) or key.startswith("."):
+        raise ConfigError(
+            f"key '{key}': only stages and `physion weights` write there; choose another, such as files/{path.name}"
+        )
     target = chosen_store(store)
     scratch = target.scratch()
     try:
@@ -201,8 +205,7 @@ def diff(
             _show(pair, files)
         alone_in = f"only in A: {len(alone[0])}; only in B: {len(alone[1])}"
         print(f"artifacts in both: {len(pairs)}, of which {len(differing)} differ; {alone_in}")
-    if problems:
-        raise DataError("\n".join(problems))
+    raise_each(problems)
     if differing:
         raise typer.Exit(1)
 
@@ -234,11 +237,12 @@ def gc(
         shutil.rmtree(target.scratch())  # making a scratch directory removes those of dead processes
     uploads = [(upload, upload.age >= days * 86400) for upload in target.unfinished_uploads()]
     removed = "removed" if delete else "would remove"
+    problems = [verdict.found.problem for verdict in verdicts if verdict.found.problem]
     rows = []
     for verdict in verdicts:
         size = sizes(target, verdict.keys) if verdict.remove or not verdict.found.manifest else verdict.found.bytes
         action = removed if verdict.remove else "keep"
-        if verdict.remove and delete and not remove(target, verdict):
+        if verdict.remove and delete and not remove(target, verdict, days):
             action, verdict = "keep", Verdict(verdict.found, False, verdict.keys, "somebody is at work there")
         rows.append((action, verdict, size))
     for upload, dead in uploads:
@@ -248,6 +252,7 @@ def gc(
         facts = [_judged(*row) for row in rows]
         facts += [_unfinished(removed if dead else "keep", upload) for upload, dead in uploads]
         print(json.dumps(facts, indent=1))
+        raise_each(problems)
         return
     for action, verdict, size in rows:
         if verdict.remove or not verdict.found.manifest:
@@ -260,6 +265,7 @@ def gc(
     freed = sum(size for _, verdict, size in rows if verdict.remove) + sum(upload.bytes for upload, dead in uploads if dead)
     done = "freed" if delete else "--delete would free"
     print(f"keep {byte_count(sum(kept))} in {len(kept)} artifacts; {done} {byte_count(freed)}")
+    raise_each(problems)
 
 
 def _show(pair: Pair, files: Mapping[str, Differences | str]) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store, raise_each
 from physion.config.load import load_config
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
@@ -21,6 +22,7 @@ from physion.pipeline.graph import Node, build_graph, select_one
 from physion.stages import copied_here, trained
 from physion.store.artifacts import Artifact, Manifest
 from physion.store.checksums import sha256_of
+from physion.store.keys import shown
 from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
 from physion.store.protocol import Store
 
@@ -52,7 +54,7 @@ def import_command(
     target = chosen_store(store)
     sizes = {name: _sizes(config, name) for name in (kind, *MODELS[kind].copied())}
     model, frozen = take_apart(read_published(file), kind, sizes, str(file))
-    origin = {"file": file.name, "sha256": sha256_of(file)}
+    origin = {"file": shown(file.name), "sha256": sha256_of(file)}
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
 
 
@@ -109,7 +111,7 @@ def push(
     if source.startswith(f"{PREFIX}/"):
         if name is not None:
             raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")
-        _say(target, copy_weights(find_weights(origin, source), target, cache_options.folder / "pulls"))
+        _say(target, copy_weights(find_weights(origin, source), target, cache_options.pulls))
         return
     if name is None:
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
@@ -127,15 +129,16 @@ def pull(
 ) -> None:
     """Fetch named weights from another store; a download that broke off goes on where it was."""
     target = chosen_store(store)
-    _say(target, copy_weights(find_weights(chosen_store(source), name), target, cache_options.folder / "pulls"))
+    _say(target, copy_weights(find_weights(chosen_store(source), name), target, cache_options.pulls))
 
 
 @weights_app.command("list")
 def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
     """List the named weights of a store."""
-    found = list_weights(chosen_store(store))
+    found, problems = list_weights(chosen_store(store))
     if as_json:
         print(json.dumps([json.loads(manifest.model_dump_json()) for manifest in found], indent=1))
+        raise_each(problems)
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "for", "parameters", "bytes", "made", "from"):
@@ -144,8 +147,9 @@ def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
         size = sum(record.size for record in manifest.files)
         origin = str(manifest.origin.get("file") or manifest.origin.get("stage", ""))
         cells = (f"{manifest.metrics['parameters']:,}", f"{size:,}", manifest.created[:10], origin)
-        table.add_row(manifest.instance, manifest.stage, *cells)
-    Console().print(table if found else f"no named weights in {store}")
+        table.add_row(manifest.instance, manifest.stage, *map(escape, cells))
+    Console().print(table if found else escape(f"no named weights in {store}"))
+    raise_each(problems)
 
 
 @weights_app.command()

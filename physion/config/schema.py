@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import (
@@ -137,6 +137,9 @@ class Simulate(Section):
     seed: NonNegativeInt = 0
     image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
     antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")
+    truth: tuple[Subset, ...] = Field(
+        SUBSETS, description="subsets of which the engine's truth is kept: masks, states, contacts (about 65 kB a video)"
+    )
     videos_per_part: PositiveInt = Field(
         8, json_schema_extra=KNOB, description="videos saved together; a crash loses at most these"
     )
@@ -288,7 +291,9 @@ class TrainingStage(Section):
         None, json_schema_extra=KNOB, description="data processes a rank; default: none on CPU, up to 8 beside a GPU"
     )
     micro_batch: PositiveInt | None = Field(
-        None, json_schema_extra=KNOB, description="samples a rank computes at a time; default: its whole share of the batch"
+        None,
+        json_schema_extra=KNOB,
+        description="samples a rank computes at a time; default: its whole share of the batch, of the dVAE on a CPU less",
     )
     compile: bool = Field(False, json_schema_extra=KNOB, description="torch.compile, where minutes of it come back")
     stuck_after: PositiveFloat = Field(
@@ -378,6 +383,28 @@ class TrainReadout(TrainingStage):
         description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+
+
+Source = Literal[
+    "label-prior",
+    "scenario",
+    "first-frame",
+    "observed-frames",
+    "states-observed",
+    "states-rollout",
+    "states-full",
+    "slots-observed",
+    "slots-rollout",
+    "slots-full",
+]
+
+
+class Regress(Section):
+    """Regressions that answer from slots, and from what needs no slot model; without truth, those on states are left out."""
+
+    on: Distinct[Source] = Field(get_args(Source), json_schema_extra=KNOB, description="what to answer from, each by itself")
+    stride: PositiveInt = Field(5, description="frames between two of those that are looked at")
+    seed: NonNegativeInt = 0
 
 
 class Evaluate(Section):

@@ -14,17 +14,19 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from physion.data.layout import Video
 from physion.errors import DataError
 from physion.progress import byte_count, say
-from physion.store.artifacts import Artifact
+from physion.store.artifacts import Artifact, json_of
+from physion.store.keys import Key, shown
 
 INDEX = "index.json"
 FRAME_KINDS = ("jpeg", "offsets")
@@ -35,6 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
 }
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 ENTRY_BYTES = 160  # of a header, at most, beside the name: two offsets and a shape of four
 
 
@@ -75,11 +78,21 @@ class _Place:
 
 def read_entries(file: int) -> tuple[int, dict[str, Any]]:
     """Where the data of a safetensors file begin, and what its header says of each array. Raises ValueError for other files."""
-    length = int.from_bytes(os.pread(file, 8, 0), "little")
-    if length > os.fstat(file).st_size:
+    length, size = int.from_bytes(os.pread(file, 8, 0), "little"), os.fstat(file).st_size
+    if length > min(size - 8, LONGEST_HEADER):
         raise ValueError("it has no safetensors header")
-    entries = json.loads(os.pread(file, length, 8))
-    return 8 + length, {name: entry for name, entry in entries.items() if name != "__metadata__"}
+    entries = json_of(os.pread(file, length, 8))
+    if not isinstance(entries, dict):
+        raise ValueError("its header is none")
+    entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        (first, end), count = entry["data_offsets"], math.prod(entry["shape"])
+        numbers = [first, end, *entry["shape"]]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not first <= end <= size - 8 - length:
+            raise ValueError(f"{name} lies outside of it")  # to map what is not there would end the process
+        if entry["dtype"] in DTYPES and end - first != count * DTYPES[entry["dtype"]].itemsize:
+            raise ValueError(f"{name} has another size than its shape")
+    return 8 + length, entries
 
 
 def _read_header(file: int) -> dict[str, _Place]:
@@ -102,6 +115,20 @@ def index_bytes(items: Iterable[Mapping[str, Any]]) -> bytes:
     return json.dumps({"videos": list(items)}, indent=0).encode()
 
 
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str
+    path: str
+    scenario: str
+    label: bool | None
+    heldout: bool
+    shard: Key
+
+
+class _Index(BaseModel):
+    videos: list[_Entry]
+
+
 class Shards:
     """The videos of an artifact. Cheap to open and to send to another process.
 
@@ -109,11 +136,15 @@ class Shards:
     cache drops frees its room at once. (Maps that stay are faster, but their pages count as this process's memory.)
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, index: str = INDEX) -> None:
         self.artifact = artifact
-        entries = artifact.json(INDEX)["videos"]
-        self._shard = {entry["name"]: entry["shard"] for entry in entries}
-        self.videos = [Video(**{each.name: entry[each.name] for each in fields(Video)}) for entry in entries]
+        try:
+            entries = _Index.model_validate(artifact.json(index)).videos
+        except ValidationError as error:
+            where = f"{artifact.store.uri}/{artifact.prefix}/{index}"
+            raise DataError(shown(f"{where} is damaged ({error.error_count()} fields); {artifact.advice}")) from error
+        self._shard = {entry.name: entry.shard for entry in entries}
+        self.videos = [Video(each.name, each.path, each.scenario, each.label, each.heldout) for each in entries]
         self._headers: dict[str, dict[str, _Place]] = {}
 
     def select(self, *, heldout: bool) -> list[Video]:
@@ -174,8 +205,8 @@ class Shards:
                 yield file, self._headers[shard]
             finally:
                 os.close(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a readable shard ({error})") from error
+        except (OSError, ValueError, LookupError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(shown(f"{path} is not a readable shard ({error})")) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_headers": {}}
@@ -196,10 +227,11 @@ class FrameShards(Shards):
 
     def images(self, video: str, start: int, count: int) -> np.ndarray:
         """Decode frames start, start + 1, ...: uint8 [count, H, W, 3], RGB."""
-        offsets = self.read(video, "offsets", slice(start, start + count + 1))
-        data = self.read(video, "jpeg", slice(int(offsets[0]), int(offsets[-1]))).tobytes()
-        offsets = offsets - offsets[0]
-        return np.stack([decode_jpeg(data[offsets[i] : offsets[i + 1]]) for i in range(count)])
+        with self._open(video):  # whose errors are also those of what is found in it
+            offsets = self.read(video, "offsets", slice(start, start + count + 1))
+            data = self.read(video, "jpeg", slice(int(offsets[0]), int(offsets[-1]))).tobytes()
+            offsets = offsets - offsets[0]
+            return np.stack([decode_jpeg(data[offsets[i] : offsets[i + 1]]) for i in range(count)])
 
 
 def encode_frames(frames_THW3: np.ndarray, quality: int) -> dict[str, np.ndarray]:

@@ -6,14 +6,18 @@ Shapes: B batch, L queries, M keys, D width, A heads, E = D / A head size.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physion.models.noise import dropout, keep_mask
+from physion.models.noise import Drawn, dropout, keep_mask
 
 CAUSAL_BLOCK = 128  # queries a block on the CPU: small, to skip most of the masked half, but enough for a fast GEMM
+PART = 1 << 19  # weights of attention at a time on the CPU: as many as stay in its caches
 
 
 def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
@@ -28,31 +32,78 @@ def attend(q_BALE: Tensor, k_BAME: Tensor, v_BAME: Tensor, p: float = 0.0, causa
     torch's kernels, except for dropout on a CPU, which they know only by way of a full [L, M] map of slow noise.
     """
     if p > 0 and q_BALE.device.type == "cpu":
-        out_BALE = _attend_in_blocks(q_BALE, k_BAME, v_BAME, p, causal)
+        exact = torch.promote_types(q_BALE.dtype, torch.float32)
+        q, k, v = (x.flatten(0, 1).to(exact) for x in (q_BALE, k_BAME, v_BAME))
+        with torch.autocast("cpu", enabled=False):
+            out_BALE = _DroppedAttention.apply(q, k, v, p, causal).view(q_BALE.shape)
     else:
         out_BALE = F.scaled_dot_product_attention(q_BALE, k_BAME, v_BAME, dropout_p=p, is_causal=causal)
-    return out_BALE.transpose(1, 2).flatten(2)
+    out_BLD: Tensor = out_BALE.transpose(1, 2).flatten(2)
+    return out_BLD
 
 
-def _attend_in_blocks(q_BALE: Tensor, k_BAME: Tensor, v_BAME: Tensor, p: float, causal: bool) -> Tensor:
-    """Attention with dropout, block by block of queries: a causal block never touches the keys after it."""
-    q_XLE = q_BALE.flatten(0, 1) * q_BALE.shape[-1] ** -0.5
-    k_XEM = k_BAME.flatten(0, 1).transpose(1, 2)
-    v_XME = v_BAME.flatten(0, 1) / (1 - p)
-    length = q_XLE.shape[1]
-    block = CAUSAL_BLOCK if causal else length
-    outs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        if causal:
-            future_LM = torch.full((stop - start, stop), -torch.inf, dtype=q_XLE.dtype).triu(start + 1)
-            scores_XLM = torch.baddbmm(future_LM, q_XLE[:, start:stop], k_XEM[:, :, :stop])
-        else:
-            scores_XLM = torch.bmm(q_XLE, k_XEM)
-        weights_XLM = scores_XLM.softmax(-1)
-        weights_XLM = weights_XLM * keep_mask(weights_XLM.shape, p)
-        outs.append(torch.bmm(weights_XLM, v_XME[:, : weights_XLM.shape[2]]))
-    return torch.cat(outs, 1).view(q_BALE.shape)
+def softmax_in_place(x: Tensor) -> Tensor:
+    """Softmax over the last dimension, on a CPU in the memory of x: torch's kernel there has read a row before it writes it."""
+    return torch.softmax(x, -1, out=x if x.device.type == "cpu" else None)
+
+
+class _DroppedAttention(torch.autograd.Function):
+    """Attention with dropout, X = B * A heads of frames, which never holds a whole map [L, M], nor its noise.
+
+    Some heads at a time, block by block of queries: a causal block never touches the keys after it. The backward pass makes the
+    weights again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_XLE: Tensor, k_XME: Tensor, v_XME: Tensor, p: float, causal: bool) -> Tensor:
+        attending = _Attending(q_XLE, k_XME, p, causal)
+        out_XLE = torch.empty_like(q_XLE)
+        for x, queries, keys, weights_xlm, kept_xlm in attending.blocks():
+            out_XLE[x, queries] = torch.bmm(weights_xlm.mul_(kept_xlm), v_XME[x, keys])
+        out_XLE /= 1 - p
+        ctx.save_for_backward(q_XLE, k_XME, v_XME, out_XLE)
+        ctx.attending = attending
+        return out_XLE
+
+    @staticmethod
+    def backward(ctx: Any, grad_XLE: Tensor) -> tuple[Tensor | None, ...]:
+        q_XLE, k_XME, v_XME, out_XLE = ctx.saved_tensors
+        mean_XL1 = (grad_XLE * out_XLE).sum(-1, keepdim=True)  # of the weights' gradients, weighted by the weights
+        grad_XLE = grad_XLE / (1 - ctx.attending.p)
+        grads = grad_q_XLE, grad_k_XME, grad_v_XME = torch.empty_like(q_XLE), torch.zeros_like(k_XME), torch.zeros_like(v_XME)
+        for x, queries, keys, weights_xlm, kept_xlm in ctx.attending.blocks():
+            grad_xlE = grad_XLE[x, queries]
+            grad_xlm = torch.bmm(grad_xlE, v_XME[x, keys].transpose(1, 2)).mul_(kept_xlm)
+            grad_v_XME[x, keys] += torch.bmm(kept_xlm.mul_(weights_xlm).transpose(1, 2), grad_xlE)
+            grad_xlm = grad_xlm.sub_(mean_XL1[x, queries]).mul_(weights_xlm).mul_(ctx.attending.scale)
+            grad_q_XLE[x, queries] = torch.bmm(grad_xlm, k_XME[x, keys])
+            grad_k_XME[x, keys] += torch.bmm(grad_xlm.transpose(1, 2), q_XLE[x, queries])
+        return *grads, None, None
+
+
+class _Attending:
+    """Weights of attention before dropout, and what dropout keeps of them, block by block in the same memory."""
+
+    def __init__(self, q_XLE: Tensor, k_XME: Tensor, p: float, causal: bool) -> None:
+        self.q_XLE, self.k_XME, self.p, self.causal, self.scale = q_XLE, k_XME, p, causal, q_XLE.shape[-1] ** -0.5
+        self.block = CAUSAL_BLOCK if causal else q_XLE.shape[1]
+        self.noise = Drawn(len(q_XLE), min(self.block, q_XLE.shape[1]) * k_XME.shape[1], PART)
+
+    def blocks(self) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
+        """Which heads, queries and keys; [x, l, m] of each their weights, and 1 where they are kept, else 0."""
+        length, count = self.q_XLE.shape[1], self.k_XME.shape[1]
+        room = self.q_XLE.new_empty(2, self.noise.part * min(self.block, length) * count)
+        for x in self.noise.parts():
+            for start in range(0, length, self.block):
+                queries = slice(start, min(start + self.block, length))
+                keys = slice(queries.stop if self.causal else count)
+                shape = x.stop - x.start, queries.stop - start, keys.stop
+                weights_xlm, kept_xlm = (part[: math.prod(shape)].view(shape) for part in room)
+                torch.bmm(self.q_XLE[x, queries] * self.scale, self.k_XME[x, keys].transpose(1, 2), out=weights_xlm)
+                if self.causal:
+                    weights_xlm[:, :, start:] += torch.full(shape[1:2] * 2, -torch.inf, dtype=weights_xlm.dtype).triu(1)
+                softmax_in_place(weights_xlm)
+                yield x, queries, keys, weights_xlm, keep_mask(kept_xlm, self.p, self.noise.seeds(x, start))
 
 
 class SelfAttention(nn.Module):
@@ -98,7 +149,7 @@ class EncoderLayer(nn.Module):
         p = self.p if self.training else 0.0
         attended = self.self_attn(self.norm1(x_BMD), last)
         x_BLD = (x_BMD if last is None else x_BMD[:, -last:]) + dropout(attended, p)
-        hidden = dropout(F.relu(self.linear1(self.norm2(x_BLD))), p)
+        hidden = dropout(self.linear1(self.norm2(x_BLD)), p, relu=True)
         return x_BLD + dropout(self.linear2(hidden), p)
 
 

@@ -6,14 +6,16 @@ Shapes: N frames (B * T), S slots, D width (the slot size), L tokens a frame, V 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physion.models.attention import attend, split_heads
+from physion.models.attention import attend, softmax_in_place, split_heads
 from physion.models.noise import dropout
+
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits at a time in the loss: as many as stay in a CPU's caches, or fill a GPU
 
 
 def linear(inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> nn.Linear:
@@ -74,7 +76,7 @@ class DecoderBlock(nn.Module):
         self.ffn_layer_norm = nn.LayerNorm(width)
         widening = linear(width, 4 * width)
         nn.init.kaiming_uniform_(widening.weight, nonlinearity="relu")
-        self.ffn = nn.Sequential(widening, nn.ReLU(), linear(4 * width, width, gain=gain))
+        self.ffn = nn.Sequential(widening, nn.ReLU(inplace=True), linear(4 * width, width, gain=gain))
 
     def forward(self, x_NLD: Tensor, slots: tuple[Tensor, Tensor], past: KeysValues | None = None) -> Tensor:
         """All tokens at once, or the single next one after those of `past`; slots: their keys and values."""
@@ -138,6 +140,16 @@ class TokenDecoder(nn.Module):
         logits_NLV: Tensor = self.head(self.hidden(slots_NSD, tokens_NL))
         return logits_NLV
 
+    def loss(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time."""
+        hidden_PD, weight_VD = self.hidden(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
+        device = hidden_PD.device.type
+        if torch.is_autocast_enabled(device):
+            hidden_PD, weight_VD = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_PD, weight_VD))
+        with torch.autocast(device, enabled=False):
+            loss: Tensor = _TokenLoss.apply(hidden_PD, weight_VD, tokens_NL.flatten())
+        return loss
+
     @torch.no_grad()
     def generate(self, slots_NSD: Tensor) -> Tensor:
         """Slots [N, S, D] -> the greedily chosen tokens int64 [N, L], each computed once: past keys are kept."""
@@ -152,6 +164,39 @@ class TokenDecoder(nn.Module):
                 x_N1D = block(x_N1D, block_cross, block_past)
             tokens_NL[:, i + 1] = self.head(self.tf_dec.layer_norm(x_N1D)).squeeze(1).argmax(-1)
         return tokens_NL[:, 1:]
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Mean cross-entropy of P tokens from what `head` reads. The gradients come along, while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor) -> Tensor:
+        exact = torch.promote_types(hidden_PD.dtype, torch.float32)
+        wanted, count, rows = any(ctx.needs_input_grad), len(tokens_P), max(1, CHUNK[hidden_PD.device.type] // len(weight_VD))
+        grad_PD, grad_VD = torch.empty_like(hidden_PD), torch.zeros_like(weight_VD, dtype=exact)
+        losses, weight_DV = [], weight_VD.t().contiguous()
+        room_pV = hidden_PD.new_empty(min(rows, count), len(weight_VD), dtype=exact)
+        for chunk in (slice(first, min(first + rows, count)) for first in range(0, count, rows)):
+            hidden_pD, tokens_p1, logits_pV = hidden_PD[chunk], tokens_P[chunk, None], room_pV[: chunk.stop - chunk.start]
+            if hidden_pD.dtype == exact:
+                torch.mm(hidden_pD, weight_DV, out=logits_pV)
+            else:
+                logits_pV.copy_(hidden_pD @ weight_DV)
+            highest_p, chosen_p = logits_pV.amax(-1), logits_pV.gather(1, tokens_p1).squeeze(1)
+            chances_pV = softmax_in_place(logits_pV)
+            losses.append(highest_p - chances_pV.amax(-1).log() - chosen_p)
+            if wanted:
+                grad_pV = chances_pV.scatter_add_(1, tokens_p1, -torch.ones_like(chosen_p)[:, None]).to(hidden_pD.dtype)
+                grad_PD[chunk] = grad_pV @ weight_VD
+                grad_VD += grad_pV.t() @ hidden_pD
+        ctx.save_for_backward(grad_PD, grad_VD)
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_PD, grad_VD = ctx.saved_tensors
+        scale = grad / len(grad_PD)
+        return (grad_PD * scale).to(grad_PD.dtype), (grad_VD * scale).to(grad_PD.dtype), None
 
 
 def causal_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

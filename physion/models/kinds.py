@@ -239,6 +239,7 @@ for _kind in (
     ReadoutKind(
         "readout",
         make=Imported("physion.models.readout:Readout"),
+        version=2,
         parameters=lambda config: flops.readout_parameters(slot_model_kind(config).shape(config)[1]),
         flops=lambda config: flops.readout_flops(*slot_model_kind(config).shape(config)),
         published=Published(mark="linear1.", constants=("comb_idx",)),

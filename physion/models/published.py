@@ -15,19 +15,18 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from physion.errors import ConfigError, DataError
 from physion.models.kinds import MODELS, Copy, Published, shared_parts
-from physion.models.weights import FACTS, build_model, misfit
+from physion.models.weights import FACTS, build_model, misfit, read_tensors
 
 State = dict[str, Tensor]
+MOST_INFLATED = 8  # times the size of a .pth file: what it may take in memory
 
 
 # --------------------------------------------------------------------------------------------------- state dicts
@@ -88,9 +87,11 @@ def save_copies(path: Path, frozen: Mapping[str, Tensor]) -> None:
 
 
 def load_copies(path: Path) -> State:
-    """The frozen copies of a file, in their published order."""
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in json.loads(file.metadata()[FACTS])}
+    """The frozen copies of a file, in their published order. Raises DataError when it is no such file."""
+    order, state = read_tensors(path, f"frozen copies {path}")
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(state):
+        raise DataError(f"{path} holds no frozen copies: its metadata does not list its tensors")
+    return {key: state[key] for key in order}
 
 
 def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, str]:
@@ -123,13 +124,19 @@ def read_published(path: Path) -> State:
     Raises DataError when the file is missing, truncated, no state dict, or holds anything but tensors and plain containers.
     """
     try:
-        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):  # torch does not look at the checksums
-            raise DataError(f"{path} is damaged: the checksum of its entry {broken} is wrong")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as entries:
+                if sum(entry.file_size for entry in entries.infolist()) > MOST_INFLATED * path.stat().st_size:
+                    raise DataError(f"{path} is refused: it is compressed, and would take far more memory than its size")
+                if broken := entries.testzip():  # torch does not look at the checksums
+                    raise DataError(f"{path} is damaged: the checksum of its entry {broken} is wrong")
         with warnings.catch_warnings(action="ignore"):  # of torch about its own old formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"no file at {path}") from error
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, UnpicklingError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever torch and zipfile make of bytes that are none of theirs
         if wanted := re.search(r"nsupported .*?(?:GLOBAL|class) ([\w.]+)", str(error)):
             raise DataError(
                 f"{path} is refused: it asks for {wanted[1]}, and unpickling anything but tensors and plain containers can "
@@ -141,9 +148,19 @@ def read_published(path: Path) -> State:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path} holds no state dict (names of parameters with their tensors)")
     for key, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.nbytes > _stored(value):
+            raise DataError(f"{path} is refused: it does not hold all the values of {key} {list(value.shape)}")
+    if sum(value.nbytes for value in state.values()) > MOST_INFLATED * path.stat().st_size:
+        raise DataError(f"{path} is refused: its tensors take far more memory than its size")
+    for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"{path} is of no use: {key} holds values that are not finite")
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _stored(value: Tensor) -> int:
+    """Bytes that a tensor's storage holds from where the tensor begins."""
+    return value.untyped_storage().nbytes() - int(value.storage_offset()) * value.element_size()
 
 
 def kind_of(published: Mapping[str, Tensor]) -> str | None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+CHUNK = {"cpu": 128, "cuda": 1 << 20}  # frames at a time: as many as stay in a CPU's caches
+
 
 class ReadoutModel(nn.Module, ABC):
     """What the study asks of a readout, whichever it is: a class of two arguments, `slots` S and `slot_size` D."""
@@ -35,19 +37,31 @@ class Readout(ReadoutModel):
     def forward(self, slots_BTSD: Tensor) -> Tensor:
         """Slots [B, T, S, D] -> logits [B] of "they touch".
 
+        Only a video's best frame has a gradient, so that only that frame is computed with one.
+        """
+        with torch.no_grad():
+            frames_X = [self._of_frames(frames) for frames in slots_BTSD.flatten(0, 1).split(CHUNK[slots_BTSD.device.type])]
+            logits_BT = torch.cat(frames_X).view(slots_BTSD.shape[:2])
+        if not torch.is_grad_enabled():
+            return logits_BT.amax(1)
+        videos_B = torch.arange(len(slots_BTSD), device=slots_BTSD.device)
+        return self._of_frames(slots_BTSD[videos_B, logits_BT.argmax(1)])
+
+    def _of_frames(self, slots_XSD: Tensor) -> Tensor:
+        """Logits [X] of frames.
+
         The first layer is linear in the pair, W [s_i; s_j] = W_1 s_i + W_2 s_j, so it runs once a slot, not once a
         pair; and the best j > i for slot i is the largest W_2 s_j, whatever i is, so no pair is ever formed.
         """
-        first, second = self.linear1.weight.split(self.slot_size, 1)
-        as_first = nn.functional.linear(slots_BTSD, first, self.linear1.bias).unbind(2)
-        as_second = nn.functional.linear(slots_BTSD, second).unbind(2)
+        both = torch.cat(self.linear1.weight.split(self.slot_size, 1))
+        as_first, as_second = (half.unbind(1) for half in nn.functional.linear(slots_XSD, both).split(self.slot_size, -1))
         best_second = as_second[-1]
         best_pair = as_first[-2] + best_second
         for i in range(self.slots - 3, -1, -1):
             best_second = torch.maximum(best_second, as_second[i + 1])
             best_pair = torch.maximum(best_pair, as_first[i] + best_second)
-        logits_BT: Tensor = self.linear2(best_pair).squeeze(-1)
-        return logits_BT.amax(1)
+        logits_X: Tensor = self.linear2(best_pair + self.linear1.bias).squeeze(-1)
+        return logits_X
 
     def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the published module stores beside its parameters: all pairs of slots."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physion.config.schema import STEVEModel
@@ -20,6 +19,8 @@ from physion.models.decoder import TokenDecoder, causal_masks
 from physion.models.dvae import DVAE
 from physion.models.slot_attention import SlotAttention
 from physion.models.slots import SlotModel, SlotOutput
+
+TOGETHER = 1 << 16  # pixels at a time through the encoder
 
 
 class VideoState(NamedTuple):
@@ -96,13 +97,13 @@ class STEVE(SlotModel):
         self.init_latents = nn.Parameter(torch.randn(1, model.slots, d))
         self.slot_attention = SlotAttention(d, model.slot_mlp, model.slot_iterations)
         self.encoder = nn.Sequential(
-            nn.Sequential(nn.Conv2d(3, c, 5, stride=2, padding=2), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(3, c, 5, stride=2, padding=2), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(c, c, 5, padding=2)),
         )
         self.encoder_pos_embedding = GridPositions(image_size // 2, c)
-        self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, d), nn.ReLU(), nn.Linear(d, d))
+        self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, d), nn.ReLU(inplace=True), nn.Linear(d, d))
         self.trans_decoder = TokenDecoder(
             d, model.decoder_layers, model.decoder_heads, (image_size // 4) ** 2, codes, model.dropout
         )
@@ -119,14 +120,19 @@ class STEVE(SlotModel):
         Chunk by chunk with the state carried gives the slots of the whole video at once. Returns slots [B, T, S, D],
         with_masks the masks [B, T, S, h, w] (each slot's share of every position), and the state after the last frame.
         """
-        features_BTPD = self._features(images_BT3HW)
+        videos, frames = images_BT3HW.shape[:2]
+        # Without gradients, which hold everything anyway, memory that serves again and again is faster on a CPU than fresh one.
+        pixels, at_once = images_BT3HW[:, 0, 0].numel(), torch.is_grad_enabled() or images_BT3HW.device.type != "cpu"
+        few = frames if at_once else max(1, TOGETHER // pixels)
         slots, masks = [], []
-        for t in range(images_BT3HW.shape[1]):
-            state = self._first(images_BT3HW.shape[0]) if state is None else self.predictor(state)
-            slots_BSD, masks_BSP = self.slot_attention(features_BTPD[:, t], state.slots)
-            state = state._replace(slots=slots_BSD)
-            slots.append(slots_BSD)
-            masks.append(masks_BSP)
+        for features_BTPD in map(self._features, images_BT3HW.split(few, 1)):
+            for features_BPD in features_BTPD.unbind(1):
+                state = self._first(videos) if state is None else self.predictor(state)
+                slots_BSD, masks_BSP = self.slot_attention(features_BPD, state.slots)
+                state = state._replace(slots=slots_BSD)
+                slots.append(slots_BSD)
+                if with_masks:
+                    masks.append(masks_BSP)
         assert state is not None, "a chunk has at least one frame"
         side = self.image_size // 2
         masks_BTShw = torch.stack(masks, 1).unflatten(-1, (side, side)) if with_masks else None
@@ -139,8 +145,7 @@ class STEVE(SlotModel):
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
         """Cross-entropy of all tokens of all frames, mean: a scalar."""
-        logits_BTNV = self.logits(slots_BTSD, tokens_BTN)
-        return F.cross_entropy(logits_BTNV.flatten(0, 2), tokens_BTN.flatten())
+        return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
         """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,12 @@ from torch import nn
 
 from physion.errors import DataError
 from physion.models.kinds import MODELS
+from physion.store.artifacts import json_of
+from physion.store.keys import shown
 
 FACTS = "physion"
+MODEST = 10_000  # a size that needs no tensor to show for it
+MOST_UNHELD = 2**30  # bytes
 SHOWN_KEYS = 3  # keys that an error names before it counts the others
 
 
@@ -46,13 +51,20 @@ def load_model(path: Path, name: str | None = None) -> Any:
     if name is not None and kind != name:
         raise DataError(f"weights file {path} holds a {kind} model, not {name}")
     try:
-        model = build_model(kind, config)
-    except (TypeError, ValueError) as error:
+        if (largest := _largest(config)) > (values := sum(tensor.numel() for tensor in state.values())) + MODEST:
+            raise ValueError(f"a size of {largest}, where the file holds {values} values")
+        with torch.device("meta"):  # takes no memory, whatever the sizes
+            sketch = build_model(kind, config)
+        if not (problem := misfit(sketch.state_dict(), state)):
+            unheld = sum(buffer.nbytes for buffer in sketch.buffers()) - sum(tensor.nbytes for tensor in state.values())
+            if unheld > MOST_UNHELD:
+                raise ValueError(f"{unheld} bytes of buffers that the file does not hold")
+            model = build_model(kind, config)
+    except Exception as error:  # whatever a model makes of sizes that are none
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"weights file {path} describes a model that this version cannot build: {why}") from error
-    problem = misfit(model.state_dict(), state)
+        raise DataError(shown(f"weights file {path} describes a model that this version cannot build: {why}")) from error
     if problem:
-        raise DataError(f"weights in {path} do not fit its {kind} model: {problem}")
+        raise DataError(shown(f"weights in {path} do not fit its {kind} model: {problem}"))
     model.load_state_dict(state)
     return model.eval()
 
@@ -63,20 +75,35 @@ def kind_of_weights(path: Path) -> str:
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    facts, state = read_tensors(path, f"weights file {path}", tensors=tensors)
+    if not isinstance(facts, dict) or not isinstance(facts.get("model"), str) or "config" not in facts:
+        raise DataError(f"{path} is not a weights file of physion: its metadata names no model")
+    return facts["model"], facts["config"], state
+
+
+def read_tensors(path: Path, what: str, *, tensors: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Our facts (JSON) in the metadata of a safetensors file, None where they are none, and its tensors, views of the file.
+
+    Raises DataError, which begins with `what`, if the file is missing, truncated or corrupt.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            text = (file.metadata() or {}).get(FACTS)
             state = {key: file.get_tensor(key) for key in file.keys() if tensors}  # noqa: SIM118 (a safetensors file is no dict)
+        with contextlib.suppress(ValueError):
+            return None if text is None else json_of(text.encode()), state
+        return None, state
     except FileNotFoundError as error:
-        raise DataError(f"no weights file at {path}") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DataError(f"weights file {path} is truncated or corrupt: {error}") from error
-    try:
-        facts = json.loads(metadata[FACTS])
-        kind, config = facts["model"], facts["config"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a weights file of physion: its metadata names no model") from error
-    return kind, config, state
+        raise DataError(f"no {what}: there is none at {path}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DataError(shown(f"{what} is truncated or corrupt: {error}")) from error
+
+
+def _largest(sizes: Any) -> float:
+    """The largest number in a model's sizes."""
+    if isinstance(sizes, dict | list):
+        return max(map(_largest, sizes.values() if isinstance(sizes, dict) else sizes), default=0)
+    return sizes if isinstance(sizes, int | float) else 0
 
 
 def misfit(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:

@@ -21,6 +21,18 @@ MODES = {
     "rollout": "slots of the first 1.5 s, then those that SlotFormer predicts from them",
     "full": "slots of the whole video as it happened, which shows what the readout could do with perfect prediction",
 }
+SOURCES = {
+    "label-prior": "nothing: always the commoner answer",
+    "scenario": "which scenario it is",
+    "first-frame": "pixels of the first frame",
+    "observed-frames": "pixels of the observed frames",
+    "states-observed": "true states of agent and patient, observed frames",
+    "states-rollout": "true states, to the rollout's last frame",
+    "states-full": "true states of the whole video",
+    "slots-observed": "slots of the observed frames",
+    "slots-rollout": "observed slots, then predicted ones",
+    "slots-full": "true slots of the whole video",
+}
 FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
 
 
@@ -44,7 +56,8 @@ class ReportContext:
     simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
     left_out: str = ""  # how many test videos are not among those, and why
-    comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name, from `compare_modes`
+    comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
+    regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
     plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
     videos: Sequence[VideoPanel] = ()
@@ -81,6 +94,7 @@ def render_report(context: ReportContext) -> str:
         scenarios=scenarios,
         scenario_facts={name: entry for values in context.metrics.values() for name, entry in values["per_scenario"].items()},
         few_videos=FEW_VIDEOS,
+        sources=SOURCES,
         mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
         columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
         mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},

@@ -7,19 +7,28 @@ The bootstrap resamples videos with replacement within their scenario. Physion f
 has (150), so that mix is part of the design and not a matter of luck; letting it vary would widen the intervals with
 differences between scenarios that no new test set would show. A resample is kept as multiplicities [B, N], which
 turns every metric into a weighted sum and the whole bootstrap into a few matrix products.
+
+With several seeds these are resampled too. All seeds meet the same videos, so a resample draws both and crosses them (Owen, The
+pigeonhole bootstrap, arXiv 0712.1111): drawing other videos for each seed would let what makes a video hard average out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 RESAMPLES = 2000
 PAPER_THRESHOLDS = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
+EFFECT = 0.05  # of accuracy, that one would like to tell from chance
+FLIPS = 9999
+BINS = 10
+CONTACT_BINS = (0, 45, 55, 65, 75, 150)  # frames of first contact: observed, the rollout in thirds, later
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,29 @@ def roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
     return _number(_weighted_roc_auc(scores, truth, np.ones((1, truth.size)))[0])
 
 
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """Mean squared difference of probability and answer; always saying one half gets 0.25. None of no videos."""
+    scores, truth = _pair(probabilities, labels)
+    return float(np.mean((scores - truth) ** 2)) if truth.size else None
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float | int]]:
+    """The reliability curve: in ten equal bins of probability, those that hold any, how often the answer was yes.
+
+    probabilities [N] or [R, N], labels [N]. `n` counts each seed's videos.
+    """
+    scores = np.atleast_2d(probabilities)
+    truth = np.broadcast_to(_truth(labels), scores.shape)
+    # As scikit-learn's calibration_curve: a bin holds its upper end, the first one 0 as well.
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], scores)
+    found: list[dict[str, float | int]] = []
+    for number in np.unique(bins):
+        here = bins == number
+        mean, share = float(scores[here].mean()), float(truth[here].mean())
+        found.append({"low": number / BINS, "high": (number + 1) / BINS, "n": int(here.sum()), "said": mean, "positive": share})
+    return found
+
+
 def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Pick the decision threshold of a readout on its held-out readout videos, [N] each.
 
@@ -81,16 +113,6 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 # --------------------------------------------------------------------------------------------------- bootstrap
-def bootstrap_interval(values: np.ndarray, strata: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of per-video `values` [N] with its 95 % percentile interval, resampling within `strata` [N]."""
-    if not len(values) or len(values) != len(strata):
-        raise ValueError(
-            f"a bootstrap needs one stratum a value and at least one value, got {len(values)} values and {len(strata)} strata"
-        )
-    weights = _resample_weights(np.asarray(strata), resamples, seed)
-    return Interval(float(np.mean(values)), *_ends(weights @ values / len(values)))
-
-
 def _resample_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each video is drawn in each resample, float64 [B, N]; every stratum keeps its size."""
     if resamples < 1:
@@ -101,6 +123,17 @@ def _resample_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarr
         members = np.flatnonzero(strata == stratum)
         weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
     return weights
+
+
+def _resample_seeds(count: int, resamples: int, seed: int) -> np.ndarray:
+    """The weight of each seed in each resample, float64 [B, R], summing to 1; a single one is not resampled.
+
+    Deviations from the mean are stretched by sqrt(R / (R - 1)): R resampled numbers vary too little by that.
+    """
+    if count == 1:
+        return np.ones((resamples, 1))
+    drawn = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    return np.asarray(1 / count + math.sqrt(count / (count - 1)) * (drawn - 1 / count))
 
 
 def _ends(samples: np.ndarray) -> tuple[float, float]:
@@ -139,6 +172,7 @@ def evaluate_predictions(
     thresholds_by_seed: Sequence[float] | np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    first_contacts: Sequence[int | None] | None = None,
 ) -> dict[str, Any]:
     """Everything metrics.json says about one feature mode.
 
@@ -150,10 +184,11 @@ def evaluate_predictions(
         thresholds_by_seed: [R], each chosen on held-out readout videos (`choose_threshold`).
         resamples: bootstrap resamples B.
         seed: seed of the bootstrap.
+        first_contacts: the frame of first contact of each video, None where there is none; where this is known of the videos.
 
     Returns a dict ready for JSON. Values are means over readout seeds; intervals resample videos, the same ones for
-    all seeds; `spread` is the standard deviation over seeds (None for a single one). A metric that needs both classes
-    is None where the videos show only one.
+    all seeds, and seeds; `spread` is the standard deviation over seeds (None for a single one). A metric that needs both
+    classes is None where the videos show only one. `scenario_mean` is the mean of the scenarios' own values.
 
     Raises ValueError when the shapes disagree, a name repeats or a probability is outside [0, 1].
     """
@@ -161,52 +196,100 @@ def evaluate_predictions(
     scores, thresholds = _seeds(probabilities_by_seed, thresholds_by_seed, len(truth))
     scores, strata = scores[:, order], np.asarray(scenarios)[order]
     weights = _resample_weights(strata, resamples, seed)
-    predicted = scores > thresholds[:, None]
-    right = (predicted == truth).mean(axis=0)  # share of the seeds that call each video right, [N]
-    per_seed = [_of_one_seed(row, truth, float(threshold)) for row, threshold in zip(scores, thresholds, strict=True)]
-    resampled = {
-        "accuracy": weights @ right / len(right),
-        "balanced_accuracy": np.mean([_weighted_balanced_accuracy(row, truth, weights) for row in predicted], axis=0),
-        "roc_auc": np.mean([_weighted_roc_auc(row, truth, weights) for row in scores], axis=0),
-    }
-    overall = {metric: _over_seeds([row[metric] for row in per_seed], samples) for metric, samples in resampled.items()}
-    return {
+    by_seed = _resample_seeds(len(scores), resamples, seed)
+    overall = _measure(scores, thresholds, truth, weights)
+    within = {str(name): _measure(scores[:, m], thresholds, truth[m], weights[:, m]) for name, m in _members(strata)}
+    rows = [dict(zip(overall, values, strict=True)) for values in zip(*(one.values for one in overall.values()), strict=True)]
+    per_seed = [{"threshold": float(limit)} | row for limit, row in zip(thresholds, rows, strict=True)]
+    found = {
         "n": len(truth),
         "positives": int(truth.sum()),
         "chance": majority_rate(truth),
         "readout_seeds": len(scores),
-        "overall": {**overall, "per_seed": per_seed},
-        "per_scenario": _by_scenario(strata, truth, right, weights),
+        "overall": {name: one.over_seeds(by_seed) for name, one in overall.items()} | {"per_seed": per_seed},
+        "scenario_mean": {name: _mean([each[name] for each in within.values()]).over_seeds(by_seed) for name in overall},
+        "per_scenario": {
+            str(name): {metric: one.over_seeds(by_seed) for metric, one in within[str(name)].items()}
+            | {"n": int(m.sum()), "positives": int(truth[m].sum()), "chance": majority_rate(truth[m])}
+            for name, m in _members(strata)
+        },
+        "reliability": reliability(scores, truth),
         "intervals": {
             "level": 0.95,
-            "method": "percentile bootstrap of videos within scenario, jointly over readout seeds",
+            "method": "percentile bootstrap of videos within scenario, crossed with one of readout seeds",
             "resamples": resamples,
             "seed": seed,
+            "videos_for_5_points": videos_needed(),
         },
     }
+    if first_contacts is not None:
+        right = (scores > thresholds[:, None]) == truth
+        frames = np.array([-1 if (frame := first_contacts[index]) is None else frame for index in order])
+        found["by_first_contact"] = _by_first_contact(frames, right, weights, by_seed)
+    return found
 
 
-def _of_one_seed(scores: np.ndarray, truth: np.ndarray, threshold: float) -> dict[str, float | None]:
+@dataclass(frozen=True)
+class _Measured:
+    """One metric: by seed [R], None where it is undefined, and in every resample of the videos [R, B], NaN there."""
+
+    values: Sequence[float | None]
+    samples: np.ndarray
+
+    def over_seeds(self, by_seed: np.ndarray) -> dict[str, float | None]:
+        """Mean and spread over seeds, and the interval of that mean; by_seed [B, R]."""
+        known = [value for value in self.values if value is not None]
+        samples = np.einsum("rb,br->b", self.samples, by_seed)
+        if len(known) < len(self.values) or not np.isfinite(samples).any():
+            return {"value": None, "low": None, "high": None, "spread": None}
+        low, high = _ends(samples.clip(0, 1))  # stretched, they may leave the range
+        return {"value": float(np.mean(known)), "low": low, "high": high, "spread": _spread(known)}
+
+
+def _measure(scores: np.ndarray, thresholds: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, _Measured]:
+    """Every metric of scores [R, N] on labels [N], resampled with weights [B, N]."""
+    called = scores > thresholds[:, None]
+    pairs = list(zip(scores, thresholds, strict=True))
     return {
-        "threshold": threshold,
-        "accuracy": accuracy(scores, truth, threshold),
-        "balanced_accuracy": balanced_accuracy(scores, truth, threshold),
-        "roc_auc": roc_auc(scores, truth),
+        "accuracy": _Measured(
+            [accuracy(row, truth, limit) for row, limit in pairs], (called == truth) @ weights.T / truth.size
+        ),
+        "balanced_accuracy": _Measured(
+            [balanced_accuracy(row, truth, limit) for row, limit in pairs],
+            np.array([_weighted_balanced_accuracy(row, truth, weights) for row in called]),
+        ),
+        "roc_auc": _Measured(
+            [roc_auc(row, truth) for row in scores], np.array([_weighted_roc_auc(row, truth, weights) for row in scores])
+        ),
+        "brier": _Measured([brier(row, truth) for row in scores], (scores - truth) ** 2 @ weights.T / truth.size),
     }
 
 
-def _by_scenario(strata: np.ndarray, truth: np.ndarray, right: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Accuracy within each scenario; arguments as in `evaluate_predictions`."""
-    found = {}
-    for scenario in np.unique(strata):
-        members = strata == scenario
-        samples = weights[:, members] @ right[members] / members.sum()
-        found[str(scenario)] = {
-            "accuracy": Interval(float(right[members].mean()), *_ends(samples)).as_json(),
-            "n": int(members.sum()),
-            "positives": int(truth[members].sum()),
-            "chance": majority_rate(truth[members]),
-        }
+def _members(strata: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The videos of each scenario, bool [N]."""
+    return [(name, strata == name) for name in np.unique(strata)]
+
+
+def _mean(measured: Sequence[_Measured]) -> _Measured:
+    """A metric's mean over scenarios, each of which counts alike; where it is undefined in one, it is so of the mean."""
+    by_seed = zip(*(one.values for one in measured), strict=True)
+    values = [None if None in row else float(np.mean([value for value in row if value is not None])) for row in by_seed]
+    return _Measured(values, np.mean([one.samples for one in measured], axis=0))
+
+
+def _by_first_contact(
+    frames: np.ndarray, right: np.ndarray, weights: np.ndarray, by_seed: np.ndarray
+) -> list[dict[str, float | int | None]]:
+    """Accuracy on the positive videos by the frame [N] of first contact (-1: none); right [R, N]."""
+    found = []
+    for low, high in pairwise(CONTACT_BINS):
+        here = (frames >= low) & (frames < high)
+        if not here.any():
+            continue
+        with np.errstate(invalid="ignore", divide="ignore"):
+            samples = (right[:, here] @ weights[:, here].T) / weights[:, here].sum(axis=1)
+        measured = _Measured(right[:, here].mean(axis=1).tolist(), samples)
+        found.append({"from": low, "to": high - 1, "n": int(here.sum())} | measured.over_seeds(by_seed))
     return found
 
 
@@ -219,19 +302,67 @@ def compare_modes(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Accuracy of the first mode minus the second's, with a paired 95 % interval.
+    """Accuracy of the first mode minus the second's, with a paired 95 % interval; so also of two runs on the same videos.
 
     Each mode is (probabilities [R, N], thresholds [R]); the two may differ in R. Every resample draws the same videos
     for both, so what makes a video hard for both cancels: the interval may leave out zero where two separate
-    intervals overlap.
+    intervals overlap. Where both have as many seeds, these are paired too.
     """
+    right, strata = _both_right(names, scenarios, labels, first, second)
+    weights = _resample_weights(strata, resamples, seed)
+    samples = [one @ weights.T / one.shape[1] for one in right]
+    paired = len(right[0]) == len(right[1])
+    draws = [_resample_seeds(len(one), resamples, seed + (0 if paired else number)) for number, one in enumerate(right)]
+    resampled = [np.einsum("rb,br->b", one, by_seed) for one, by_seed in zip(samples, draws, strict=True)]
+    return Interval(float(right[0].mean() - right[1].mean()), *_ends(resampled[0] - resampled[1]))
+
+
+def paired_p_value(
+    names: Sequence[str],
+    scenarios: Sequence[str],
+    labels: np.ndarray,
+    first: tuple[np.ndarray, Sequence[float] | np.ndarray],
+    second: tuple[np.ndarray, Sequence[float] | np.ndarray],
+    seed: int = 0,
+) -> float:
+    """How often chance alone would part two modes, or runs, as far: a two-sided paired sign-flip test over the test videos.
+
+    Arguments as of `compare_modes`. For one seed each this is McNemar's exact test, up to the error of 9,999 random flips. It
+    asks about these trained readouts on other videos, not about other trainings.
+    """
+    right, _ = _both_right(names, scenarios, labels, first, second)
+    apart = right[0].mean(axis=0) - right[1].mean(axis=0)
+    apart = apart[apart != 0]
+    signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), (FLIPS, len(apart)))
+    as_far = np.abs(signs @ apart) >= abs(apart.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + FLIPS))
+
+
+def videos_needed(effect: float = EFFECT, chance: float = 0.5, power: float = 0.8, level: float = 0.95) -> int:
+    """Test videos with which an accuracy of chance + effect is told from chance in `power` of all cases.
+
+    Of a two-sided test of one proportion, normal approximation (Fleiss, Statistical Methods for Rates and Proportions, 2.5).
+    """
+    normal, there = NormalDist(), chance + effect
+    quantiles = normal.inv_cdf((1 + level) / 2), normal.inv_cdf(power)
+    spread = quantiles[0] * math.sqrt(chance * (1 - chance)) + quantiles[1] * math.sqrt(there * (1 - there))
+    return math.ceil((spread / effect) ** 2)
+
+
+def _both_right(
+    names: Sequence[str],
+    scenarios: Sequence[str],
+    labels: np.ndarray,
+    first: tuple[np.ndarray, Sequence[float] | np.ndarray],
+    second: tuple[np.ndarray, Sequence[float] | np.ndarray],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which videos each of two modes calls right, bool [R, N], and the scenarios [N], in the order of names."""
     order, truth = _in_name_order(names, scenarios, labels)
     right = []
     for probabilities_by_seed, thresholds_by_seed in (first, second):
         scores, thresholds = _seeds(probabilities_by_seed, thresholds_by_seed, len(truth))
-        right.append(((scores[:, order] > thresholds[:, None]) == truth).mean(axis=0))
-    strata = [str(scenarios[index]) for index in order]
-    return bootstrap_interval(right[0] - right[1], strata, resamples, seed)
+        right.append((scores[:, order] > thresholds[:, None]) == truth)
+    return right, np.asarray(scenarios)[order]
 
 
 def paper_protocol(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -284,14 +415,9 @@ def majority_rate(labels: np.ndarray) -> float:
     return max(rate, 1 - rate)
 
 
-def _over_seeds(values: Sequence[float | None], samples: np.ndarray) -> dict[str, float | None]:
-    """Mean and spread of one metric over seeds, and its interval from the resamples [B] of that mean."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not np.isfinite(samples).any():
-        return {"value": None, "low": None, "high": None, "spread": None}
-    low, high = _ends(samples)
-    spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"value": float(np.mean(known)), "low": low, "high": high, "spread": spread}
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds; None of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 # -------------------------------------------------------------------------------------------- checks of arguments

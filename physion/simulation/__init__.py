@@ -19,6 +19,7 @@ from physion.errors import ConfigError
 
 if TYPE_CHECKING:
     from physion.simulation.physics import Trajectory
+    from physion.simulation.truth import Truth
 
 SCENARIOS: tuple[str, ...] = ("Collide", "Contain", "Dominoes", "Drape", "Drop", "Link", "Roll", "Support")
 ENGINE = "mujoco 3.17.0"
@@ -36,9 +37,11 @@ class Clip:
     """Whether agent and patient touch at any time in the clip."""
     first_contact: int | None
     """The first frame at or after their first contact, never below 45; None where they do not touch."""
+    truth: Truth | None = None
+    """What else the engine knows of it, where that was asked for."""
 
 
-def make_clip(scenario: str, seed: int, index: int, *, size: int = 128, antialias: int = 2) -> Clip:
+def make_clip(scenario: str, seed: int, index: int, *, size: int = 128, antialias: int = 2, with_truth: bool = False) -> Clip:
     """Simulate and render clip `index` of a scenario.
 
     Clips 2k and 2k+1 hold one positive and one negative, in random order. `size` is the height and width in pixels
@@ -49,8 +52,12 @@ def make_clip(scenario: str, seed: int, index: int, *, size: int = 128, antialia
     trajectory = make_trajectory(scenario, seed, index)
     from physion.simulation.renderer import Renderer
 
-    frames = Renderer(trajectory, size, antialias).frames()
-    return Clip(frames, trajectory.label, trajectory.first_contact)
+    clip = Clip(Renderer(trajectory, size, antialias).frames(), trajectory.label, trajectory.first_contact)
+    if with_truth:
+        from physion.simulation.truth import truth_of
+
+        clip.truth = truth_of(trajectory, size)
+    return clip
 
 
 def make_trajectory(scenario: str, seed: int, index: int) -> Trajectory:

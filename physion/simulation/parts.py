@@ -45,14 +45,14 @@ def cone(radius: float, half_height: float) -> Geom:
     """A cone whose height has its middle at z = 0."""
     angles = np.arange(16) * np.pi / 8
     base = [(radius * float(np.cos(a)), radius * float(np.sin(a)), -half_height) for a in angles]
-    return Geom("mesh", vertices=(*base, (0.0, 0.0, half_height)))
+    return Geom("cone", vertices=(*base, (0.0, 0.0, half_height)))
 
 
 def wedge(half_length: float, half_width: float, height: float) -> Geom:
     """A ramp: `height` at x = 0, down to the floor at x = 2 half_length."""
     foot = 2 * half_length
     low = ((0.0, -half_width, 0.0), (0.0, half_width, 0.0), (foot, -half_width, 0.0), (foot, half_width, 0.0))
-    return Geom("mesh", vertices=(*low, (0.0, -half_width, height), (0.0, half_width, height)))
+    return Geom("wedge", vertices=(*low, (0.0, -half_width, height), (0.0, half_width, height)))
 
 
 def ring(radius: float, tube: float, pieces: int = 10) -> list[Geom]:

@@ -42,12 +42,19 @@ class Trajectory:
     model: mujoco.MjModel
     states: np.ndarray
     """Generalized positions, float64 [T=150, nq]."""
+    velocities: np.ndarray
+    """Generalized velocities, float64 [T=150, nv]."""
     cloth: np.ndarray | None
     """The cloth's vertices in the world, float32 [T, V, 3], metres; None in a rigid scene."""
-    first_contact: int | None
-    """The first frame at or after the first contact of agent and patient; None where there is none."""
+    contacts: dict[tuple[str, str], int]
+    """By pair of bodies (`BodyContacts.names`, in their order): the first frame at or after their first contact."""
     camera_key: tuple[int, ...]
     """Key of the draws that place the camera: the same for every redraw of a clip."""
+
+    @property
+    def first_contact(self) -> int | None:
+        """The first frame at or after the first contact of agent and patient; None where there is none."""
+        return self.contacts.get((AGENT, PATIENT))
 
     @property
     def label(self) -> bool:
@@ -62,33 +69,41 @@ class Trajectory:
         return aim_camera(self.scene, self.model, observed, cloth, Draws(*self.camera_key))
 
 
-class TouchDetector:
-    """Reads from the engine's contact list whether agent and patient touch."""
+class BodyContacts:
+    """When each two bodies first touch, read from the engine's contact list."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        # One more entry than geoms: index -1 stands for "no geom", which is what a cloth's contacts name.
-        self._is_agent = np.zeros(model.ngeom + 1, bool)
-        self._is_patient = np.zeros(model.ngeom + 1, bool)
-        # The only cloth of a scene is the agent.
-        self._has_cloth = model.nflex > 0
-        for geom in range(model.ngeom):
-            body = model.geom(geom).name.partition(".")[0]
-            self._is_agent[geom], self._is_patient[geom] = body == AGENT, body == PATIENT
+        bodies = [model.geom(geom).name.partition(".")[0] for geom in range(model.ngeom)]
+        others = dict.fromkeys(name for name in bodies if name not in (AGENT, PATIENT))
+        self.names = (AGENT, PATIENT, *others)
+        """Agent, patient, then the others; `floor` and `wall` are among them."""
+        # One more entry than geoms: index -1 stands for "no geom", which is what the contacts of a cloth, the agent, name.
+        numbers = np.array([*(self.names.index(name) for name in bodies), 0])
+        self._pair = np.minimum.outer(numbers, numbers) * len(self.names) + np.maximum.outer(numbers, numbers)
+        self._first = np.full(len(self.names) ** 2, -1)
 
-    def __call__(self, data: mujoco.MjData) -> bool:
-        """Whether the contacts last computed hold one of agent and patient."""
+    def see(self, data: mujoco.MjData, frame: int) -> None:
+        """Note the contacts last computed, of which those that are new count as of `frame`."""
         if not data.ncon:
-            return False
+            return
         # This runs in every substep, and each of these attributes is copied out of the engine when it is read.
         contacts = data.contact
         geoms = contacts.geom
-        agent = self._is_agent[geoms]
-        if self._has_cloth:
-            agent |= contacts.flex >= 0
-        # Agent and patient are different bodies: where the two sides together hold both, they are the two sides.
-        patient = self._is_patient[geoms]
-        touching = (agent[:, 0] | agent[:, 1]) & (patient[:, 0] | patient[:, 1])
-        return bool(touching.any() and (contacts.dist[touching] <= 0).any())
+        pairs = self._pair[geoms[:, 0], geoms[:, 1]]
+        new = self._first[pairs] < 0
+        if new.any():
+            self._first[pairs[new & (contacts.dist <= 0)]] = frame
+
+    @property
+    def of_agent_and_patient(self) -> int | None:
+        """The frame of their first contact."""
+        return int(self._first[1]) if self._first[1] >= 0 else None
+
+    def frames(self) -> dict[tuple[str, str], int]:
+        """By pair of names, the frame of the first contact."""
+        found = np.flatnonzero(self._first >= 0).tolist()
+        count = len(self.names)
+        return {(self.names[pair // count], self.names[pair % count]): int(self._first[pair]) for pair in found}
 
 
 def draw_trajectory(scenario: str, seed: int, index: int, attempt: int = 0, *, contact_from: int = 0) -> Trajectory | None:
@@ -133,24 +148,25 @@ def simulate(scene: Scene, camera_key: tuple[int, ...], *, contact_from: int = 0
     """
     model = mujoco.MjModel.from_xml_string(scene.mjcf())
     data = mujoco.MjData(model)
-    touches = TouchDetector(model)
+    contacts = BodyContacts(model)
     for _ in range(round(scene.scenario.settle * FPS * SUBSTEPS)):
         mujoco.mj_step(model, data)
-        if touches(data):
+        contacts.see(data, 0)
+        if contacts.of_agent_and_patient is not None:
             return None
     data.qvel[:] = 0
     mujoco.mj_forward(model, data)
-    if touches(data):
+    contacts.see(data, 0)
+    if contacts.of_agent_and_patient is not None:
         return None
 
-    states = np.empty((FRAMES, model.nq))
+    states, velocities = np.empty((FRAMES, model.nq)), np.empty((FRAMES, model.nv))
     cloth = np.empty((FRAMES, model.nflexvert, 3), np.float32) if scene.has_cloth else None
-    first_contact: int | None = None
     frames_at_rest = 0
     for frame in range(FRAMES):
         if frame == scene.release:
             _launch(scene, model, data)
-        states[frame] = data.qpos
+        states[frame], velocities[frame] = data.qpos, data.qvel
         if cloth is not None:
             cloth[frame] = data.flexvert_xpos
         if frame < scene.release or frames_at_rest >= _REST_FRAMES:
@@ -159,14 +175,14 @@ def simulate(scene: Scene, camera_key: tuple[int, ...], *, contact_from: int = 0
         for substep in range(SUBSTEPS if frame + 1 < FRAMES else 1):
             mujoco.mj_step(model, data)
             # A step computes the contacts of the state it starts from.
-            if first_contact is None and touches(data):
-                first_contact = frame if substep == 0 else frame + 1
-                if first_contact < contact_from:
-                    return None
+            contacts.see(data, frame if substep == 0 else frame + 1)
+            touched = contacts.of_agent_and_patient
+            if touched is not None and touched < contact_from:
+                return None
         if any(data.warning[kind].number for kind in _DIVERGED):
             return None
         frames_at_rest = frames_at_rest + 1 if np.abs(data.qvel).max() < _REST_SPEED else 0
-    return Trajectory(scene, model, states, cloth, first_contact, camera_key)
+    return Trajectory(scene, model, states, velocities, cloth, contacts.frames(), camera_key)
 
 
 def _launch(scene: Scene, model: mujoco.MjModel, data: mujoco.MjData) -> None:

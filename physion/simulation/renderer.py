@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
-from physion.simulation.camera import pose
-from physion.simulation.cloth import ShadowMap, rasterise, vertex_normals
+from physion.simulation.camera import Camera, pose
+from physion.simulation.cloth import Fragments, ShadowMap, rasterise, vertex_normals
 from physion.simulation.materials import RED, Material
 from physion.simulation.physics import FRAMES, Trajectory
 from physion.simulation.rays import cast_rays
@@ -23,6 +24,7 @@ SHADOW_BIAS = 0.008
 CLOTH_RADIUS = 0.012
 AMBIENT, DIFFUSE, SHININESS = 0.62, 0.56, 24
 BOTH_GROUPS = (STATIC_GROUP, MOVING_GROUP)
+_SIGNS = np.array(list(itertools.product((-1, 1), repeat=3)))
 
 
 class Shading(NamedTuple):
@@ -67,12 +69,12 @@ class Renderer:
 
     def __init__(self, trajectory: Trajectory, size: int, antialias: int) -> None:
         self._trajectory = trajectory
-        self._model, self._moving = _regroup_unmoved(trajectory)
+        self._model, self._moving = regroup_unmoved(trajectory)
         self._data = mujoco.MjData(self._model)
         self._size, self._antialias = size, antialias
         self._materials = _materials_by_geom(trajectory)
         self._lamp = np.array(trajectory.scene.room.lamp)
-        self._centres, self._radii = _bounding_spheres(self._model, self._moving)
+        self._centres, self._radii = bounding_spheres(self._model, self._moving)
         self._triangles = np.array(self._model.flex_elem).reshape(-1, 3)
         self._camera = trajectory.view.camera
         self._shade_static()
@@ -80,15 +82,8 @@ class Renderer:
     def frames(self) -> np.ndarray:
         """All frames, uint8 [T=150, H, W, 3]; one in which nothing moved visibly repeats the one before."""
         frames = np.empty((FRAMES, self._size, self._size, 3), np.uint8)
-        states = self._trajectory.states
-        if self._trajectory.cloth is not None:
-            states = np.concatenate([states, self._trajectory.cloth.reshape(FRAMES, -1)], axis=1)
-        shown = None
-        for number in range(FRAMES):
-            if shown is not None and np.abs(states[number] - states[shown]).max(initial=0.0) < STILL:
-                frames[number] = frames[number - 1]
-            else:
-                frames[number], shown = self.frame(number), number
+        for number, shown in enumerate(frames_shown(self._trajectory)):
+            frames[number] = self.frame(number) if shown == number else frames[number - 1]
         return frames
 
     def frame(self, number: int) -> np.ndarray:
@@ -141,7 +136,7 @@ class Renderer:
 
     def _rigid_surface(self, centres: np.ndarray) -> Surface:
         """The moving rigid bodies where they are not hidden by what stands still."""
-        rays = _rays_near(self._camera.eye, self._rays_32, centres, self._radii)
+        rays = rays_near(self._camera.eye, self._rays_32, centres, self._radii)
         geoms, distances, normals = cast_rays(self._model, self._data, self._camera.eye, self._rays[rays], (MOVING_GROUP,))
         nearer = distances < self._static_distance[rays]
         rays, geoms, normals = rays[nearer], geoms[nearer], normals[nearer]
@@ -150,14 +145,10 @@ class Renderer:
 
     def _cloth_surface(self, vertices: np.ndarray, rigid: Surface) -> Surface:
         """The cloth where it is in front of everything else."""
-        eye, side = self._camera.eye, self._size * self._antialias
-        picture, _ = self._camera.project(vertices)
-        ranges = np.linalg.norm(vertices - eye, axis=1)
-        fragments = rasterise(picture[self._triangles] * side, ranges[self._triangles], side)
+        eye = self._camera.eye
         behind = self._static_distance.copy()
         behind[rigid.rays] = np.linalg.norm(rigid.points - eye, axis=1)
-        # The engine keeps the cloth's mid-surface one radius off other bodies: there it is in front.
-        front = fragments.depths < behind[fragments.pixels] + CLOTH_RADIUS
+        fragments, front = cloth_in_front(self._camera, vertices, self._triangles, behind)
         rays, triangles = fragments.pixels[front], fragments.triangles[front]
         corner_normals = vertex_normals(vertices, self._triangles)[self._triangles[triangles]]
         normals = (fragments.weights[front][:, :, None] * corner_normals).sum(axis=1)
@@ -201,12 +192,12 @@ class Renderer:
 
     def _static_shadows(self, centres: np.ndarray, shadow_map: ShadowMap | None) -> np.ndarray:
         """The rays whose static surface lies in the shadow of something that moves."""
-        rays = _rays_near(self._lamp, self._lamp_rays_32, centres, self._radii)
+        rays = rays_near(self._lamp, self._lamp_rays_32, centres, self._radii)
         _, distance, _ = cast_rays(self._model, self._data, self._lamp, self._lamp_rays[rays], (MOVING_GROUP,))
         shaded: np.ndarray = rays[distance < self._lamp_distance[rays] - SHADOW_BIAS]
         if shadow_map is None:
             return shaded
-        rays = _rays_near(self._lamp, self._lamp_rays_32, shadow_map.centre[None], np.array([shadow_map.radius]))
+        rays = rays_near(self._lamp, self._lamp_rays_32, shadow_map.centre[None], np.array([shadow_map.radius]))
         return np.concatenate([shaded, rays[shadow_map.shades(self._static_points[rays])]])
 
     def _in_rigid_shadow(self, points: np.ndarray) -> np.ndarray:
@@ -228,7 +219,34 @@ class Renderer:
         return (pixels * np.float32(255 / step**2) + np.float32(0.5)).astype(np.uint8)
 
 
-def _regroup_unmoved(trajectory: Trajectory) -> tuple[mujoco.MjModel, np.ndarray]:
+def frames_shown(trajectory: Trajectory) -> list[int]:
+    """For each frame the one that it shows: itself, or where nothing moved visibly since, an earlier one."""
+    states = trajectory.states
+    if trajectory.cloth is not None:
+        states = np.concatenate([states, trajectory.cloth.reshape(FRAMES, -1)], axis=1)
+    shown = [0]
+    for number in range(1, FRAMES):
+        moved = np.abs(states[number] - states[shown[-1]]).max(initial=0.0) >= STILL
+        shown.append(number if moved else shown[-1])
+    return shown
+
+
+def cloth_in_front(
+    camera: Camera, vertices: np.ndarray, triangles: np.ndarray, behind: np.ndarray
+) -> tuple[Fragments, np.ndarray]:
+    """The cloth's fragments on a square picture whose pixels [P] are otherwise at distances `behind`, and which are seen.
+
+    vertices: world [V, 3]; triangles: [F, 3].
+    """
+    side = math.isqrt(len(behind))
+    picture, _ = camera.project(vertices)
+    ranges = np.linalg.norm(vertices - camera.eye, axis=1)
+    fragments = rasterise(picture[triangles] * side, ranges[triangles], side)
+    # The engine keeps the cloth's mid-surface one radius off other bodies: there it is in front.
+    return fragments, fragments.depths < behind[fragments.pixels] + CLOTH_RADIUS
+
+
+def regroup_unmoved(trajectory: Trajectory) -> tuple[mujoco.MjModel, np.ndarray]:
     """A copy of the model in which free bodies that never visibly move are static, and the ids [B] of those that do."""
     model = copy.copy(trajectory.model)
     travel = np.abs(trajectory.states - trajectory.states[0]).max(axis=0)
@@ -250,18 +268,21 @@ def _materials_by_geom(trajectory: Trajectory) -> list[Material]:
     return [by_body[model.geom(geom).name.partition(".")[0]] for geom in range(model.ngeom)]
 
 
-def _bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def box_corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """The corners [8, 3] of a geom's own box, in the frame of its body, metres."""
+    rotation = np.empty(9)
+    mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
+    box = model.geom_aabb[geom, :3] + _SIGNS * model.geom_aabb[geom, 3:]
+    corners: np.ndarray = model.geom_pos[geom] + box @ rotation.reshape(3, 3).T
+    return corners
+
+
+def bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A sphere around each body: centres in the body's own frame [B, 3] and radii [B], metres."""
     centres, radii = np.zeros((len(bodies), 3)), np.zeros(len(bodies))
-    signs = np.array(list(itertools.product((-1, 1), repeat=3)))
     for number, body in enumerate(bodies):
         geoms = np.flatnonzero(model.geom_bodyid == body)
-        corners = []
-        for geom in geoms:
-            rotation = np.empty(9)
-            mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
-            box = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
-            corners.append(model.geom_pos[geom] + box @ rotation.reshape(3, 3).T)
+        corners = [box_corners(model, geom) for geom in geoms.tolist()]
         centre = (np.min(corners, axis=(0, 1)) + np.max(corners, axis=(0, 1))) / 2
         # The boxes' corners bound flat pieces well, the engine's own spheres round ones.
         by_corners = np.linalg.norm(np.array(corners) - centre, axis=2).max(axis=1)
@@ -270,7 +291,7 @@ def _bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.nda
     return centres, radii
 
 
-def _rays_near(origin: np.ndarray, directions: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def rays_near(origin: np.ndarray, directions: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """The numbers of the unit directions, float32 [N, 3], that can meet one of the spheres [B, 3], [B]."""
     near = np.zeros(len(directions), bool)
     for centre, radius in zip(centres, radii, strict=True):

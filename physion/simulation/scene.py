@@ -33,13 +33,13 @@ STATIC_GROUP, MOVING_GROUP = 0, 1
 class Geom:
     """One convex piece of a rigid body, placed relative to the body."""
 
-    shape: Literal["sphere", "box", "cylinder", "capsule", "mesh"]
+    shape: Literal["sphere", "box", "cylinder", "capsule", "cone", "wedge"]
     size: tuple[float, ...] = ()
-    """MuJoCo's half sizes; empty for a mesh."""
+    """MuJoCo's half sizes; empty for a cone or wedge."""
     position: Vector = (0.0, 0.0, 0.0)
     euler: Vector = (0.0, 0.0, 0.0)
     vertices: tuple[Vector, ...] = ()
-    """Of a mesh: points whose convex hull is the solid."""
+    """Of a cone or wedge: points whose convex hull is the solid."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Scene:
     look: Draws
     materials: dict[str, Material] = field(default_factory=dict)
     """By body name."""
+    shapes: dict[str, str] = field(default_factory=dict)
+    """By body name: its geom's shape, `cloth`, or `compound` where it has several geoms."""
     velocities: dict[str, Velocity] = field(default_factory=dict)
     """At release, by body name."""
     framed: list[str] = field(default_factory=list)
@@ -122,7 +124,7 @@ class Scene:
         for number, geom in enumerate(geoms):
             attributes = {
                 "name": f"{name}.{number}",
-                "type": geom.shape,
+                "type": "mesh" if geom.vertices else geom.shape,
                 "pos": _text(geom.position),
                 "euler": _text(geom.euler),
                 "density": f"{density:.6g}",
@@ -133,7 +135,7 @@ class Scene:
                 "condim": "6" if geom.shape == "sphere" else "3",
                 "group": str(STATIC_GROUP if static else MOVING_GROUP),
             }
-            if geom.shape == "mesh":
+            if geom.vertices:
                 points = _text([x for vertex in geom.vertices for x in vertex])
                 ElementTree.SubElement(self._assets, "mesh", name=f"{name}.{number}", vertex=points)
                 attributes["mesh"] = f"{name}.{number}"
@@ -141,6 +143,7 @@ class Scene:
                 attributes["size"] = _text(geom.size)
             ElementTree.SubElement(body, "geom", attributes)
         self.materials[name] = material or self.material()
+        self.shapes[name] = geoms[0].shape if len(geoms) == 1 else "compound"
         if velocity is not None:
             self.velocities[name] = velocity
         if framed:
@@ -166,6 +169,7 @@ class Scene:
         ElementTree.SubElement(
             cloth, "contact", selfcollide="none", condim="3", solref="0.01 1", friction=_text((friction, 0.005, 0.0001))
         )
+        self.shapes[AGENT] = "cloth"
         self.has_cloth = True
 
     def mjcf(self) -> str:

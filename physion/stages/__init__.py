@@ -83,6 +83,26 @@ def readouts(config: Any) -> dict[str, Instance]:
     }
 
 
+def regressions(config: Any) -> dict[str, Instance]:
+    """Every regression of the study, by its role in the test. Those on true states need a dataset that tells the truth."""
+    known = all(STAGES[config.dataset].tells_truth(config, subset) for subset in ("readout", "test"))
+    wanted = [on for on in config.regress.on if known or not on.startswith("states")]
+    return {f"regress-{on}": Instance("regress", {"on": on}) for on in wanted}
+
+
+def _regression_inputs(config: Any, params: Params) -> dict[str, Source]:
+    """What a regression answers from, for the videos it learns on and for those it is asked about."""
+    kind, _, mode = str(params["on"]).partition("-")
+    made_by = {"states": config.dataset, "slots": "rollout" if mode == "rollout" else "extract-slots"}.get(kind, "frames")
+    return {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
+
+
+def _regression_settings(config: Any, params: Params) -> dict[str, Any]:
+    """How many frames a regression sees."""
+    mode = str(params["on"]).replace("-frames", "").rpartition("-")[2]
+    return {"frames": _frames_seen(config, {"features": mode}) if mode in ("observed", "rollout", "full") else 1}
+
+
 def _weights_inputs(config: Any, params: Params) -> dict[str, Source]:
     """Weights, what they are compared with before they are used, and the slots on which a readout's threshold is chosen."""
     kind = MODELS[str(params["model"])]
@@ -112,7 +132,10 @@ def _readout_settings(config: Any, params: Params) -> dict[str, Any]:
 
 
 def _simulated(config: Any, params: Params) -> dict[str, Any]:
-    return {"videos": getattr(config.simulate.videos, str(params["subset"]))}
+    return {
+        "videos": getattr(config.simulate.videos, str(params["subset"])),
+        "truth": params["subset"] in config.simulate.truth,
+    }
 
 
 def _sources(config: Any, params: Params) -> dict[str, Any]:
@@ -220,15 +243,16 @@ def _check_readout(config: Any) -> None:
 for _stage in (
     Stage(
         "simulate",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="simulate, render and encode PhysionSim videos",
         section=schema.Simulate,
-        replaced=("videos",),
+        replaced=("videos", "truth"),
         settings=_simulated,
         cost=lambda config, params: Cost(_videos(config, params["subset"]) * config.simulate.image_size**2 * MP4_BYTES_A_PIXEL),
         facts=_engine,
         makes="dataset",
+        tells_truth=lambda config, subset: subset in config.simulate.truth,
     ),
     Stage(
         "fetch",
@@ -253,7 +277,7 @@ for _stage in (
     ),
     Stage(
         "train-dvae",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train the dVAE that turns frames into tokens",
         section=schema.TrainDVAE,
@@ -273,7 +297,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         section=schema.TrainSTEVE,
@@ -301,7 +325,7 @@ for _stage in (
     ),
     Stage(
         "train-slotformer",
-        version=3,
+        version=4,
         kind=Kind.TRAINING,
         summary="train SlotFormer, which predicts slots",
         section=schema.TrainSlotFormer,
@@ -349,8 +373,18 @@ for _stage in (
         absent="no weights are given; --set train-steve.weights=pretrained/<name> would",
     ),
     Stage(
+        "regress",
+        kind=Kind.PROCESS,
+        summary="answer by regression from slots, pixels or states",
+        module="physion.stages.regress",
+        section=schema.Regress,
+        settings=_regression_settings,
+        reads=_regression_inputs,
+        fans_out="on",
+    ),
+    Stage(
         "evaluate",
-        version=4,
+        version=5,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,
@@ -359,6 +393,7 @@ for _stage in (
             **{other: trained(config, other) for other in slot_model_kind(config).decodes_with},
             "slotformer": trained(config, "slotformer"),
             **readouts(config),
+            **regressions(config),
             "dataset": of_subset(config.dataset, "test"),
             "frames": of_subset("frames", "test"),
             "slots": of_subset("extract-slots", "test"),

@@ -16,6 +16,7 @@ from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
 from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
+from physion.data.truth import TRUTH, TruthShards
 from physion.data.video import write_mp4
 from physion.job import Job
 from physion.models.slots import SlotModel, encode_video, resize_masks
@@ -23,9 +24,10 @@ from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
 from physion.report.html import ReportContext, VideoPanel, render_report
-from physion.report.metrics import compare_modes, evaluate_predictions, headline, paper_protocol
+from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
+from physion.stages.regress import ANSWERS, FITS, read_answers
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
 from physion.training.engine import HISTORY, WEIGHTS, best_device
@@ -54,8 +56,9 @@ def run(job: Job) -> dict[str, Any]:
     """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
     predictions = _predict(job)
+    metrics = _measure(config, predictions, job.inputs["dataset"])
+    metrics["regressions"] = _regressions(config, job, predictions)
     dataset = job.inputs["dataset"].manifest
-    metrics = _measure(config, predictions, dataset.stage)
     panels, stills = _pictures(job, config, predictions) if config.videos else ([], {})
     made_from = [artifact.manifest for artifact in job.inputs.values()]
     simulated = bool(dataset.metrics.get("simulated"))
@@ -67,6 +70,7 @@ def run(job: Job) -> dict[str, Any]:
             left_out=left_out(dataset.metrics),
             metrics=metrics["modes"],
             comparisons=metrics["comparisons"],
+            regressions=metrics["regressions"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
@@ -109,24 +113,53 @@ def _predict(job: Job) -> Predictions:
     return found
 
 
-def _measure(config: Evaluate, found: Predictions, dataset: str) -> dict[str, Any]:
+def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[str, Any]:
     """The numbers of metrics.json."""
-    names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
+    videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
     sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
-    modes = {mode: evaluate_predictions(names, scenarios, found.labels, *said[mode], **sampling) for mode in said}
-    comparisons = {
-        f"{mode} - observed": compare_modes(names, scenarios, found.labels, said[mode], said["observed"], **sampling).as_json()
-        for mode in modes
-        if mode != "observed" and "observed" in modes
-    }
+    contacts = _first_contacts(dataset, found.videos)
+    modes = {mode: evaluate_predictions(*videos, *said[mode], **sampling, first_contacts=contacts) for mode in said}
+    comparisons = {}
+    for mode in modes:
+        if mode != "observed" and "observed" in modes:
+            difference = compare_modes(*videos, said[mode], said["observed"], **sampling)
+            p_value = paired_p_value(*videos, said[mode], said["observed"], config.seed)
+            comparisons[f"{mode} - observed"] = difference.as_json() | {"p_value": p_value}
     return {
         "headline": headline(modes),
-        "dataset": dataset,
+        "dataset": dataset.manifest.stage,
         "modes": modes,
         "comparisons": comparisons,
         "paper_protocol": found.paper_protocol,
     }
+
+
+def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, Any]:
+    """What each regression's answers are worth, by what they are from: every variant, and which its folds chose."""
+    names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
+    measured: dict[str, Any] = {}
+    for artifact in job.inputs.values():
+        if (on := artifact.manifest.params.get("on")) is None:
+            continue
+        fits = artifact.json(FITS)
+        answers = read_answers(artifact.path(ANSWERS), names)
+        measured[on] = {"command": f"physion stage regress --on {on}", "chosen": fits["chosen"], "variants": {}}
+        for variant, fit in fits["variants"].items():
+            scores = answers[variant][None]
+            said = evaluate_predictions(names, scenarios, found.labels, scores, [0.5], config.resamples, config.seed)
+            kept = {key: said[key] for key in ("n", "overall", "scenario_mean")}
+            measured[on]["variants"][variant] = fit | kept
+        job.stop.check()
+    return measured
+
+
+def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:
+    """The frame of first contact of each video; None where the dataset tells no truth."""
+    if TRUTH not in dataset.names():
+        return None
+    scenes = TruthShards(dataset).scenes
+    return [scenes[video.name].first_contact for video in videos]
 
 
 def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> dict[str, str]:

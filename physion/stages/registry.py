@@ -109,6 +109,8 @@ class Stage:
     facts: Callable[[], Mapping[str, str]] = dict
     note: Callable[[Any, Params, Mapping[str, Any] | None], str] = lambda config, params, metrics: ""
     makes: str = ""
+    tells_truth: Callable[[Any, str], bool] = lambda config, subset: False
+    """Of one that makes datasets: whether it also publishes what is true of a subset's videos (`physion.data.truth`)."""
     fans_out: str = ""
     absent: str = ""
     gpu: bool = False

@@ -16,6 +16,8 @@ from physion.models.flops import reconstruct_flops
 from physion.report import pictures
 from physion.training.engine import Task, fit, initial_model, publish_weights
 
+CACHED = 1 << 15  # pixels
+
 
 class DVAETask(Task):
     """Frames in, mean squared error of the reconstruction out."""
@@ -25,6 +27,7 @@ class DVAETask(Task):
         self.model: DVAE = initial_model(config.seed, lambda: DVAE(config.model))
         self.train = FrameClips(frames, frames.select(heldout=False), frames.video_frames, 1)
         self.heldout = FrameClips(frames, frames.select(heldout=True), frames.video_frames, 1)
+        self.cpu_micro_batch = max(1, CACHED // frames.image_size**2)
         self.sample_flops = 3 * reconstruct_flops(config.model, frames.image_size)
 
     def loss(self, batch: Batch, step: int) -> Tensor:

@@ -11,19 +11,25 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
+from physion.store.keys import CONTROL, Digest, Key, Word, shown
 from physion.store.protocol import Store
 
+R = TypeVar("R", bound="Record")
 FORMAT = 2
+LARGEST = 2**50  # bytes of a file
+SHOWN = 3  # damaged fields that an error names
+AGAIN = "run `physion stage ... --force` to begin it again"
 MANIFEST = "manifest.json"
 STUDY = "study.json"
 FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
@@ -32,40 +38,51 @@ WITH_TIMES = frozenset({"metrics.jsonl", "events.tfevents", "report.html"})
 """Files with times in them: two runs never make the same."""
 
 
-class FileRecord(BaseModel):
+class Record(BaseModel):
+    """What a store holds beside data. Others may have written it: it is checked where it is read, by `parse`."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class FileRecord(Record):
     """One file of an artifact."""
 
-    model_config = ConfigDict(frozen=True)
-    name: str
-    size: int
-    sha256: str
+    name: Key
+    size: int = Field(ge=0, le=LARGEST, strict=True)
+    sha256: Digest
 
 
-class Part(BaseModel):
+class Part(Record):
     """The record of a finished piece of work: its files, what it says of them, and what it took."""
 
-    model_config = ConfigDict(frozen=True)
     files: list[FileRecord]
     items: list[dict[str, Any]] = []
-    seconds: float = 0.0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
-class InputRecord(BaseModel):
+class InputRecord(Record):
     """What an artifact was made from: an instance, its fingerprint, and the content that it had (`content_digest`)."""
 
-    model_config = ConfigDict(frozen=True)
-    instance: str = ""
-    fingerprint: str
-    content: str = ""
+    instance: Word | Literal[""] = ""
+    fingerprint: Word
+    content: Digest | Literal[""] = ""
 
 
-class Manifest(BaseModel):
+class Begun(Record):
+    """What unfinished work is part of: the study (instance -> fingerprint), and the content of its inputs (role -> digest)."""
+
+    study: dict[Word, Word] = {}
+    inputs: dict[str, Digest] | None = None
+
+
+class Manifest(Record):
     """What an artifact is, where it comes from and what it took."""
 
+    model_config = ConfigDict(frozen=False)
     format: int = FORMAT
-    stage: str
-    instance: str
-    fingerprint: str
+    stage: Word
+    instance: Word
+    fingerprint: Word
     identity: dict[str, Any] = {}
     """What the fingerprint is the hash of: whatever decides what comes out."""
     config: dict[str, Any]
@@ -76,7 +93,8 @@ class Manifest(BaseModel):
     code: str
     host: dict[str, Any] = {}
     created: str
-    seconds: float
+    """When, as ISO 8601 with a zone."""
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
 
     @field_validator("inputs", mode="before")
@@ -86,6 +104,24 @@ class Manifest(BaseModel):
         if not isinstance(value, dict):
             return value
         return {role: {"fingerprint": given} if isinstance(given, str) else given for role, given in value.items()}
+
+    @field_validator("created")
+    @classmethod
+    def _has_a_zone(cls, value: str) -> str:
+        if datetime.fromisoformat(value).tzinfo is None:
+            raise ValueError("has no zone")
+        return value
+
+    @model_validator(mode="after")
+    def _names_each_file_once(self) -> Self:
+        if len({record.name for record in self.files}) < len(self.files):
+            raise ValueError("a file is named twice")
+        return self
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.created)).total_seconds()
 
     @property
     def bytes(self) -> int:
@@ -119,7 +155,12 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
 
     Raises ConfigError when a newer version of this program wrote it, DataError when it cannot be read.
     """
-    return manifest_at(store, prefix_of(stage, fingerprint), f"run `physion stage {stage} --force` to make it again")
+    advice = f"run `physion stage {stage} --force` to make it again"
+    manifest = manifest_at(store, prefix_of(stage, fingerprint), advice)
+    if manifest is not None and (manifest.stage, manifest.fingerprint) != (stage, fingerprint):
+        of = prefix_of(manifest.stage, manifest.fingerprint)
+        raise DataError(f"{store.uri}/{prefix_of(stage, fingerprint)}/{MANIFEST} is that of {of}; {advice}")
+    return manifest
 
 
 def manifest_at(store: Store, prefix: str, advice: str) -> Manifest | None:
@@ -129,16 +170,46 @@ def manifest_at(store: Store, prefix: str, advice: str) -> Manifest | None:
     if data is None:
         return None
     try:
-        tree = json.loads(data)
+        tree = json_of(data)
         written = int(tree["format"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{store.uri}/{key} is not a manifest; {advice}") from error
     if written > FORMAT:
         raise ConfigError(f"{store.uri}/{key} has format {written}, this physion reads up to {FORMAT}: update physion")
+    return parse(Manifest, data, f"{store.uri}/{key}", advice)
+
+
+def json_of(data: bytes) -> Any:
+    """What JSON says. Raises ValueError for what is none, is nested without end or holds control characters but line ends."""
     try:
-        return Manifest.model_validate(tree)
+        tree = json.loads(data.decode())
+        if (b"\\" in data or not data.isascii()) and CONTROL.search("".join(_strings(tree))):
+            raise ValueError("control characters")
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return tree
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from tree
+        yield from _strings(list(tree.values()))
+    elif isinstance(tree, list):
+        for below in tree:
+            yield from _strings(below)
+
+
+def parse(kind: type[R], data: bytes, uri: str, advice: str) -> R:
+    """A record that a store held at `uri`. Raises DataError, which ends with the advice, when it is damaged or none such."""
+    try:
+        return kind.model_validate(json_of(data))
     except ValidationError as error:
-        raise DataError(f"{store.uri}/{key} is damaged ({error.error_count()} fields); {advice}") from error
+        where = ", ".join(dict.fromkeys(".".join(map(str, each["loc"])) or "it as a whole" for each in error.errors()[:SHOWN]))
+        raise DataError(shown(f"{uri} is damaged ({error.error_count()} fields: {where}); {advice}")) from error
+    except ValueError as error:
+        raise DataError(f"{uri} is damaged (no JSON); {advice}") from error
 
 
 class Artifact:
@@ -148,7 +219,7 @@ class Artifact:
         self.store = store
         self.manifest = manifest
         self.prefix = prefix or prefix_of(manifest.stage, manifest.fingerprint)
-        self._advice = advice or f"run `physion stage {manifest.stage} --force` (same options) to make it again"
+        self.advice = advice or f"run `physion stage {manifest.stage} --force` (same options) to make it again"
         self._records = {record.name: record for record in manifest.files}
         self._verified: dict[str, Path] = {}
         self._closed = False
@@ -164,14 +235,15 @@ class Artifact:
         """
         if name in self._verified:
             return self._verified[name]
-        record = self._records[name]
+        if (record := self._records.get(name)) is None:
+            raise DataError(f"{self.store.uri}/{self.prefix}/{MANIFEST} names no file {shown(name)}; {self.advice}")
         key = f"{self.prefix}/{name}"
         try:
             path = self.store.fetch(key, size=record.size, sha256=record.sha256)
         except FileNotFoundError as error:
-            raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self._advice}") from error
+            raise DataError(f"{self.store.uri}/{key} is missing although its manifest names it; {self.advice}") from error
         except DataError as error:
-            raise DataError(f"{error}; {self._advice}") from error
+            raise DataError(f"{error}; {self.advice}") from error
         if self.store.cache is None:
             self._verified[name] = path  # a cache may drop it, and checks it faster
         return path
@@ -197,8 +269,15 @@ class Artifact:
         self._closed = True
 
     def json(self, name: str) -> Any:
-        """The content of a JSON file of the artifact."""
-        return json.loads(self.path(name).read_bytes())
+        """The content of a JSON file of the artifact. Raises DataError when it is none."""
+        try:
+            return json_of(self.path(name).read_bytes())
+        except ValueError as error:
+            raise DataError(f"{self.store.uri}/{self.prefix}/{name} is no JSON ({error}); {self.advice}") from error
+
+
+class Removed(TransientError):
+    """What was being made was removed by somebody else."""
 
 
 class PrefixWriter:
@@ -230,11 +309,16 @@ class PrefixWriter:
         What was begun from other `inputs` (role -> content digest) is removed, but for parts whose names tell what they
         are made from.
         """
-        key = f"{self.prefix}/{STUDY}"
-        begun = json.loads(self.store.read(key) or b"{}")
-        if not parts and begun.get("inputs", inputs) != inputs:
+        begun = self.begun()
+        if not parts and begun is not None and begun.inputs is not None and begun.inputs != inputs:
             self._delete_all_but(set())
-        self.store.write(key, json.dumps({"study": study, "inputs": inputs}).encode())
+        record = Begun(study=dict(study), inputs=dict(inputs))
+        self.store.write(f"{self.prefix}/{STUDY}", record.model_dump_json().encode())
+
+    def begun(self) -> Begun | None:
+        """What `begin` noted; None before. Raises DataError."""
+        data = self.store.read(f"{self.prefix}/{STUDY}")
+        return None if data is None else parse(Begun, data, f"{self.store.uri}/{self.prefix}/{STUDY}", AGAIN)
 
     def part_names(self) -> set[str]:
         """Names of the finished parts."""
@@ -252,7 +336,7 @@ class PrefixWriter:
             data = self.store.read(f"{self.prefix}/parts/{name}.json")
             if data is None:
                 return None
-            self._parts[name] = Part.model_validate_json(data)
+            self._parts[name] = parse(Part, data, f"{self.store.uri}/{self.prefix}/parts/{name}.json", AGAIN)
         return self._parts[name]
 
     def add_part(
@@ -288,25 +372,57 @@ class PrefixWriter:
         key, record = f"{self.prefix}/{name}", _record(name, path, sha256)
         if self.store.upload(key, path, sha256=record.sha256):
             return record
-        return _record(name, self.store.fetch(key))
+        try:
+            return _record(name, self.store.fetch(key))
+        except FileNotFoundError as error:
+            raise self._removed(name) from error
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Write the manifest unless another runner just did, and clean up. Returns the one that stands.
 
-        Raises TransientError when a file is gone, as when somebody erased the artifact while it was made.
+        Raises TransientError when a part or a file is not there any more as it was made, as when somebody erased the artifact
+        meanwhile.
         """
-        there = set(self.store.list(self.prefix))
-        gone = [record.name for record in manifest.files if f"{self.prefix}/{record.name}" not in there]
-        if gone and f"{self.prefix}/{MANIFEST}" not in there:  # else another runner's, with its files, stands already
-            raise TransientError(
-                f"{self.store.uri}/{self.prefix}: {gone[0]} was removed by another command while this one ran; run it again"
-            )
-        data = manifest.model_dump_json(indent=1).encode()
-        self.store.write(f"{self.prefix}/{MANIFEST}", data, if_absent=True)
+        key, wrote = f"{self.prefix}/{MANIFEST}", False
+        if self.store.size(key) is None:  # else another runner's, with its files, stands already
+            try:
+                self._require_parts()
+                self._require_files(manifest)
+                wrote = self.store.write(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
+                if wrote:
+                    self._require_files(manifest)  # `erase` may have begun since; it ends with the manifest
+            except Removed:
+                if wrote:
+                    self.store.delete(key)
+                if wrote or self.store.size(key) is None:  # else another runner has published just now, and swept up
+                    raise
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")
-        assert standing is not None
+        if standing is None:
+            raise self._removed("it")
         self._delete_all_but({MANIFEST, *(record.name for record in standing.files)})
         return standing
+
+    def _require_parts(self) -> None:
+        """Records are of the objects that stand: where one is another's by now, so are its files."""
+        with ThreadPoolExecutor(READERS) as pool:
+            data = pool.map(self.store.read, [f"{self.prefix}/parts/{name}.json" for name in self.kept])
+        for (name, part), found in zip(self.kept.items(), data, strict=True):
+            if (
+                found is None
+                or parse(Part, found, f"{self.store.uri}/{self.prefix}/parts/{name}.json", AGAIN).files != part.files
+            ):
+                raise self._removed(f"part {name}")
+
+    def _require_files(self, manifest: Manifest) -> None:
+        there = set(self.store.list(self.prefix))
+        for record in manifest.files:
+            if f"{self.prefix}/{record.name}" not in there:
+                raise self._removed(record.name)
+
+    def _removed(self, what: str) -> Removed:
+        return Removed(
+            f"{self.store.uri}/{self.prefix}: {what} was removed by another command while this one ran; run it again"
+        )
 
     def discard(self) -> None:
         """Remove the finished parts and their files, unless another runner published them meanwhile."""
@@ -314,14 +430,15 @@ class PrefixWriter:
             self._delete_all_but(set())
 
     def erase(self) -> None:
-        """Remove the artifact, published or not; the manifest goes first."""
+        """Remove the artifact, published or not; the manifest goes first, and last where somebody published meanwhile."""
         self.store.delete(f"{self.prefix}/{MANIFEST}")
         self._delete_all_but(set())
+        self.store.delete(f"{self.prefix}/{MANIFEST}")
 
     def _delete_all_but(self, names: set[str]) -> None:
-        for key in self.store.list(self.prefix):
-            if key.removeprefix(f"{self.prefix}/") not in names:
-                self.store.delete(key)
+        keys = [key for key in self.store.list(self.prefix) if key.removeprefix(f"{self.prefix}/") not in names]
+        for key in sorted(keys, key=lambda key: key != f"{self.prefix}/{MANIFEST}"):
+            self.store.delete(key)
 
 
 class ArtifactWriter(PrefixWriter):

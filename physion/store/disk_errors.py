@@ -24,6 +24,6 @@ def explained(error: OSError, doing: str) -> PhysionError:
         return TransientError(f"{doing}: no space left on the disk; free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"{doing}: {error.strerror}; give this user write access or choose another --store")
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG):
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
         return ConfigError(f"{doing}: {error.strerror} ({error.filename}); choose another --store")
     return TransientError(f"{doing}: {error.strerror or error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -11,15 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from physion.errors import DataError
-from physion.store.checksums import sha256_of
+from physion.errors import ConfigError, DataError
+from physion.store.checksums import flush, sha256_of
 from physion.store.disk_errors import clear_errors, explained
+from physion.store.folders import NoLocks, locked, mark_of, own_folder
+from physion.store.keys import checked_key, is_key
+from physion.store.protocol import MOST_READ
 from physion.store.scratch import make_scratch, scratch
 
 if TYPE_CHECKING:
     from physion.store.protocol import Upload
 
 STAGING = ".staging"
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 ATTEMPTS = 100  # to put a file into a folder that others keep removing
 
 
@@ -27,7 +32,9 @@ class LocalStore:
     """Objects are files below a root directory.
 
     An object is written beside its final place (in `.staging/`), flushed to disk and renamed, so that neither a kill nor
-    a power cut leaves half of one under its name.
+    a power cut leaves half of one under its name. The root may be a symbolic link; nothing is written or deleted through one
+    that lies below it. What is no key of this program's, or is what NFS leaves of files that were open when they were removed
+    (`.nfs...`), is in no listing.
     """
 
     cache = None
@@ -53,11 +60,15 @@ class LocalStore:
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None when there is none."""
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb") as file:
+                data = file.read(MOST_READ + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise explained(error, f"store {self.uri}: cannot read {key}") from error
+        if len(data) > MOST_READ:
+            raise DataError(f"{self.uri}/{key} is far too large for what it should be")
+        return data
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
@@ -72,24 +83,24 @@ class LocalStore:
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
-        target = self._path(key)
+        target = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot write {key}"), scratch(self.root / STAGING) as staging:
             staged = staging / "object"
             staged.write_bytes(data)
-            _flush(staged)
-            return _put(staged, target, _link if if_absent else _replace)
+            flush(staged)
+            return _put(staged, target, self._link if if_absent else _replace)
 
     def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
         """Make the file at `path` an object unless there is one already; the file goes. Tells whether it did."""
-        target = self._path(key)
+        target = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot write {key}"):
             self.root.mkdir(parents=True, exist_ok=True)
             if path.stat().st_dev != self.root.stat().st_dev:
                 with scratch(self.root / STAGING) as staging:
                     return self.upload(key, Path(shutil.move(path, staging / "object")))
-            _flush(path)
-            made = _put(path, target, _link)
-            path.unlink()
+            flush(path)
+            made = _put(path, target, self._link)
+            path.unlink(missing_ok=True)
         return made
 
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
@@ -113,7 +124,8 @@ class LocalStore:
 
         with clear_errors(f"store {self.uri}: cannot list {prefix}"):
             found = (Path(folder, name) for folder, _, names in os.walk(top, onerror=failed) for name in names)
-            return sorted(path.relative_to(self.root).as_posix() for path in found)
+            keys = sorted(path.relative_to(self.root).as_posix() for path in found if not path.name.startswith(".nfs"))
+            return [key for key in keys if is_key(key)]
 
     def age(self, key: str) -> float | None:
         """Seconds since an object was written; None when there is none."""
@@ -124,7 +136,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one, and the folders that it leaves empty."""
-        path = self._path(key)
+        path = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot delete {key}"):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another object is there
@@ -143,14 +155,59 @@ class LocalStore:
         with clear_errors(f"store {self.uri}: cannot make the folder"):
             self.root.mkdir(parents=True, exist_ok=True)
 
+    def lacks(self) -> Sequence[str]:
+        """What the disk has none of: `hard links`, `file locks`."""
+        missing = []
+        with clear_errors(f"store {self.uri}: cannot try the disk"), scratch(self.root / STAGING) as folder:
+            (folder / "one").touch()
+            try:
+                os.link(folder / "one", folder / "two")
+            except OSError as error:
+                missing += ["hard links"] if error.errno in NO_LINKS else []
+            try:
+                with locked(folder / "one"):
+                    pass
+            except NoLocks:
+                missing.append("file locks")
+        return missing
+
     def clock_skew(self) -> float | None:
         """None: there is one clock."""
         return None
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        assert all(part not in ("", ".", "..") for part in parts), key
-        return self.root.joinpath(*parts)
+        return self.root / checked_key(key)
+
+    def _own_path(self, key: str) -> Path:
+        """A path to write to or delete."""
+        path = self._path(key)
+        for folder in itertools.takewhile(lambda folder: folder != self.root, path.parents):
+            if folder.is_symlink():
+                raise ConfigError(f"{folder} is a symbolic link: a store writes and deletes in folders of its own only")
+        return path
+
+    def _link(self, path: Path, target: Path) -> bool:
+        """The conditional write of a file system: tells whether there was no `target` yet."""
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return self._move(path, target, error)
+        return True
+
+    def _move(self, path: Path, target: Path, why: OSError) -> bool:
+        """The same on a disk without hard links, where a lock keeps the others from doing it at once."""
+        try:
+            with locked(mark_of(own_folder(self.root / STAGING))):
+                return not os.path.lexists(target) and _replace(path, target)
+        except NoLocks as error:
+            raise ConfigError(
+                f"store {self.uri}: this disk has neither hard links ({why.strerror}) nor file locks, so two commands at once "
+                "would overwrite each other's files; choose a --store on another disk or in a bucket"
+            ) from error
 
 
 def _put(path: Path, target: Path, place: Callable[[Path, Path], bool]) -> bool:
@@ -164,27 +221,10 @@ def _put(path: Path, target: Path, place: Callable[[Path, Path], bool]) -> bool:
             if attempt == ATTEMPTS or not path.exists():
                 raise
     with contextlib.suppress(FileNotFoundError):
-        _flush(target.parent)
+        flush(target.parent)
     return made
 
 
 def _replace(path: Path, target: Path) -> bool:
     path.replace(target)
     return True
-
-
-def _link(path: Path, target: Path) -> bool:
-    """The conditional write of a file system: tells whether there was no `target` yet."""
-    try:
-        os.link(path, target)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,9 @@ mix theirs, whatever the moment one of them dies at.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from physion.errors import ConfigError, DataError, TransientError, nearest
 from physion.progress import Bar, progress
 from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
 from physion.store.checksums import sha256_of
+from physion.store.folders import locked, own_folder, real_folder
+from physion.store.keys import sha256_name
 from physion.store.protocol import Store
 
 PREFIX = "pretrained"
@@ -36,16 +40,25 @@ def find_weights(store: Store, reference: str) -> Artifact:
     name = name_of(reference)
     manifest = _manifest(store, name)
     if manifest is None:
-        known = [other.instance for other in list_weights(store)]
+        known = _names(store)
         there = f"; there are: {', '.join(known)}" if known else ": `physion weights import` or `pull` brings some in"
         raise ConfigError(f"no weights '{name}' in {store.uri}/{PREFIX}{nearest(name, known)}{there}")
     return Artifact(store, manifest, f"{PREFIX}/{name}", _advice(name))
 
 
-def list_weights(store: Store) -> list[Manifest]:
-    """The manifests of all named weights of a store, by name."""
-    names = sorted(key.split("/")[1] for key in store.list(PREFIX) if key.count("/") == 2 and key.endswith(f"/{MANIFEST}"))
-    return [manifest for name in names if (manifest := _manifest(store, name)) is not None]
+def list_weights(store: Store) -> tuple[list[Manifest], list[str]]:
+    """The manifests of all named weights of a store, by name, and what is wrong with those that cannot be read."""
+    found, problems = [], []
+    for name in _names(store):
+        try:
+            found += [manifest] if (manifest := _manifest(store, name)) else []
+        except (ConfigError, DataError) as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def _names(store: Store) -> list[str]:
+    return sorted(key.split("/")[1] for key in store.list(PREFIX) if key.count("/") == 2 and key.endswith(f"/{MANIFEST}"))
 
 
 def publish_weights(
@@ -58,7 +71,7 @@ def publish_weights(
     records = {role: (sha256_of(path), path) for role, path in files.items()}
     manifest = Manifest(
         stage=stage,
-        instance=name,
+        instance=name_of(name),
         fingerprint=records["weights"][0][:20],
         config=sizes,
         inputs={},
@@ -73,22 +86,37 @@ def publish_weights(
     return _publish(store, manifest, named)
 
 
-def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
+def copy_weights(source: Artifact, store: Store, pulls: Path) -> Manifest:
     """Publish the same named weights in another store.
 
-    What was read of a file so far stays in directory `partial`, and a copy that broke off goes on from there.
+    What was read of a file so far stays in a folder of its own below `pulls`, and a copy that broke off goes on from there; of
+    several at once, one reads and the others wait for it.
 
     Raises DataError when a file is not what its manifest says and comes the same again, TransientError when it comes wrong in
     another way, ConfigError when other weights have that name already.
     """
-    name = source.manifest.instance
-    _require_free(store, name, source.manifest.fingerprint)
+    manifest = source.manifest
+    place = own_folder(pulls, private=True) / sha256_name(manifest.content)
+    while True:
+        if standing := _standing(store, manifest):
+            return standing
+        with suppress(FileNotFoundError):  # another one removed it just now
+            (real_folder(place, private=True) / "lock").touch()
+        with locked(place / "lock") as mine:
+            if not mine or _standing(store, manifest):  # where another one has just done it
+                continue
+            copied = _publish(store, manifest, _read_all(source, place))
+            shutil.rmtree(place)
+            return copied
+
+
+def _read_all(source: Artifact, place: Path) -> dict[str, tuple[str, Path]]:
+    """All files of named weights in a folder: name -> SHA-256 and local file."""
     files = {}
-    with progress(name, sum(record.size for record in source.manifest.files), "bytes") as bar:
+    with progress(source.manifest.instance, sum(record.size for record in source.manifest.files), "bytes") as bar:
         for record in source.manifest.files:
-            path = partial / record.sha256
+            path = place / sha256_name(record.sha256)
             key = f"{source.prefix}/{record.name}"
-            path.parent.mkdir(parents=True, exist_ok=True)
             wrong = ""
             while (found := _read_rest(source.store, key, path, record.size, bar)) != record.sha256:
                 path.unlink()
@@ -99,7 +127,7 @@ def copy_weights(source: Artifact, store: Store, partial: Path) -> Manifest:
                     raise TransientError(f"{source.store.uri}/{key} came damaged twice: check the network; run the same again")
                 wrong = found
             files[record.name] = (record.sha256, path)
-    return _publish(store, source.manifest, files)
+    return files
 
 
 def _read_rest(store: Store, key: str, path: Path, size: int, bar: Bar) -> str:
@@ -131,7 +159,7 @@ def remove_weights(store: Store, reference: str) -> None:
 def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Path]]) -> Manifest:
     """Publish files (name -> SHA-256 and local file)."""
     name = manifest.instance
-    _require_free(store, name, manifest.fingerprint)
+    _standing(store, manifest)
     output = PrefixWriter(store, f"{PREFIX}/{name}")
     paths = {file: path for file, (_, path) in files.items()}
     part = output.add_part("weights", paths, sha256={file: sha256 for file, (sha256, _) in files.items()})
@@ -140,9 +168,11 @@ def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Pa
     return standing
 
 
-def _require_free(store: Store, name: str, fingerprint: str) -> None:
-    if standing := _manifest(store, name_of(name)):
-        _require_same(store, standing, fingerprint)
+def _standing(store: Store, manifest: Manifest) -> Manifest | None:
+    """The named weights that stand under this name; raises ConfigError when they are others."""
+    if standing := _manifest(store, name_of(manifest.instance)):
+        _require_same(store, standing, manifest.fingerprint)
+    return standing
 
 
 def _require_same(store: Store, standing: Manifest, fingerprint: str) -> None:
@@ -154,7 +184,24 @@ def _require_same(store: Store, standing: Manifest, fingerprint: str) -> None:
 
 
 def _manifest(store: Store, name: str) -> Manifest | None:
-    return manifest_at(store, f"{PREFIX}/{name}", _advice(name))
+    manifest = manifest_at(store, f"{PREFIX}/{name}", _advice(name))
+    if manifest is not None and (why := _unfit(manifest, name)):
+        raise DataError(f"{store.uri}/{PREFIX}/{name}/{MANIFEST} is no manifest of these weights: {why}; {_advice(name)}")
+    return manifest
+
+
+def _unfit(manifest: Manifest, name: str) -> str | None:
+    """Why this cannot be the manifest of weights of that name."""
+    metrics, roles = manifest.metrics, {record.name: record.name.partition("-")[0] for record in manifest.files}
+    if manifest.instance != name:
+        return f"it says that they are '{manifest.instance}'"
+    if "weights" not in roles.values():
+        return "it names no file of weights"
+    if odd := [r.name for r in manifest.files if r.name != f"{roles[r.name]}-{r.sha256[:16]}.safetensors"]:
+        return f"{odd[0]} is not named after its content"
+    if not isinstance(metrics.get("parameters"), int) or not isinstance(metrics.get("digests", {}), dict):
+        return "it does not say how many parameters they have, or its digests are none"
+    return None
 
 
 def _advice(name: str) -> str:

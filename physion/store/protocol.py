@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from physion.store.cache import ShardCache
 
 
+MOST_READ = 256 * 2**20  # bytes of an object that is read as a whole into memory
+
+
 @dataclass(frozen=True)
 class Upload:
     """Parts of an object that are not put together: an upload under way, or what a dead one left."""
@@ -38,7 +41,7 @@ class Store(Protocol):
         """Size of an object in bytes; None when there is none."""
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None when there is none."""
+        """The bytes of a small object; None when there is none. Raises DataError when it is larger than `MOST_READ`."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
@@ -60,7 +63,7 @@ class Store(Protocol):
         """
 
     def list(self, prefix: str) -> list[str]:
-        """Keys below a prefix (a folder), sorted."""
+        """Keys below a prefix (a folder), sorted; names that are none of ours (`keys.safe_key`) are left out."""
 
     def age(self, key: str) -> float | None:
         """Seconds since an object was written; None when there is none."""

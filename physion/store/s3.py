@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.disk_errors import clear_errors
-from physion.store.protocol import Upload
+from physion.store.keys import checked_key, is_key
+from physion.store.protocol import MOST_READ, Upload
 from physion.store.s3_errors import FAILURES, Damaged
 from physion.store.s3_requests import Beyond, Missing, Patience, Refused, Requests, Unsupported
 from physion.store.scratch import make_scratch, scratch
@@ -92,7 +93,7 @@ class S3Store:
     def scratch(self) -> Path:
         """A fresh local directory."""
         with clear_errors(f"store {self.uri}: cannot make a scratch directory"):
-            return make_scratch(self._scratch_root)
+            return make_scratch(self._scratch_root, private=True)
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when there is none."""
@@ -103,10 +104,12 @@ class S3Store:
 
         def get(client: S3Client) -> bytes:
             answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
+            if answer["ContentLength"] > MOST_READ:
+                raise Damaged(f"{answer['ContentLength']}", f"{self.uri}/{key} is far too large for what it should be")
             data = answer["Body"].read()
             found = hashlib.sha256(data).hexdigest()
             if answer["Metadata"].get("sha256", found) != found:
-                raise Damaged
+                raise Damaged(found, f"{self.uri}/{key} is corrupt (its SHA-256 is not the one that it carries)")
             return data
 
         try:
@@ -186,7 +189,7 @@ class S3Store:
 
         pages = self._pages(f"list {prefix}", ask, ContinuationToken="NextContinuationToken")
         found = (self._name(item["Key"]) for page in pages for item in page.get("Contents", []))
-        return sorted(key for key in found if not key.endswith("/"))  # some servers list folders
+        return sorted(filter(is_key, found))  # some servers list folders, `a/b/`
 
     def delete(self, key: str) -> None:
         """Remove an object, if there is one."""
@@ -209,6 +212,8 @@ class S3Store:
         with contextlib.suppress(Unsupported):
             for page in self._pages("list unfinished uploads", ask, **marks):
                 for item in page.get("Uploads", []):
+                    if not is_key(self._name(item["Key"])):
+                        continue
                     with contextlib.suppress(Missing):  # completed or aborted since
                         found.append(self._unfinished(item["Key"], item["UploadId"], _utc(item["Initiated"])))
         return found
@@ -259,8 +264,7 @@ class S3Store:
 
     def _key(self, key: str) -> str:
         """The key in the bucket."""
-        assert all(part not in ("", ".", "..") for part in key.split("/")), key
-        return f"{self.prefix}/{key}" if self.prefix else key
+        return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
 
     def _name(self, key: str) -> str:
         """The key in the store of a key in the bucket."""
@@ -315,7 +319,7 @@ class S3Store:
         """Whether this way of sending is conditional on this server; looked at once a process."""
         known = self._conditional
         if send.__name__ not in known:
-            with scratch(self._scratch_root) as folder:
+            with scratch(self._scratch_root, private=True) as folder:
                 body = folder / "probe"
                 body.write_bytes(b"This server was asked whether it honours If-None-Match.\n")
                 try:

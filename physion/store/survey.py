@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from functools import partial
 
 from physion.errors import ConfigError, DataError, PhysionError
-from physion.store.artifacts import MANIFEST, STUDY, ArtifactWriter, Manifest, prefix_of, read_manifest
+from physion.store.artifacts import MANIFEST, ArtifactWriter, Manifest, prefix_of, read_manifest
+from physion.store.keys import WORD
 from physion.store.protocol import Store
 
 AT_ONCE = 16  # small questions to the store
@@ -24,7 +24,7 @@ class Found:
     keys: list[str]
     manifest: Manifest | None
     problem: str | None = None
-    """Why the manifest cannot be read, where it cannot."""
+    """Why the manifest cannot be read, where it cannot, or why this is no artifact at all."""
 
     @property
     def prefix(self) -> str:
@@ -56,10 +56,14 @@ class Verdict:
 def survey(store: Store) -> list[Found]:
     """Everything below `artifacts/`, by stage and fingerprint."""
     places: dict[tuple[str, str], list[str]] = {}
+    strays = []
     for key in store.list("artifacts"):
-        _, stage, fingerprint, *name = [*key.split("/", 3), ""]
-        if name[0]:
-            places.setdefault((stage, fingerprint), []).append(key)
+        parts = key.split("/", 3)
+        if len(parts) == 4 and all(map(WORD.fullmatch, parts[1:3])):
+            places.setdefault((parts[1], parts[2]), []).append(key)
+        else:
+            problem = f"{store.uri}/{key} is part of no artifact, and only stages write there: remove it"
+            strays.append(Found(parts[1], "", [key], None, problem))
 
     def look(place: tuple[str, str]) -> Found:
         keys = places[place]
@@ -72,7 +76,7 @@ def survey(store: Store) -> list[Found]:
             raise
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(look, places))
+        return [*pool.map(look, places), *strays]
 
 
 def select(everything: Sequence[Found], name: str) -> list[Found]:
@@ -97,17 +101,20 @@ def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days
     (fingerprints) says what is needed, artifacts that are not. Kept with those in `keep` is whatever may belong to a running
     job: all that was written in these days, the studies that it is part of, and the inputs of all of this.
     """
-    ages = _ages(store, everything)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        ages = dict(zip((f.prefix for f in everything), pool.map(partial(_age, store), everything), strict=True))
     fresh = {found.fingerprint for found in everything if ages[found.prefix] < days * 86400}
-    needed = _with_inputs(everything, (keep or set()) | fresh | _studies(store, everything, fresh))
+    everything, studies, unknown = _studies(store, everything, fresh)
+    needed = _with_inputs(everything, (keep or set()) | fresh | studies)
     verdicts = []
     for found in everything:
         if found.problem:
             verdicts.append(Verdict(found, False, found.keys, found.problem))
         elif found.manifest is None:
             untouched = f"unfinished, last written {ages[found.prefix] / 86400:.1f} days ago"
-            spared = found.fingerprint in fresh or found.fingerprint in (keep or ())
-            verdicts.append(Verdict(found, not spared, found.keys, untouched))
+            verdicts.append(Verdict(found, not (unknown or found.fingerprint in needed), found.keys, untouched))
+        elif keep is not None and found.fingerprint not in needed and unknown:
+            verdicts.append(Verdict(found, False, found.keys, "a damaged study.json hides whether a running job needs it"))
         elif keep is not None and found.fingerprint not in needed:
             verdicts.append(Verdict(found, True, found.keys, "no preset that is kept and no recent run needs it"))
         else:
@@ -118,9 +125,11 @@ def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days
     return verdicts
 
 
-def remove(store: Store, verdict: Verdict) -> bool:
+def remove(store: Store, verdict: Verdict, days: float) -> bool:
     """Carry a verdict out; False when somebody has been at work there since the survey."""
     if store.list(verdict.found.prefix) != verdict.found.keys:
+        return False
+    if verdict.found.manifest is None and _age(store, verdict.found) < days * 86400:  # `study.json` alone was written anew
         return False
     if len(verdict.keys) == len(verdict.found.keys):
         ArtifactWriter(store, verdict.found.stage, verdict.found.fingerprint).erase()
@@ -136,25 +145,25 @@ def sizes(store: Store, keys: Iterable[str]) -> int:
         return sum(size or 0 for size in pool.map(store.size, keys))
 
 
-def _ages(store: Store, everything: Sequence[Found]) -> dict[str, float]:
-    """Seconds since the last write, by prefix."""
-
-    def age(found: Found) -> float:
-        if found.manifest:
-            return (datetime.now(UTC) - datetime.fromisoformat(found.manifest.created)).total_seconds()
-        return min((age for key in found.keys if (age := store.age(key)) is not None), default=0.0)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {found.prefix: seconds for found, seconds in zip(everything, pool.map(age, everything), strict=True)}
+def _age(store: Store, found: Found) -> float:
+    """Seconds since the last write."""
+    if found.manifest:
+        return found.manifest.age
+    return min((age for key in found.keys if (age := store.age(key)) is not None), default=0.0)
 
 
-def _studies(store: Store, everything: Sequence[Found], fresh: set[str]) -> set[str]:
-    """Fingerprints of the whole studies that unfinished work is part of."""
-    needed: set[str] = set()
+def _studies(store: Store, everything: Sequence[Found], fresh: set[str]) -> tuple[list[Found], set[str], bool]:
+    """What was found, where a damaged `study.json` is a problem now; the fingerprints of the studies in flight; any problem?"""
+    known, needed, unknown = [], set[str](), False
     for found in everything:
-        if found.manifest is None and found.fingerprint in fresh:
-            needed |= set(json.loads(store.read(f"{found.prefix}/{STUDY}") or b"{}").get("study", {}).values())
-    return needed
+        if found.manifest is None and found.problem is None and found.fingerprint in fresh:
+            try:
+                begun = ArtifactWriter(store, found.stage, found.fingerprint).begun()
+                needed |= set(begun.study.values()) if begun else set()
+            except DataError as error:
+                found, unknown = replace(found, problem=str(error)), True
+        known.append(found)
+    return known, needed, unknown
 
 
 def _with_inputs(everything: Sequence[Found], roots: set[str]) -> set[str]:

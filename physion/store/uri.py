@@ -21,6 +21,8 @@ def open_store(uri: str, cache: ShardCache | None = None) -> Store:
 
     Raises ConfigError for what is no store.
     """
+    if not uri.strip():
+        raise ConfigError("--store is empty: give a path, file:///path or s3://bucket/prefix (or set PHYSION_STORE)")
     parts = urlsplit(uri)
     if "@" in parts.netloc or (parts.scheme == "s3" and ":" in parts.netloc):  # not repeated: it may hold a secret
         raise ConfigError(
@@ -30,8 +32,8 @@ def open_store(uri: str, cache: ShardCache | None = None) -> Store:
     if parts.scheme == "s3":
         from physion.store.s3 import S3Store, parse_uri  # boto3 takes a while to load
 
-        root = Path.home() / ".cache" / "physion" if cache is None else cache.root
-        return S3Store(*parse_uri(uri), scratch=root / "scratch", cache=cache)
+        beside = Path.home() / ".cache" / "physion" / "physion-cache" if cache is None else cache.root
+        return S3Store(*parse_uri(uri), scratch=beside.with_name("physion-scratch"), cache=cache)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")

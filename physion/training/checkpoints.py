@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from physion.errors import DataError
+from physion.models.weights import misfit, read_tensors
 from physion.progress import say
 from physion.store.artifacts import ArtifactWriter
 from physion.store.checksums import sha256_of
 
 KEPT = 2
+CHECKPOINT = re.compile(r"(?P<token>\d{6,18})-(?P<step>\d{8,18})-[0-9a-f]{16}\.safetensors")
+OWNER = re.compile(r"(?P<token>\d{6,18})\.json")
 
 
 @dataclass
@@ -87,7 +91,10 @@ class State:
         """Put the state in place."""
         if not self.tensors:
             return
-        model.load_state_dict({n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")})
+        ours = {n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")}
+        if problem := misfit(model.state_dict(), ours):
+            raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force begins again")
+        model.load_state_dict(ours)
         for name, parameter in model.named_parameters():
             state: dict[str, Tensor] = {}
             if (count := self.tensors.get(f"adam.step.{name}")) is not None:
@@ -133,15 +140,14 @@ class Checkpoints:
         while keys := self._keys():
             try:
                 path = self._store.fetch(keys[-1])
-                intact = sha256_of(path)[:16] == Path(keys[-1]).stem.split("-")[2]
+                if sha256_of(path)[:16] == Path(keys[-1]).stem.split("-")[2]:
+                    state = read_state(path)
+                    self.last = state.step
+                    return state
             except FileNotFoundError:  # the run before was still tidying up
                 continue
             except DataError:
-                intact = False
-            if intact:
-                state = read_state(path)
-                self.last = state.step
-                return state
+                pass
             say(f"{self.where}: {Path(keys[-1]).name} is damaged; taking the one before")
             self._store.delete(keys[-1])
         return State()
@@ -185,27 +191,44 @@ class Checkpoints:
 
     def _keys(self) -> list[str]:
         """Checkpoints of this run and older ones, the newest last."""
-        return [key for key in self._store.list(self._prefix) if int(Path(key).name.split("-")[0]) <= self._token]
+        names = ((key, CHECKPOINT.fullmatch(Path(key).name)) for key in self._store.list(self._prefix))
+        return [key for key, name in names if name and int(name["token"]) <= self._token]
 
     def _owner(self, token: int) -> str:
         return f"{self._owners}/{token:06d}.json"
 
     def _newest_owner(self) -> int:
-        return max((int(Path(key).stem) for key in self._store.list(self._owners)), default=0)
+        names = (OWNER.fullmatch(Path(key).name) for key in self._store.list(self._owners))
+        return max((int(name["token"]) for name in names if name), default=0)
+
+
+class _Course(BaseModel):
+    rows: list[dict[str, int | float]]
+    loss_sum: float
+    norm_sum: float
+    steps: NonNegativeInt
+
+
+class _Facts(BaseModel):
+    step: NonNegativeInt
+    history: _Course
+    scaler: dict[str, Any]
 
 
 def read_state(path: Path) -> State:
-    """Read a checkpoint's file."""
-    with safe_open(str(path), framework="pt") as file:
-        facts = json.loads(file.metadata()["physion"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return State(int(facts["step"]), History(**facts["history"]), facts["scaler"], tensors)
+    """Read a checkpoint's file, and let go of it: NFS keeps what is removed while it is mapped. Raises DataError."""
+    facts, tensors = read_tensors(path, f"checkpoint {path}")
+    try:
+        known = _Facts.model_validate(facts)
+    except ValidationError as error:
+        raise DataError(f"{path} is no checkpoint: its metadata is none of one ({error.error_count()} fields)") from error
+    return State(known.step, History(**vars(known.history)), known.scaler, {name: t.clone() for name, t in tensors.items()})
 
 
 def best_weights(output: ArtifactWriter, step: int) -> dict[str, Tensor] | None:
     """The model's tensors after a step whose checkpoint was kept; None when it is not there."""
     for key in reversed(output.store.list(f"{output.prefix}/checkpoints")):
-        if _step(key) == step:
+        if CHECKPOINT.fullmatch(Path(key).name) and _step(key) == step:
             with suppress(FileNotFoundError):
                 tensors = read_state(output.store.fetch(key)).tensors
                 return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}

@@ -67,6 +67,7 @@ class Task(ABC):
     heldout: Clips
     sample_flops: float | None = None  # of a training step, a sample
     unused_parameters = False  # whether some get no gradient
+    cpu_micro_batch: int | None = None  # samples at a time whose tensors stay in a CPU's caches
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
         """Parameter groups with their peak learning rates."""
@@ -197,7 +198,8 @@ class Training:
         self.adam = torch.optim.Adam([{"params": params} for params, _ in groups], lr=1.0, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.share = self.ranks.share(self.optim.batch_size)
-        self.micro = config.micro_batch or self.share.stop - self.share.start
+        cached = task.cpu_micro_batch if self.device.type == "cpu" else None
+        self.micro = config.micro_batch or cached or self.share.stop - self.share.start
         self.waiting: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms still on the device
 
     def run(self) -> list[dict[str, float]]:
@@ -206,6 +208,7 @@ class Training:
         state = self.ranks.on_rank_0(self._take_over)
         state.load(self.model, self.adam, self.scaler)
         start, self.history = state.step, state.history
+        del state
         if start:
             say(f"{name}: goes on from step {start} of {optim.steps}")
         self.watch = Watch(self.job.output, start)

@@ -8,6 +8,7 @@ so a run that was killed goes on where its checkpoint is, without gaps or double
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import time
@@ -21,6 +22,7 @@ import torch
 from physion.report.pictures import png
 from physion.store.artifacts import ArtifactWriter
 
+SEGMENT = re.compile(r"\d{8,18}-(?P<last>\d{8,18})\.(jsonl|tfevents|png)")
 METRICS, EVENTS, PICTURE = "metrics.jsonl", "events.tfevents", "picture.png"
 # Dense peak FLOP/s in bf16 or fp16, from the vendor's data sheets; by a part of the device's name, the first that fits.
 PEAKS = {
@@ -82,6 +84,8 @@ class Watch:
             data = store.read(key)
             if data is None:  # another run has just published
                 continue
+            if not SEGMENT.fullmatch(Path(key).name):
+                continue
             path = files[{".jsonl": METRICS, ".tfevents": EVENTS, ".png": PICTURE}[Path(key).suffix]]
             with path.open("wb" if path.name == PICTURE else "ab") as file:
                 file.write(data)
@@ -123,7 +127,7 @@ class Segment:
 def forget_after(output: ArtifactWriter, step: int) -> None:
     """Remove the segments of a run that got further than its last checkpoint, from which another goes on."""
     for key in output.store.list(f"{output.prefix}/live"):
-        if int(Path(key).stem.split("-")[1]) > step:
+        if (name := SEGMENT.fullmatch(Path(key).name)) and int(name["last"]) > step:
             output.store.delete(key)
 
 

@@ -179,7 +179,7 @@ def test_leftovers_and_forgotten_work_go_and_recent_work_stays(look, store, grap
     for path in (forgotten, recent):
         (path / "manifest.json").unlink()
     os.utime(next(recent.glob("00000-*.safetensors")))
-    (store / ".staging" / "999999999-dead").mkdir(parents=True)
+    (store / ".staging" / ("9" * 32)).mkdir(parents=True)
     before = content(store)
     assert removed(look("gc", "--delete", "--json")).keys() == {
         (node.stage.name, node.fingerprint) for node in (graph["train-dvae"], graph["tokenize"])

@@ -30,7 +30,9 @@ def compare(tmp_path):
             write(path)
             part = output.add_part("0", {name: path})
             facts = {"stage": "any", "instance": "any", "fingerprint": "f" * 20, "config": {}, "inputs": {}}
-            manifest = output.publish(Manifest(**facts, files=part.files, code="", created="", seconds=0))
+            manifest = output.publish(
+                Manifest(**facts, files=part.files, code="", created="2026-01-01T00:00:00+00:00", seconds=0)
+            )
             artifacts.append(Artifact(output.store, manifest))
             output.close()
         return differences(name, *artifacts)

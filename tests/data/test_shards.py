@@ -44,7 +44,15 @@ def artifact(tmp_path_factory):
     files["index.json"].write_bytes(index_bytes(items))
     records = writer.add_part("all", files).files
     manifest = Manifest(
-        stage="frames", instance="f", fingerprint="f" * 20, config={}, inputs={}, files=records, code="", created="", seconds=0
+        stage="frames",
+        instance="f",
+        fingerprint="f" * 20,
+        config={},
+        inputs={},
+        files=records,
+        code="",
+        created="2026-01-01T00:00:00+00:00",
+        seconds=0,
     )
     return Artifact(writer.store, writer.publish(manifest))
 
@@ -167,7 +175,7 @@ def test_a_shard_that_is_no_safetensors_file(tmp_path):
         inputs={},
         files=part.files,
         code="",
-        created="",
+        created="2026-01-01T00:00:00+00:00",
         seconds=0,
     )
     with pytest.raises(DataError, match="is not a readable shard"):

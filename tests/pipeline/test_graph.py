@@ -68,13 +68,14 @@ def test_a_section_of_several_instances_changes_them_all():
 
 def test_one_dial_for_the_observed_frames():
     observed = {name for name in prints() if name.startswith("train-readout-observed")}
+    observed |= {"regress-observed-frames", "regress-states-observed", "regress-slots-observed"}
     assert changed("rollout.observed=60") == downstream("rollout-readout", "rollout-test", *observed)
 
 
 @pytest.mark.parametrize(("mode", "frames"), [("rollout", 60), ("full", 149)])
 def test_readouts_depend_on_the_frames_of_their_own_mode_only(mode, frames):
     readouts = {name for name in prints() if name.startswith(f"train-readout-{mode}")}
-    assert readouts
+    readouts |= {f"regress-states-{mode}", f"regress-slots-{mode}"}
     assert changed(f"train-readout.frames.{mode}={frames}") == downstream(*readouts)
 
 
@@ -130,3 +131,18 @@ def test_observed_and_full_readouts_do_not_wait_for_the_rollouter():
     assert graph["train-readout-observed-0"].inputs == {"slots": "extract-slots-readout"}
     assert graph["train-readout-full-0"].inputs == {"slots": "extract-slots-readout"}
     assert graph["train-readout-rollout-0"].inputs == {"slots": "rollout-readout"}
+
+
+def test_regressions_on_states_are_part_of_a_study_whose_dataset_tells_the_truth():
+    def on(*overrides):
+        return {name.removeprefix("regress-") for name in prints(*overrides) if name.startswith("regress-")}
+
+    states = {"states-observed", "states-rollout", "states-full"}
+    assert states < on()
+    assert on("dataset=fetch") == on("simulate.truth=[training, test]") == on() - states
+    assert on("regress.on=[scenario, states-full]") == {"scenario", "states-full"}
+    graph = build_graph(load_config("tiny"))
+    assert graph["regress-states-full"].inputs == {"readout": "simulate-readout", "test": "simulate-test"}
+    assert graph["regress-slots-rollout"].inputs == {"readout": "rollout-readout", "test": "rollout-test"}
+    assert graph["regress-slots-full"].inputs == {"readout": "extract-slots-readout", "test": "extract-slots-test"}
+    assert graph["regress-first-frame"].inputs == {"readout": "frames-readout", "test": "frames-test"}

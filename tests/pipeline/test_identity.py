@@ -188,8 +188,8 @@ def test_work_begun_from_other_inputs_is_not_gone_on_with(graph, store):
     wanted = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "0001-4-deadbeef.safetensors").write_bytes(b"of another training")
-    (folder / "study.json").write_text(json.dumps({"study": {}, "inputs": {"slots": "other bytes"}}))
+    (folder / "checkpoints" / "000001-00000004-deadbeefdeadbeef.safetensors").write_bytes(b"of another training")
+    (folder / "study.json").write_text(json.dumps({"study": {}, "inputs": {"slots": "0" * 64}}))
     run_node(node, graph, target, Stop())
     assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == wanted
 
@@ -242,10 +242,11 @@ def test_the_nearest_of_several(preset, store):
 def test_a_newer_version_and_another_engine(preset, finished, monkeypatch):
     from physion.stages import STAGES
 
-    monkeypatch.setitem(STAGES, "tokenize", replace(STAGES["tokenize"], version=9))
+    tokenize = STAGES["tokenize"]
+    monkeypatch.setitem(STAGES, "tokenize", replace(tokenize, version=9))
     (reason,) = reasons(preset, finished, "tokenize")
     assert (reason.kind, reason.what, reason.new) == ("version", "tokenize", 9)
-    monkeypatch.setitem(STAGES, "tokenize", replace(STAGES["tokenize"], version=2, facts=lambda: {"engine": "other 1"}))
+    monkeypatch.setitem(STAGES, "tokenize", replace(tokenize, facts=lambda: {"engine": "other 1"}))
     (reason,) = reasons(preset, finished, "tokenize")
     assert (reason.kind, reason.what, reason.old, reason.new) == ("fact", "engine", None, "other 1")
 

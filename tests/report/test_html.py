@@ -59,7 +59,7 @@ def context(**changes):
         headline=HOSTILE,
         simulated=True,
         metrics=metrics,
-        comparisons={HOSTILE: Interval(0.05, -0.01, 0.11).as_json()},
+        comparisons={HOSTILE: Interval(0.05, -0.01, 0.11).as_json() | {"p_value": 0.123}},
         paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
         plots={HOSTILE: plot_accuracy(metrics, simulated=True)},
         videos=[

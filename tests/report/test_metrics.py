@@ -2,19 +2,25 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, norm
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
 
 from physion.report.metrics import (
     PAPER_THRESHOLDS,
     Interval,
     accuracy,
     balanced_accuracy,
-    bootstrap_interval,
+    brier,
     choose_threshold,
     compare_modes,
     evaluate_predictions,
     headline,
+    paired_p_value,
     paper_protocol,
+    reliability,
     roc_auc,
+    videos_needed,
 )
 
 
@@ -105,36 +111,72 @@ class TestChooseThreshold:
         assert choose_threshold(scores, labels) == choose_threshold(scores[order], labels[order])
 
 
-class TestBootstrap:
-    def test_covers_the_truth_about_as_often_as_it_says(self):
-        rng = np.random.default_rng(0)
-        rates = np.repeat([0.9, 0.6, 0.5], 50)  # strata that differ: the mean is 2/3
+class TestAgreementWithScikitLearn:
+    @pytest.mark.parametrize("levels", [4, 1000])  # many ties, hardly any
+    def test_every_metric(self, levels):
+        rng = np.random.default_rng(levels)
+        for _ in range(10):
+            scores, labels = rng.integers(levels + 1, size=80) / levels, rng.random(80) < 0.4
+            called = scores > 0.3
+            assert accuracy(scores, labels, 0.3) == pytest.approx(sklearn_metrics.accuracy_score(labels, called))
+            expected = sklearn_metrics.balanced_accuracy_score(labels, called)
+            assert balanced_accuracy(scores, labels, 0.3) == pytest.approx(expected)
+            assert roc_auc(scores, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
+            assert brier(scores, labels) == pytest.approx(sklearn_metrics.brier_score_loss(labels, scores))
+
+    @pytest.mark.parametrize("scores", [np.random.default_rng(0).random(500), np.arange(11) / 10, np.full(7, 0.35)])
+    def test_reliability(self, scores):
+        labels = np.random.default_rng(1).random(len(scores)) < scores
+        found = reliability(scores, labels)
+        share, said = calibration_curve(labels, scores, n_bins=10)
+        assert [row["positive"] for row in found] == pytest.approx(share)
+        assert [row["said"] for row in found] == pytest.approx(said)
+        assert sum(row["n"] for row in found) == len(scores)
+        assert all(row["low"] - 1e-9 <= row["said"] <= row["high"] + 1e-9 for row in found)
+
+
+class TestIntervals:
+    """Known truth: each video has a difficulty, each seed a skill, and each of both their own luck."""
+
+    @staticmethod
+    def study(rng, seeds, videos=200, skill=0.1):
+        """Predictions whose accuracy, over all videos and seeds there could be, is 60 %."""
+        spread = np.sqrt(2 + skill**2)
+        luck = rng.normal(size=videos) + skill * rng.normal(size=(seeds, 1)) + rng.normal(size=(seeds, videos))
+        right, labels = norm.ppf(0.6) * spread + luck > 0, rng.random(videos) < 0.5
+        return labels, np.where(right, labels, ~labels) * 0.8 + 0.1
+
+    @pytest.mark.parametrize(("seeds", "skill"), [(1, 0.0), (3, 0.1), (3, 0.2)])
+    def test_they_cover_the_truth_at_least_about_as_often_as_they_say(self, seeds, skill):
+        rng, names = np.random.default_rng(seeds), [f"{number:03d}" for number in range(200)]
         covered = 0
-        for trial in range(300):
-            values = (rng.random(150) < rates).astype(float)
-            found = bootstrap_interval(values, [str(rate) for rate in rates], resamples=300, seed=trial)
-            covered += found.low <= rates.mean() <= found.high
-        assert 0.91 <= covered / 300 <= 0.98
+        for trial in range(150):
+            labels, scores = self.study(rng, seeds, skill=skill)
+            found = evaluate_predictions(names, list("abcd") * 50, labels, scores, [0.5] * seeds, resamples=200, seed=trial)
+            interval = found["overall"]["accuracy"]
+            covered += interval["low"] <= 0.6 <= interval["high"]
+        assert covered / 150 >= 0.91
 
-    def test_stratified_interval_leaves_out_the_mix_of_scenarios(self):
-        values, strata = np.repeat([1.0, 0.0], 100), ["easy"] * 100 + ["hard"] * 100
-        assert bootstrap_interval(values, strata) == Interval(0.5, 0.5, 0.5)
-        together = bootstrap_interval(values, ["all"] * 200)
-        assert together.low < 0.45
-        assert together.high > 0.55
+    def test_seeds_that_differ_widen_them(self):
+        labels, strata = np.tile([True, False], 100), ["a"] * 200
+        names = [f"{number:03d}" for number in range(200)]
+        rows = [np.where(np.arange(200) < 200 * share, labels, ~labels) * 0.8 + 0.1 for share in (0.4, 0.6, 0.8)]
+        widths = []
+        for chosen in (rows, [rows[1]] * 3):
+            found = evaluate_predictions(names, strata, labels, np.array(chosen), [0.5] * 3)["overall"]["accuracy"]
+            assert found["value"] == pytest.approx(0.6)
+            widths.append(found["high"] - found["low"])
+        assert widths[0] > 2 * widths[1]
 
-    def test_same_seed_same_interval(self):
-        values, strata = np.random.default_rng(0).random(40), ["a"] * 40
-        assert bootstrap_interval(values, strata, seed=1) == bootstrap_interval(values, strata, seed=1)
-        assert bootstrap_interval(values, strata, seed=1) != bootstrap_interval(values, strata, seed=2)
-
-    def test_refuses_nothing_and_mismatch(self):
-        with pytest.raises(ValueError, match="0 values"):
-            bootstrap_interval(np.array([]), [])
-        with pytest.raises(ValueError, match="2 values and 1 strata"):
-            bootstrap_interval(np.array([1.0, 0.0]), ["a"])
-        with pytest.raises(ValueError, match="resamples must be at least 1"):
-            bootstrap_interval(np.array([1.0]), ["a"], resamples=0)
+    def test_they_leave_out_the_mix_of_scenarios(self):
+        labels = np.tile([True, False], 100)
+        scores = np.where(np.repeat([True, False], 100), labels, ~labels) * 0.8 + 0.1
+        names, values = [f"{number:03d}" for number in range(200)], []
+        for strata in (["easy"] * 100 + ["hard"] * 100, ["all"] * 200):
+            values.append(evaluate_predictions(names, strata, labels, scores[None], [0.5])["overall"]["accuracy"])
+        assert values[0] == {"value": 0.5, "low": 0.5, "high": 0.5, "spread": None}
+        assert values[1]["low"] < 0.45
+        assert values[1]["high"] > 0.55
 
 
 class TestEvaluatePredictions:
@@ -152,23 +194,24 @@ class TestEvaluatePredictions:
         assert found["n"] == 120
         assert found["positives"] == labels.sum()
         assert found["chance"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
-        for metric in ("accuracy", "balanced_accuracy", "roc_auc"):
+        for metric in ("accuracy", "balanced_accuracy", "roc_auc", "brier"):
             assert overall[metric]["low"] < overall[metric]["value"] < overall[metric]["high"]
 
     def test_intervals_equal_a_plain_loop_over_resampled_videos(self):
         """The weighted fast path against drawing videos and scoring them, on the same draws."""
-        names, scenarios, labels, scores = study(videos=30, seeds=2)
-        found = evaluate_predictions(names, scenarios, labels, scores, [0.5, 0.5], resamples=100, seed=4)
+        names, scenarios, labels, scores = study(videos=30, seeds=1)
+        found = evaluate_predictions(names, scenarios, labels, scores, [0.5], resamples=100, seed=4)
         rng, strata = np.random.default_rng(4), np.array(scenarios)
         counts = np.zeros((100, 30), dtype=int)
         for scenario in sorted(set(scenarios)):
             members = np.flatnonzero(strata == scenario)
             counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=100)
-        plain = {"accuracy": [], "balanced_accuracy": [], "roc_auc": []}
+        metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "roc_auc": roc_auc, "brier": brier}
+        plain = {name: [] for name in metrics}
         for row in counts:
             drawn = np.repeat(np.arange(30), row)
-            for name, metric in (("accuracy", accuracy), ("balanced_accuracy", balanced_accuracy), ("roc_auc", roc_auc)):
-                plain[name].append(np.mean([metric(one[drawn], labels[drawn]) for one in scores]))
+            for name, metric in metrics.items():
+                plain[name].append(metric(scores[0, drawn], labels[drawn]))
         for name, samples in plain.items():
             entry = found["overall"][name]
             assert [entry["low"], entry["high"]] == pytest.approx(np.percentile(samples, [2.5, 97.5]))
@@ -183,6 +226,31 @@ class TestEvaluatePredictions:
         assert found["Drop"]["n"] == 40
         assert found["Drop"]["positives"] == labels[members].sum()
         assert sum(entry["n"] for entry in found.values()) == 120
+        assert found["Drop"]["roc_auc"]["value"] == pytest.approx(
+            np.mean([roc_auc(row[members], labels[members]) for row in scores])
+        )
+
+    def test_the_mean_over_scenarios_counts_each_alike(self):
+        names, scenarios, labels, scores = study()
+        scenarios = ["Roll" if number < 90 else "Drop" for number in range(120)]
+        found = evaluate_predictions(names, scenarios, labels, scores, [0.5] * 3, resamples=200)
+        for metric in ("accuracy", "balanced_accuracy", "roc_auc", "brier"):
+            of_each = [entry[metric]["value"] for entry in found["per_scenario"].values()]
+            mean = found["scenario_mean"][metric]
+            assert mean["value"] == pytest.approx(np.mean(of_each))
+            assert mean["low"] < mean["value"] < mean["high"]
+        assert found["scenario_mean"]["accuracy"]["value"] != found["overall"]["accuracy"]["value"]
+
+    def test_by_first_contact(self):
+        names, scenarios, labels, scores = study()
+        frames = [50 + number % 40 if positive else None for number, positive in enumerate(labels)]
+        order = np.random.default_rng(9).permutation(120)
+        arguments = [[names[i] for i in order], [scenarios[i] for i in order], labels[order], scores[:, order], [0.5] * 3]
+        found = evaluate_predictions(*arguments, first_contacts=[frames[i] for i in order])["by_first_contact"]
+        assert [(row["from"], row["to"]) for row in found] == [(45, 54), (55, 64), (65, 74), (75, 149)]
+        assert sum(row["n"] for row in found) == labels.sum()
+        here = np.array([frame is not None and 55 <= frame < 65 for frame in frames])
+        assert found[1]["value"] == pytest.approx((scores[:, here] > 0.5).mean())
 
     def test_json_and_the_same_for_any_order_of_videos(self):
         names, scenarios, labels, scores = study()
@@ -240,6 +308,46 @@ class TestCompareModes:
         names, scenarios, labels, scores = study()
         mode = (scores, [0.5] * 3)
         assert compare_modes(names, scenarios, labels, mode, mode) == Interval(0, 0, 0)
+
+    def test_p_values_are_mcnemar_s(self):
+        names, scenarios, labels, scores = study(seeds=1)
+        rng = np.random.default_rng(0)
+        for wins, losses in ((8, 0), (12, 5), (4, 4)):
+            first, second = scores.copy(), scores.copy()
+            differ = rng.choice(120, wins + losses, replace=False)
+            first[0, differ], second[0, differ] = labels[differ] * 0.8 + 0.1, ~labels[differ] * 0.8 + 0.1
+            first[0, differ[wins:]], second[0, differ[wins:]] = second[0, differ[wins:]], first[0, differ[wins:]]
+            found = paired_p_value(names, scenarios, labels, (first, [0.5]), (second, [0.5]))
+            assert found == pytest.approx(binomtest(wins, wins + losses).pvalue, abs=0.015)
+
+    def test_p_values_of_nothing_are_spread_evenly(self):
+        names, scenarios, labels, _ = study()
+        found = []
+        for seed in range(100):
+            scores = np.random.default_rng(seed).random((2, 3, 120))
+            found.append(paired_p_value(names, scenarios, labels, (scores[0], [0.5] * 3), (scores[1], [0.5] * 3)))
+        assert np.mean(np.array(found) < 0.1) == pytest.approx(0.1, abs=0.08)
+        assert np.mean(found) == pytest.approx(0.5, abs=0.1)
+
+
+def test_so_many_videos_tell_five_points_from_chance():
+    """Against the exact test: with as many it finds the effect about as often as it should, with half of them not."""
+    videos = videos_needed(0.05)
+    assert 750 < videos < 800
+
+    def found(count):
+        rights = np.arange(count + 1)
+        critical = min(k for k in rights[count // 2 :] if binomtest(int(k), count).pvalue < 0.05)
+        return sum(np.exp(log_binomial(count, rights[critical:], 0.55)))
+
+    assert 0.75 < found(videos) < 0.85
+    assert found(videos // 2) < 0.6
+
+
+def log_binomial(count, rights, share):
+    from scipy.stats import binom
+
+    return binom.logpmf(rights, count, share)
 
 
 class TestPaperProtocol:

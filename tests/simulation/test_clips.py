@@ -63,7 +63,7 @@ def test_camera_does_not_know_the_outcome(scenario):
     if trajectory.cloth is not None:
         cloth = trajectory.cloth.copy()
         cloth[OBSERVED_FRAMES:] += 5.0
-    other = dataclasses.replace(trajectory, states=states, cloth=cloth, first_contact=None)
+    other = dataclasses.replace(trajectory, states=states, cloth=cloth, contacts={})
     for before, after in zip(vars(trajectory.view.camera).values(), vars(other.view.camera).values(), strict=True):
         np.testing.assert_array_equal(before, after)
 

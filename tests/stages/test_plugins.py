@@ -29,7 +29,7 @@ USED = ["--set", "plugins=[patch_slots]", "--set", "slot-model=patches", "--set"
 QUICK = ["--set", "train-readout.seeds=[0]", "--set", "evaluate.videos=1"]
 STUDY = ["-p", "smoke", *USED, *QUICK]
 FIRST = ("simulate", "frames")
-AFTER = {"extract-slots", "train-slotformer", "rollout", "train-readout", "evaluate"}
+AFTER = {"extract-slots", "train-slotformer", "rollout", "train-readout", "regress", "evaluate"}
 
 
 def code_of(document):

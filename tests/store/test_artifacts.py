@@ -24,7 +24,7 @@ def manifest_of(writer, fingerprint="f" * 20):
         files=[record for part in writer.parts().values() for record in part.files],
         metrics={"videos": 2},
         code="1",
-        created="now",
+        created="2026-01-01T00:00:00+00:00",
         seconds=1.5,
     )
 
@@ -63,7 +63,7 @@ def test_nothing_is_published_without_its_files(store):
     manifest = manifest_of(writer)
     ArtifactWriter(store, "frames", "f" * 20).erase()
     add(ArtifactWriter(store, "frames", "f" * 20), "1", b="beta")
-    with pytest.raises(TransientError, match=r"a\.txt was removed by another command while this one ran; run it again"):
+    with pytest.raises(TransientError, match=r"part 0 was removed by another command while this one ran; run it again"):
         writer.publish(manifest)
     assert read_manifest(store, "frames", "f" * 20) is None
 

@@ -88,7 +88,7 @@ def test_an_object_is_downloaded_once(source):
     assert ShardCache(source.root, SIZE).get(key(1), SIZE, pytest.fail) == first
     assert source.downloads() == [1]
     assert not list((source.root / "partial").iterdir())
-    assert first.stat().st_mode & 0o777 == 0o444
+    assert first.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_least_recently_used_goes_first(source):

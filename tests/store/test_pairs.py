@@ -7,8 +7,9 @@ from physion.training.watching import EVENTS, METRICS
 
 
 def found(name, *inputs, metrics=None, **files):
-    facts = {"stage": name, "instance": f"{name}-x", "fingerprint": name, "config": {}, "code": "", "created": "", "seconds": 0}
-    records = [FileRecord(name=file.replace("_", "."), size=1, sha256=sha256) for file, sha256 in files.items()]
+    facts = {"stage": name, "instance": f"{name}-x", "fingerprint": name, "config": {}, "code": "", "seconds": 0}
+    facts["created"] = "2026-01-01T00:00:00+00:00"
+    records = [FileRecord(name=file.replace("_", "."), size=1, sha256=sha256 * 64) for file, sha256 in files.items()]
     manifest = Manifest(
         **facts, inputs={source: {"fingerprint": source} for source in inputs}, metrics=metrics or {}, files=records
     )

@@ -51,7 +51,8 @@ def remote(tmp_path):
     files["index.json"] = writer.scratch / "index"
     files["index.json"].write_bytes(index_bytes(items))
     records = writer.add_part("all", files).files
-    facts = {"stage": "extract-slots", "instance": "slots", "fingerprint": "f" * 20, "code": "", "created": "", "seconds": 0}
+    facts = {"stage": "extract-slots", "instance": "slots", "fingerprint": "f" * 20, "code": "", "seconds": 0}
+    facts["created"] = "2026-01-01T00:00:00+00:00"
     manifest = writer.publish(Manifest(files=records, config={}, inputs={}, **facts))
     writer.close()
     return Artifact(RemoteStore(tmp_path / "store", ShardCache(tmp_path / "cache", 100 * SHARD)), manifest)

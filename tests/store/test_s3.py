@@ -264,7 +264,7 @@ def test_a_thousand_faults(s3_store, through, tmp_path):
                         inputs={},
                         files=files,
                         code="1",
-                        created="now",
+                        created="2026-01-01T00:00:00+00:00",
                         seconds=1.0,
                     )
                 )

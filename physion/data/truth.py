@@ -1,0 +1,91 @@
+"""What is true of simulated videos: who is where in every frame, and who touches whom. `simulate` publishes it.
+
+`truth.json` is an index as other shards have it; each entry has a `scene`. A video's file holds its masks, `states` float32
+[T, B, 13] and `picture` float32 [T, B, 3]; `physion/simulation/truth.py` says what the columns are.
+
+Shapes: T frames, B bodies (0 the agent, 1 the patient), H W pixels, R runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from physion.data.shards import Shards, write_shard
+from physion.store.artifacts import Artifact
+
+TRUTH = "truth.json"
+LONGEST = np.iinfo(np.int16).max
+AGENT, PATIENT = 0, 1
+
+
+class Body(BaseModel):
+    """One body; `size` is half its box along its own axes, metres."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    shape: str
+    size: tuple[float, float, float]
+
+
+class FirstContact(BaseModel):
+    """The first frame at or after the first contact of two bodies, or of a body and `floor`."""
+
+    model_config = ConfigDict(frozen=True)
+    bodies: tuple[str, str]
+    frame: int
+
+
+class Scene(BaseModel):
+    """The bodies of a video, agent and patient first, and their contacts."""
+
+    model_config = ConfigDict(frozen=True)
+    bodies: tuple[Body, ...]
+    contacts: tuple[FirstContact, ...]
+
+    @property
+    def first_contact(self) -> int | None:
+        """When agent and patient first touch; None where they do not."""
+        pair = {self.bodies[AGENT].name, self.bodies[PATIENT].name}
+        return next((contact.frame for contact in self.contacts if set(contact.bodies) == pair), None)
+
+
+class TruthShards(Shards):
+    """The truth of an artifact's videos."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact, TRUTH)
+        self.scenes = {entry["name"]: Scene.model_validate(entry["scene"]) for entry in artifact.json(TRUTH)["videos"]}
+
+    def states(self, video: str) -> np.ndarray:
+        """Float32 [T, B, 13]: centre (m), quaternion, velocity (m/s), angular velocity (rad/s), all in the room."""
+        return self.read(video, "states")
+
+    def picture(self, video: str) -> np.ndarray:
+        """Float32 [T, B, 3]: where the centres are in the picture, x and y from the upper left corner, 0..1; depth, metres."""
+        return self.read(video, "picture")
+
+    def masks(self, video: str) -> np.ndarray:
+        """Uint8 [T, H, W]: 1 + the number of the body in each pixel, 0 for floor and walls."""
+        frames, height, width = self.read(video, "shape")
+        runs = np.repeat(self.read(video, "values"), self.read(video, "lengths"))
+        return np.ascontiguousarray(runs.reshape(height, width, frames).transpose(2, 0, 1))
+
+
+def write_truth(path: Path, video: str, masks_THW: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the file of one video: its masks, and `arrays` (states and picture) by kind.
+
+    Masks are runs of equal values along time, pixel after pixel: most pixels never change. The bytes follow from the values.
+    """
+    flat = masks_THW.transpose(1, 2, 0).ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
+    lengths = np.diff(starts, append=len(flat))
+    pieces = -(-lengths // LONGEST)  # what is too long for an int16 becomes several runs
+    split = np.full(pieces.sum(), LONGEST, np.int16)
+    split[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST
+    runs = {"shape": np.array(masks_THW.shape, np.int64), "values": np.repeat(flat[starts], pieces), "lengths": split}
+    named = {f"{video}/{kind}": array for kind, array in (runs | dict(arrays)).items()}
+    write_shard(path, named, named.items())

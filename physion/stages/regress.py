@@ -1,0 +1,174 @@
+"""`regress`: the answers of regressions on slots, and on what needs no slot model: pixels, true states, the scenario alone.
+
+Everything is learnt on the readout videos; of the test videos it reads features alone, never a label. What its answers are
+worth is for `evaluate` to say.
+
+Shapes: N videos, T frames, F features, H W pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from physion.config.schema import Regress
+from physion.data.layout import Video
+from physion.data.shards import FrameShards, Shards
+from physion.data.split import family
+from physion.data.truth import AGENT, PATIENT, TruthShards
+from physion.job import Job
+from physion.models.regression import Answerer, Kind, concatenated, fit, pooled
+from physion.progress import progress
+
+ANSWERS = "answers.csv"
+FITS = "fits.json"
+SIDE = 32  # pixels a side, of which each is the mean of those that it stands for
+Features = Callable[[str], np.ndarray]  # of a video by name, [T, F]
+POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pooled": pooled, "concatenated": concatenated}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to answer from the same features; `scope` is `all` scenarios together, or `each` by itself."""
+
+    kind: Kind
+    pooling: str
+    scope: str
+
+    @property
+    def name(self) -> str:
+        """Such as logistic-pooled-all."""
+        return f"{self.kind}-{self.pooling}-{self.scope}"
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Fit every variant on the readout videos, choose one by its folds, answer for the test videos."""
+    config: Regress = job.config
+    on = str(job.params["on"])
+    source = _Source(on, job.settings["frames"], config.stride)
+    readout, test = (source.open(job.inputs[subset]) for subset in ("readout", "test"))
+    scenarios = sorted({video.scenario for video in readout[0]})
+    variants = source.variants()
+    features = [_stacked(videos, of, scenarios if on == "scenario" else ()) for videos, of in (readout, test)]
+    fits: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
+    with progress(job.instance, len(variants), "fits") as bar:
+        for variant in variants:
+            job.stop.check()
+            learn, answer = (POOLINGS[variant.pooling](each) for each in features)
+            columns[variant.name], fits[variant.name] = _answers(variant, learn, readout[0], answer, test[0], config.seed)
+            bar.advance()
+    chosen = max(variants, key=lambda variant: fits[variant.name]["cross_validated"] or 0.0).name
+    files = {ANSWERS: _csv(test[0], columns), FITS: json.dumps({"chosen": chosen, "variants": fits}, indent=1)}
+    local: dict[str, Path] = {name: job.output.scratch / name for name in files}
+    for name, path in local.items():
+        path.write_text(files[name], encoding="utf-8")
+    job.output.add_part("answers", local)
+    return {"chosen": chosen, "cross_validated": fits[chosen]["cross_validated"], "videos": len(readout[0])}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is answered from, and how it is read: of the first `frames` frames every `stride`-th."""
+
+    on: str
+    frames: int
+    stride: int
+
+    def variants(self) -> list[Variant]:
+        """All ways to answer from it, the plainest first."""
+        if self.on in ("label-prior", "scenario"):
+            return [Variant("logistic", "pooled", "all")]
+        kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith("states") else ["logistic"]
+        poolings = ["pooled"] if self.on == "first-frame" else list(POOLINGS)
+        return [Variant(kind, pooling, scope) for kind in kinds for pooling in poolings for scope in ("all", "each")]
+
+    def open(self, artifact: Any) -> tuple[list[Video], Features]:
+        """The videos of an artifact, and how the features of one are read."""
+        rows = slice(0, self.frames, self.stride)
+        if self.on in ("label-prior", "scenario"):
+            return Shards(artifact).videos, lambda video: np.empty((1, 0), np.float32)
+        if self.on.startswith("states"):
+            truth = TruthShards(artifact)
+            return truth.videos, lambda video: states(truth, video, rows)
+        if self.on.startswith("slots"):
+            slots = Shards(artifact)
+            return slots.videos, lambda video: slots.read(video, "slots", rows).reshape(len(range(self.frames)[rows]), -1)
+        frames = FrameShards(artifact)
+        return frames.videos, lambda video: pixels(frames, video, rows)
+
+
+def pixels(frames: FrameShards, video: str, rows: slice) -> np.ndarray:
+    """Some frames of a video, small: float32 [T, SIDE * SIDE * 3], 0 to 1."""
+    images = np.concatenate([frames.images(video, start, 1) for start in range(rows.start, rows.stop, rows.step)])
+    side = min(SIDE, images.shape[1])
+    edges = np.arange(side) * images.shape[1] // side
+    small = np.add.reduceat(np.add.reduceat(images.astype(np.float32), edges, 1), edges, 2)
+    areas = np.diff(edges, append=images.shape[1])
+    means: np.ndarray = small / (255 * np.outer(areas, areas)[..., None])
+    return means.reshape(len(images), -1).astype(np.float32)
+
+
+def states(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
+    """Agent and patient in some frames: float32 [T, 29].
+
+    Place and velocities of each; the way from agent to patient, its length, and the smallest so far; the size of each.
+    """
+    every = truth.states(video)[: rows.stop]
+    agent, patient = every[:, AGENT], every[:, PATIENT]
+    apart = patient[:, :3] - agent[:, :3]
+    distance = np.linalg.norm(apart, axis=1, keepdims=True)
+    sizes = np.tile([*truth.scenes[video].bodies[AGENT].size, *truth.scenes[video].bodies[PATIENT].size], (len(every), 1))
+    moving = [np.delete(body, range(3, 7), axis=1) for body in (agent, patient)]
+    columns = [*moving, apart, distance, np.minimum.accumulate(distance), sizes]
+    return np.concatenate(columns, 1)[rows].astype(np.float32)
+
+
+def _stacked(videos: Sequence[Video], features: Features, scenarios: Sequence[str]) -> np.ndarray:
+    """Float [N, T, F], and a column for each of the scenarios."""
+    found = np.stack([features(video.name) for video in videos])
+    of = np.array([[video.scenario == name for name in scenarios] for video in videos]).reshape(len(videos), 1, len(scenarios))
+    return np.concatenate([found, np.repeat(of, found.shape[1], 1).astype(found.dtype)], 2)
+
+
+def _answers(
+    variant: Variant, learn: np.ndarray, readout: Sequence[Video], answer: np.ndarray, test: Sequence[Video], seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Probabilities for the test videos [N], and what is to be said of the fit."""
+    of_readout, of_test = (np.array([video.scenario for video in videos]) for videos in (readout, test))
+    labels, families = np.array([bool(video.label) for video in readout]), np.array([family(v.name) for v in readout])
+    probabilities = np.full(len(test), labels.mean())
+    fitted: dict[str, Answerer] = {}
+    right = videos = 0.0
+    for scope in ["all"] if variant.scope == "all" else sorted(set(of_readout.tolist())):
+        mine, asked = (np.full(len(of), True) if scope == "all" else of == scope for of in (of_readout, of_test))
+        fitted[scope] = fit(variant.kind, learn[mine], labels[mine], families[mine].tolist(), seed)
+        if asked.any():
+            probabilities[asked] = fitted[scope](answer[asked])
+        if (share := fitted[scope].cross_validated) is not None:
+            right, videos = right + share * mine.sum(), videos + mine.sum()
+    return probabilities, {
+        "features": learn.shape[1],
+        "cross_validated": right / videos if videos else None,
+        "strength": {scope: each.strength for scope, each in fitted.items()},
+    }
+
+
+def read_answers(path: Path, videos: Sequence[str]) -> dict[str, np.ndarray]:
+    """By variant the probabilities of these videos, float64 [N]."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {row.pop("video"): row for row in csv.DictReader(file)}
+    return {variant: np.array([float(rows[video][variant]) for video in videos]) for variant in next(iter(rows.values()))}
+
+
+def _csv(videos: Sequence[Video], columns: dict[str, np.ndarray]) -> str:
+    """answers.csv: a row for each test video, a column for each variant."""
+    rows = [["video", *columns]]
+    rows += [[video.name, *(f"{p[number]:.6f}" for p in columns.values())] for number, video in enumerate(videos)]
+    return "".join(",".join(row) + "\n" for row in rows)

@@ -1,0 +1,156 @@
+"""Regressions as a stage: on a published study, and on features whose answer is known."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from physion.data.layout import Video
+from physion.data.truth import Scene
+from physion.stages.regress import Variant, _answers, pixels, read_answers, states
+
+BY_SCENARIO = Variant("logistic", "pooled", "each")
+
+
+class Frames:
+    """Frames whose pixels are known."""
+
+    def __init__(self, images):
+        self.all = images
+
+    def images(self, video, start, count):
+        return self.all[start : start + count]
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64])
+def test_pixels_are_the_means_of_what_they_stand_for(size):
+    images = np.random.default_rng(0).integers(0, 256, (7, size, size, 3), np.uint8)
+    found = pixels(Frames(images), "a", slice(0, 7, 3))
+    side = min(32, size)
+    spans = list(pairwise([*(number * size // side for number in range(side)), size]))
+    expected = [[[images[t, a:b, c:d].mean((0, 1)) / 255 for c, d in spans] for a, b in spans] for t in (0, 3, 6)]
+    np.testing.assert_allclose(found.reshape(3, side, side, 3), expected, atol=1e-5)
+
+
+class Truth:
+    """Two bodies of which one passes the other."""
+
+    def __init__(self):
+        self.every = np.zeros((20, 2, 13), np.float32)
+        self.every[:, 0, 0] = np.linspace(-2, 2, 20)
+        self.every[:, 1, 1] = 0.5
+        bodies = [{"name": "agent", "shape": "box", "size": [1, 2, 3]}, {"name": "patient", "shape": "box", "size": [4, 5, 6]}]
+        self.scenes = {"a": Scene.model_validate({"bodies": bodies, "contacts": []})}
+
+    def states(self, video):
+        return self.every
+
+
+def test_states_say_how_far_apart_they_are_and_have_been_at_least():
+    found = states(Truth(), "a", slice(0, 20, 5))
+    assert found.shape == (4, 29)
+    passed = np.hypot(np.linspace(-2, 2, 20), 0.5)
+    np.testing.assert_allclose(found[:, 21], passed[::5], atol=1e-6)
+    np.testing.assert_allclose(found[:, 22], np.minimum.accumulate(passed)[::5], atol=1e-6)
+    np.testing.assert_array_equal(found[:, 23:], np.tile([1, 2, 3, 4, 5, 6], (4, 1)))
+    # What follows the last frame that may be seen is not in it.
+    np.testing.assert_array_equal(states(Truth(), "a", slice(0, 10, 5)), found[:2])
+
+
+def labelled(count, rng):
+    scenarios = ["Collide", "Drop"]
+    return [Video(f"video_{number}", "", scenarios[number % 2], bool(rng.random() < 0.5)) for number in range(count)]
+
+
+def test_each_scenario_learns_its_own_rule():
+    """What means yes in one means no in the other: one rule for both can only guess."""
+    rng = np.random.default_rng(0)
+    readout, test = labelled(120, rng), labelled(80, rng)
+
+    def features(videos):
+        return np.array([[(1 if v.label else -1) * (1 if v.scenario == "Drop" else -1) + 0.3 * rng.normal()] for v in videos])
+
+    arguments = features(readout), readout, features(test), test, 0
+    answers = np.array([video.label for video in test])
+    right = {}
+    for scope in ("all", "each"):
+        probabilities, fit = _answers(Variant("logistic", "pooled", scope), *arguments)
+        right[scope] = ((probabilities > 0.5) == answers).mean(), fit["cross_validated"]
+    assert min(right["each"]) > 0.95
+    assert max(right["all"]) < 0.75
+
+
+def test_test_labels_change_nothing():
+    rng = np.random.default_rng(0)
+    readout, test = labelled(60, rng), labelled(40, rng)
+    learn, answer = rng.normal(size=(60, 5)), rng.normal(size=(40, 5))
+    flipped = [Video(v.name, v.path, v.scenario, not v.label) for v in test]
+    first, second = (_answers(BY_SCENARIO, learn, readout, answer, videos, 0) for videos in (test, flipped))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[1] == second[1]
+
+
+def test_a_scenario_that_was_never_learnt_gets_the_share_of_positives():
+    readout = [Video(str(number), "", "Drop", number < 3) for number in range(12)]
+    found, _ = _answers(BY_SCENARIO, np.ones((12, 1)), readout, np.ones((1, 1)), [Video("a", "", "Roll", True)], 0)
+    assert found == 0.25
+
+
+def test_published_answers_are_read_back_and_measured(finished):
+    """A study on fetched videos: no truth, so nothing on states, and the report says so."""
+    on = {}
+    for path in finished.glob("artifacts/regress/*/manifest.json"):
+        manifest = json.loads(path.read_bytes())
+        on[manifest["identity"]["params"]["on"]] = path.parent, manifest
+    assert set(on) == {
+        "label-prior",
+        "scenario",
+        "first-frame",
+        "observed-frames",
+        "slots-observed",
+        "slots-rollout",
+        "slots-full",
+    }
+    (metrics,) = (json.loads(path.read_bytes()) for path in finished.glob("artifacts/evaluate/*/metrics.json"))
+    with next(finished.glob("artifacts/evaluate/*/predictions.csv")).open(newline="") as file:
+        labels = {row["video"]: row["label"] == "True" for row in csv.DictReader(file)}
+    for name, (folder, manifest) in on.items():
+        measured = metrics["regressions"][name]
+        assert measured["chosen"] == manifest["metrics"]["chosen"]
+        answers = read_answers(folder / "answers.csv", list(labels))
+        assert set(measured["variants"]) == set(answers)
+        for variant, probabilities in answers.items():
+            right = ((probabilities > 0.5) == np.array(list(labels.values()))).mean()
+            assert measured["variants"][variant]["overall"]["accuracy"]["value"] == pytest.approx(right)
+    report = next(finished.glob("artifacts/evaluate/*/report.html")).read_text()
+    assert "no truth is known of these videos" in report
+    for name in on:
+        assert re.search(rf"<code>physion stage regress --on {name}</code>", report)
+
+
+def test_the_row_s_command_makes_the_row_again(preset, store):
+    before = {path: path.read_bytes() for path in store.glob("artifacts/regress/*/*.[cj]s*") if path.name != "manifest.json"}
+    assert len(before) == 14
+    command = [
+        sys.executable,
+        "-m",
+        "physion.cli",
+        "stage",
+        "regress",
+        "--on",
+        "slots-full",
+        "-p",
+        preset,
+        "-s",
+        str(store),
+        "--force",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "regress-slots-full has the same bytes as before" in ended.stderr
+    assert {path: path.read_bytes() for path in before} == before
