@@ -287,7 +287,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=3,
+        version=4,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         section=schema.Tokenize,
@@ -312,7 +312,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=3,
+        version=4,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
