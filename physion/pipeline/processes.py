@@ -110,6 +110,8 @@ def _run(output: Connection, arguments: list[str], environment: dict[str, str], 
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
+    # Those of the server are for what stood here before, such as a file.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.update(environment)
     Output.relayed = True
 

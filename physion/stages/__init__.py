@@ -287,7 +287,7 @@ for _stage in (
     ),
     Stage(
         "tokenize",
-        version=3,
+        version=4,
         kind=Kind.PARTS,
         summary="dVAE tokens of the training frames",
         section=schema.Tokenize,
@@ -312,7 +312,7 @@ for _stage in (
     ),
     Stage(
         "extract-slots",
-        version=3,
+        version=4,
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
@@ -336,7 +336,7 @@ for _stage in (
     ),
     Stage(
         "rollout",
-        version=2,
+        version=3,
         kind=Kind.PARTS,
         summary="predict the slots after the observed frames",
         section=schema.Rollout,

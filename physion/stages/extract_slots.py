@@ -33,7 +33,7 @@ def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
     return model.to(best_device())
 
 
-@arithmetic(torch.float32)
+@arithmetic(torch.float32, threads=1)  # bits may depend on it; shares use more cores
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video; the state carries over from chunk to chunk of a video."""

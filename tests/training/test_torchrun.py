@@ -78,7 +78,9 @@ def test_sigterm_ends_with_143_and_the_state_saved(start, tmp_path):
 
 def test_a_run_gives_what_its_stages_give_one_by_one_on_as_many_ranks(preset, tmp_path, request):
     here = request.getfixturevalue("physion")
-    options = ["-p", preset, "--set", "train-dvae.threads=1"]
+    options = ["-p", preset]
+    for stage in ("train-dvae", "train-steve", "train-slotformer"):
+        options += ["--set", f"{stage}.threads=1"]
     line = [sys.executable, "-m", "physion.cli", "run", *options, "-s", str(tmp_path / "run"), "--ranks", "2"]
     ended = subprocess.run(line, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
