@@ -50,8 +50,8 @@ def plan(monkeypatch, tmp_path):
         schedule,
         "read_manifest",
         lambda store, stage, fingerprint: Manifest(
-            stage=stage, instance="", fingerprint=fingerprint, config={}, inputs={}, files=[], metrics={"videos": 96},
-            code="", created="", seconds=0,
+            stage=stage, instance=stage, fingerprint=fingerprint, config={}, inputs={}, files=[], metrics={"videos": 96},
+            code="", created="2026-01-01T00:00:00+00:00", seconds=0,
         ),
     )  # fmt: skip
     monkeypatch.setattr(schedule, "standing_or_erased", lambda node, graph, store: None)
