@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 
 from physion.config.load import load_config
@@ -7,7 +8,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 
 
 def test_the_recipes_of_the_published_study_can_be_set():
-    recipes = re.findall(r"--set ([^\s`]+)", PAGE.read_text())
+    recipes = [shlex.split(recipe)[0] for recipe in re.findall(r"--set ([^`]+)", PAGE.read_text())]
     assert len(recipes) >= 6
     for recipe in recipes:
         assert (load_config("paper", [recipe]) == load_config("paper")) == (recipe == "frames.heldout=0.05"), recipe

@@ -463,7 +463,7 @@ def test_the_endpoint_is_no_url(s3_store, monkeypatch, endpoint):
 def test_the_disk_is_full(s3_store, small_disk):
     store = s3_store()
     store.upload("a", file_of(store, os.urandom(3 * MiB)))
-    full = s3_store(scratch=small_disk)
+    full = s3_store(scratch=small_disk / "scratch")
     with pytest.raises(TransientError, match="cannot fetch a: no space left on the disk; free some"):
         full.fetch("a")
     assert not [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size]
