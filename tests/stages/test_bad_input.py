@@ -315,7 +315,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", root], check=True)
 
 
-@pytest.mark.parametrize("kilobytes", [8, 32, 44])
+@pytest.mark.parametrize("kilobytes", [8, 32, 40])
 def test_a_disk_that_is_full_then_is_not(stage, disk, kilobytes):
     disk(kilobytes, "remount")
     (line,) = clearly(stage("fetch", "--subset", "training", store=disk.root), 75, "no space left on the disk")
