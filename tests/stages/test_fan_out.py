@@ -99,10 +99,11 @@ def test_videos_are_simulated_in_shares_as_well(physion, simulated, tmp_path):
             assert ended.code == 0, ended.err
         made.append(manifests(root, "simulate"))
     whole, split = made
+    # Videos, the truth of each and truth.json, labels.
     assert {name: len(manifest["files"]) for name, manifest in whole.items()} == {
-        "simulate-training": 2,
-        "simulate-readout": 2 + 1,
-        "simulate-test": 1 + 1,
+        "simulate-training": 2 + 2 + 1,
+        "simulate-readout": 2 + 2 + 1 + 1,
+        "simulate-test": 1 + 1 + 1 + 1,
     }
     assert {name: manifest["files"] for name, manifest in whole.items()} == {n: m["files"] for n, m in split.items()}
     assert all(manifest["seconds"] > 0 for manifest in split.values())
