@@ -19,7 +19,7 @@ from typing import Any
 from physion.progress import Output
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# All that a training imports. physion.cli itself may be the main program, which every process imports for itself.
+# What takes seconds to import and several stages need. physion.cli itself may be the main program, which every process imports for itself.
 PRELOADED = [
     *(f"physion.commands.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "commands")])),
     "physion.pipeline.runner",
@@ -27,6 +27,7 @@ PRELOADED = [
     "physion.training.distributed",
     "torch._dynamo",
     "torch.utils.tensorboard",
+    *(f"sklearn.{part}" for part in ("decomposition", "ensemble", "linear_model", "model_selection", "preprocessing")),
 ]
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 ERROR = "error: "
