@@ -163,6 +163,7 @@ class Readers:
 
     def manifest(self, data):
         (self.prefix / "manifest.json").write_bytes(data)
+        (self.prefix / "a.txt").write_bytes(b"alpha")  # what the unchanged manifest names
         for found in survey(self.store):
             assert (found.manifest is None) == (found.problem is not None)
         judge(self.store, survey(self.store), {PAGE}, 7.0)
