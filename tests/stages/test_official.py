@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import FRAMES, SIZE, study
 from test_fetch import fetched, original, server, tar_of_the_rest, zip_of_test_videos  # noqa: F401 (a fixture)
 
 from physion.config.schema import SUBSETS
@@ -25,6 +24,9 @@ from physion.data.video import write_mp4
 from physion.stages.fetch import GLITCHY_NAMES
 
 COUNTS = {"training": 15_998, "readout": 8_005, "test": 1_174}
+
+
+FRAMES, SIZE = 12, 32  # as tests/conftest.py has them
 
 
 def stem(path):
@@ -63,9 +65,12 @@ def official(official_names, tmp_path_factory):
     }
 
 
-def cut():
+@pytest.fixture
+def cut(preset):
     """What makes the preset paper small enough for a test: sizes, steps, frames."""
-    sections = {name: section for name, section in study("").items() if name not in ("dataset", "fetch")}
+    sections = {
+        name: section for name, section in yaml.safe_load(Path(preset).read_text()).items() if name not in ("dataset", "fetch")
+    }
     return [
         f"--set={name}={yaml.safe_dump(section, default_flow_style=True, width=10_000)}" for name, section in sections.items()
     ]
@@ -85,11 +90,11 @@ def quick(tmp_path):
         yield Path(folder)
 
 
-def test_all_official_videos(physion, official, server, quick, monkeypatch):  # noqa: F811
+def test_all_official_videos(physion, official, server, quick, cut, monkeypatch):  # noqa: F811
     """The default path of the preset paper, with a connection that breaks, up to the frames of the test videos."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
     server.files, server.breaks = official, 1
-    where = ["-p", "paper", "-s", quick, *sources(server), *cut(), "--set=frames.videos-per-shard=200"]
+    where = ["-p", "paper", "-s", quick, *sources(server), *cut, "--set=frames.videos-per-shard=200"]
     ended = physion("stage", "fetch", "--json", *where)
     assert ended.code == 0, ended.err
     told = {row["artifact"].rsplit("/", 1)[1]: row["metrics"] for row in json.loads(ended.out)}
@@ -149,7 +154,7 @@ def archived(root, pristine):
 
 
 @pytest.mark.parametrize("shape", [as_published, as_unpacked, one_in_the_other, linked, archived])
-def test_the_study_from_videos_to_a_report(physion, pristine, tmp_path, shape):
+def test_the_study_from_videos_to_a_report(physion, pristine, cut, tmp_path, shape):
     root, store = tmp_path / "videos", tmp_path / "store"
     shape(root, pristine)
     given = ["--set", f"fetch.root={root}"]
@@ -157,7 +162,7 @@ def test_the_study_from_videos_to_a_report(physion, pristine, tmp_path, shape):
         given = [f"--set=fetch.archives.{subset}=[{root / 'b'}, {root / 'c.csv'}]" for subset in ("training", "readout")]
         given.append(f"--set=fetch.archives.test={root / 'a.bin'}")
     few = ["--set=train-readout.seeds=[0]", "--set=train-readout.features=[observed, rollout]"]
-    ended = physion("run", "-p", "paper", "-s", store, *given, *cut(), *few, "--report", tmp_path / "report.html")
+    ended = physion("run", "-p", "paper", "-s", store, *given, *cut, *few, "--report", tmp_path / "report.html")
     assert ended.code == 0, ended.err
     left_out, named = (1, root / "Physion" / GLITCHY_NAMES[1]) if shape is as_unpacked else (0, "the authors' list, as shipped")
     report = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
