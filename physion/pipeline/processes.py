@@ -19,7 +19,8 @@ from typing import Any
 from physion.progress import Output
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# What takes seconds to import and several stages need. physion.cli itself may be the main program, which every process imports for itself.
+# What takes seconds to import and several stages need. physion.cli itself may be the main program, which every process
+# imports for itself.
 PRELOADED = [
     *(f"physion.commands.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "commands")])),
     "physion.pipeline.runner",
