@@ -86,6 +86,8 @@ def physion(*arguments):
 
 def _rank(environment, log, function, arguments):
     os.environ |= {key: str(value) for key, value in environment.items()}
+    # The server is one for the whole process: `physion run` in an earlier test may have started it, with signals held back.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
