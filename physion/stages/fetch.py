@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import errno
-import gzip
 import hashlib
-import http.client
-import lzma
-import os
 import shutil
-import ssl
-import struct
-import tarfile
-import threading
-import time
-import urllib.error
-import urllib.request
-import weakref
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit
 
-import certifi
-
-from physion.config.schema import Fetch, Subset, expected_sha256, shown_source
+from physion.config.schema import Fetch, Subset, shown_source
 from physion.data.layout import (
     GLITCHY,
     LABELS,
@@ -42,20 +22,13 @@ from physion.data.layout import (
     require_both_outcomes,
     shipped_glitchy,
 )
-from physion.errors import ConfigError, DataError, TransientError
+from physion.data.sources import Member, archive_members, folder_members, forget_downloads, local_copy, readable
+from physion.errors import DataError, TransientError
 from physion.job import Job
-from physion.progress import progress, say
-from physion.store.checksums import sha256_of
-from physion.store.protocol import Store
 
 FILES_PER_PART = 256
-ATTEMPTS = 5
 GLITCHY_NAMES = ("glitchy_stimuli.txt", "manual_stim_evaluation_glitchy_test_stims.txt")  # ours, and the authors'
-AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
 SHOWN_FOLDERS = 8
-
-Member = tuple[str, Callable[[], IO[bytes]]]
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
 
 
 @dataclass
@@ -144,8 +117,7 @@ def run(job: Job) -> dict[str, Any]:
                 text = text.replace(place, where)
             raise DataError(text) from error
     except BaseException as error:
-        for path, _ in _downloads.pop(job.output.store, {}).values():
-            shutil.rmtree(path.parent, ignore_errors=True)
+        forget_downloads(job.output.store)
         if isinstance(error, DataError):
             job.output.discard()  # or a repaired source would not be looked at again
         raise
@@ -166,7 +138,7 @@ def _glitchy(job: Job, choice: str, found: Found, texts: dict[str, str]) -> str:
         return "fetch.glitchy=keep"
     where = found.glitchy_list() if choice == "leave-out" else shown_source(choice)
     if choice != "leave-out":
-        found.texts[where] = _local(choice, job, "fetch.glitchy, which is leave-out, keep, or a list")[0].read_bytes()
+        found.texts[where] = local_copy(choice, job, "fetch.glitchy, which is leave-out, keep, or a list")[0].read_bytes()
     elif not where:
         where = "the authors' list, as shipped"
         found.texts[where] = shipped_glitchy()
@@ -183,10 +155,10 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
         if found.subset in LABELS:
             if found.given:
                 raise DataError(f"two label files for the {found.subset} videos: {found.given} and {shown}; name one")
-            path, found.sha256[shown] = _local(source, job, option)
+            path, found.sha256[shown] = local_copy(source, job, option)
             found.given, found.texts[shown] = shown, path.read_bytes()
     elif "://" not in source and Path(source).is_dir():
-        _store(job, part, shown, _folder(Path(source)), found)
+        _store(job, part, shown, folder_members(Path(source)), found)
     elif finished := job.output.parts().get(part):
         (known,) = finished.items
         found.videos |= known["videos"]
@@ -195,8 +167,8 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
         _keep(job, part)
     else:
         before = set(found.videos), set(found.texts)
-        archive, found.sha256[shown] = _local(source, job, option)
-        _store(job, part, shown, _members(archive, shown), found)
+        archive, found.sha256[shown] = local_copy(source, job, option)
+        _store(job, part, shown, archive_members(archive, shown), found)
         facts = {
             "videos": {place: where for place, where in found.videos.items() if place not in before[0]},
             "texts": {where: data.decode("latin-1") for where, data in found.texts.items() if where not in before[1]},
@@ -206,10 +178,10 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
             job.output.add_part(part, {}, [facts])
 
 
-def _keep(job: Job, part: str) -> set[str]:
-    """Make what an earlier run stored of a source part of the artifact; returns the places of its videos."""
+def _keep(job: Job, part: str) -> dict[str, str]:
+    """Make what an earlier run stored of a source part of the artifact; returns the SHA-256 of its videos by place."""
     groups = [name for name in job.output.parts() if name.startswith(f"{part}-")]
-    return {record.name for name in groups for record in job.output.keep(name).files}
+    return {record.name: record.sha256 for name in groups for record in job.output.keep(name).files}
 
 
 def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Found) -> None:
@@ -218,7 +190,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
     number = sum(name.startswith(f"{part}-") for name in job.output.parts())
     group: dict[str, Path] = {}
     names = {PurePosixPath(LABELS.get(found.subset, "")).name, *(GLITCHY_NAMES if found.subset == "test" else ())}
-    met: set[str] = set()
+    same: set[str] = set()
     for path, opened in members:
         job.stop.check()
         where, placed = f"{shown}/{path}", place_of(path)
@@ -228,182 +200,25 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
                 found.twice.append((place, found.videos[place], where))
                 continue
             found.videos[place] = where
-            met.add(place)
             if place in known:
+                with readable(shown, where), opened() as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() == known[place]:
+                        same.add(place)
                 continue
             copy = job.output.scratch / f"{len(group)}-{PurePosixPath(place).name}"
-            with _readable(shown, where), opened() as stream, copy.open("wb") as file:
+            with readable(shown, where), opened() as stream, copy.open("wb") as file:
                 shutil.copyfileobj(stream, file)
             group[place] = copy
             if len(group) == FILES_PER_PART:
                 job.output.add_part(f"{part}-{number:05d}", group)
                 number, group = number + 1, {}
         elif PurePosixPath(path).name in names and not any(folder.startswith(".") for folder in path.split("/")):
-            with _readable(shown, where), opened() as stream:
+            with readable(shown, where), opened() as stream:
                 found.texts[where] = stream.read()
         else:
             found.others[where.rpartition("/")[0]] += 1
     if group:
         job.output.add_part(f"{part}-{number:05d}", group)
-    if known - met:
+    if known.keys() - same:
         job.output.discard()
         raise TransientError(f"{shown}: has changed since an earlier run that was interrupted; run the same command again")
-
-
-def _folder(root: Path) -> Iterator[Member]:
-    """The files below a folder, also behind links; none twice where links lead to one folder in two ways."""
-    seen = set()
-
-    def failed(error: OSError) -> None:
-        path = Path(error.filename)
-        if path == root or place_of(f"{path.relative_to(root).as_posix()}/x.mp4"):
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-    for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        folders.sort(key=lambda name, folder=folder: os.path.islink(os.path.join(folder, name)))  # type: ignore[misc]
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.is_symlink() and not path.exists():
-                failed(FileNotFoundError(errno.ENOENT, "the link leads nowhere", path))
-            yield path.relative_to(root).as_posix(), partial(_opened, path)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _members(archive: Path, shown: str) -> Iterator[Member]:
-    """The files of an archive."""
-    with _readable(shown):
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                for entry in file.infolist():
-                    if not entry.is_dir():
-                        yield _plain(entry.filename), partial(file.open, entry)
-            return
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.isfile() or member.islnk() or member.issym():
-                    yield _plain(member.name), partial(_extract, tar, member)
-            # A damaged header looks like the end of the archive; the checksum at its real end does not.
-            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
-                pass
-
-
-def _plain(name: str) -> str:
-    return "/".join(PurePosixPath(name).parts).lstrip("/")
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    try:
-        content = tar.extractfile(member)
-    except KeyError as error:  # of a link
-        raise tarfile.TarError(f"{member.name} is a link to what the archive does not hold") from error
-    if content is None:
-        raise tarfile.TarError(f"{member.name} is no file")
-    return content
-
-
-@contextlib.contextmanager
-def _readable(source: str, where: str = "") -> Iterator[None]:
-    """What goes wrong with an archive, or with a file `where` in a source, said in one line."""
-    try:
-        yield
-    except _ARCHIVE_ERRORS as error:
-        raise DataError(f"{source}: not a readable archive ({error}); download it again") from error
-    except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
-        raise DataError(f"{source}: cannot be unpacked ({error}); unpack it by hand and name the folder") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(f"{where or source}: cannot be read ({error.strerror or error})") from error
-
-
-_downloads: weakref.WeakKeyDictionary[Store, dict[str, tuple[Path, str]]] = weakref.WeakKeyDictionary()
-"""What this process downloaded, with its SHA-256: training and readout videos come in one archive."""
-_one_at_a_time = threading.Lock()
-
-
-def _local(source: str, job: Job, option: str) -> tuple[Path, str]:
-    """A path as it is, a URL downloaded; with its SHA-256. Raises DataError when another one was expected."""
-    shown, expected = shown_source(source), expected_sha256(source)
-    if "://" not in source:
-        path = Path(shown)
-        if not path.is_file():
-            raise ConfigError(f"{shown}: there is no such {'directory' if option == 'fetch.root' else 'file'} ({option})")
-        with _readable(shown):
-            sha256 = sha256_of(path)
-    else:
-        with _one_at_a_time:
-            kept = _downloads.setdefault(job.output.store, {})
-            if source not in kept:
-                folder = job.output.store.scratch()
-                remove = weakref.finalize(job.output.store, shutil.rmtree, folder, ignore_errors=True)
-                try:
-                    _download_all(source, folder / "download", job)
-                except BaseException:
-                    remove()
-                    raise
-                kept[source] = folder / "download", sha256_of(folder / "download")
-            path, sha256 = kept[source]
-    if expected not in (None, sha256):
-        raise DataError(f"{shown}: its SHA-256 is {sha256}, not {expected} as the configuration says")
-    return path, sha256
-
-
-def _download_all(source: str, path: Path, job: Job) -> None:
-    """Download, going on where a broken connection stopped."""
-    shown = shown_source(source)
-    reason: Exception | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            say(f"{shown}: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
-            time.sleep(2 ** (attempt - 1))
-        try:
-            return _download(source, path, job)
-        except urllib.error.HTTPError as error:
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and path.exists():
-                path.unlink()  # the rest of another file than the one that is there now
-            elif error.code < 500 and error.code not in AGAIN:
-                raise ConfigError(f"{shown}: the server answers {error.code} {error.reason}") from error
-            reason = error
-        except http.client.InvalidURL as error:  # whose text may hold a part that is secret
-            raise ConfigError(f"{shown}: not a valid address") from error
-        except (OSError, http.client.HTTPException, TransientError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise
-            reason = error
-    raise TransientError(f"{shown}: cannot be downloaded ({reason}); run the same command again")
-
-
-def _download(source: str, path: Path, job: Job) -> None:
-    have = path.stat().st_size if path.exists() else 0
-    url = urlsplit(source)
-    user, _, host = url.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    if user:  # not handed on to where the server may send us
-        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
-    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
-    trusted.load_verify_locations(certifi.where())
-    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:
-        if response.status != 206:
-            have = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            path.unlink()
-            raise TransientError("the server sends another part than it was asked for")
-        total = have + int(response.headers.get("Content-Length") or 0)
-        with path.open("ab" if have else "wb") as file, progress(PurePosixPath(url.path).name, total, "bytes", have) as bar:
-            while chunk := response.read(1 << 20):
-                job.stop.check()
-                file.write(chunk)
-                bar.advance(len(chunk))
-    if total and path.stat().st_size < total:
-        raise TransientError(f"the connection ended at {path.stat().st_size} of {total} bytes")

@@ -1,0 +1,216 @@
+"""Where videos are read from: folders, archives, and addresses that they are downloaded from."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import gzip
+import http.client
+import lzma
+import os
+import shutil
+import ssl
+import struct
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import certifi
+
+from physion.config.schema import expected_sha256, shown_source
+from physion.data.layout import place_of
+from physion.errors import ConfigError, DataError, TransientError
+from physion.job import Job
+from physion.progress import progress, say
+from physion.store.checksums import sha256_of
+from physion.store.protocol import Store
+
+ATTEMPTS = 5
+AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
+ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
+
+Member = tuple[str, Callable[[], IO[bytes]]]
+"""The path of a file in a folder or an archive, and how to open it."""
+
+
+def folder_members(root: Path) -> Iterator[Member]:
+    """The files below a folder, also behind links; none twice where links lead to one folder in two ways.
+
+    Raises DataError when the folder, or one that would hold videos, cannot be read.
+    """
+    seen = set()
+
+    def failed(error: OSError) -> None:
+        path = Path(error.filename)
+        if path == root or place_of(f"{path.relative_to(root).as_posix()}/x.mp4"):
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+    for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders.sort(key=lambda name, folder=folder: os.path.islink(os.path.join(folder, name)))  # type: ignore[misc]
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.exists():
+                failed(FileNotFoundError(errno.ENOENT, "the link leads nowhere", path))
+            yield path.relative_to(root).as_posix(), partial(_opened, path)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def archive_members(archive: Path, shown: str) -> Iterator[Member]:
+    """The files of a zip or tar archive; raises DataError when it cannot be read. `shown` is the archive's name in errors."""
+    with readable(shown):
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                for entry in file.infolist():
+                    if not entry.is_dir():
+                        yield _plain(entry.filename), partial(file.open, entry)
+            return
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.isfile() or member.islnk() or member.issym():
+                    yield _plain(member.name), partial(_extract, tar, member)
+            # A damaged header looks like the end of the archive; the checksum at its real end does not.
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass
+
+
+def _plain(name: str) -> str:
+    return "/".join(PurePosixPath(name).parts).lstrip("/")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    try:
+        content = tar.extractfile(member)
+    except KeyError as error:  # of a link
+        raise tarfile.TarError(f"{member.name} is a link to what the archive does not hold") from error
+    if content is None:
+        raise tarfile.TarError(f"{member.name} is no file")
+    return content
+
+
+@contextlib.contextmanager
+def readable(source: str, where: str = "") -> Iterator[None]:
+    """Inside, what goes wrong with an archive, or with a file `where` in a source, becomes a DataError of one line."""
+    try:
+        yield
+    except ARCHIVE_ERRORS as error:
+        raise DataError(f"{source}: not a readable archive ({error}); download it again") from error
+    except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
+        raise DataError(f"{source}: cannot be unpacked ({error}); unpack it by hand and name the folder") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{where or source}: cannot be read ({error.strerror or error})") from error
+
+
+_downloads: weakref.WeakKeyDictionary[Store, dict[str, tuple[Path, str]]] = weakref.WeakKeyDictionary()
+"""What this process downloaded, with its SHA-256: training and readout videos come in one archive."""
+_one_at_a_time = threading.Lock()
+
+
+def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
+    """A path as it is, a URL downloaded; with its SHA-256. `option` is what named it, for errors.
+
+    Raises ConfigError when it is not there, DataError when another SHA-256 was expected, TransientError when it cannot be
+    downloaded now.
+    """
+    shown, expected = shown_source(source), expected_sha256(source)
+    if "://" not in source:
+        path = Path(shown)
+        if not path.is_file():
+            raise ConfigError(f"{shown}: there is no such {'directory' if option == 'fetch.root' else 'file'} ({option})")
+        with readable(shown):
+            sha256 = sha256_of(path)
+    else:
+        with _one_at_a_time:
+            kept = _downloads.setdefault(job.output.store, {})
+            if source not in kept:
+                folder = job.output.store.scratch()
+                remove = weakref.finalize(job.output.store, shutil.rmtree, folder, ignore_errors=True)
+                try:
+                    _download_all(source, folder / "download", job)
+                except BaseException:
+                    remove()
+                    raise
+                kept[source] = folder / "download", sha256_of(folder / "download")
+            path, sha256 = kept[source]
+    if expected not in (None, sha256):
+        raise DataError(f"{shown}: its SHA-256 is {sha256}, not {expected} as the configuration says")
+    return path, sha256
+
+
+def forget_downloads(store: Store) -> None:
+    """Remove what was downloaded for a store: what is wrong with it may be mended when the next run looks."""
+    for path, _ in _downloads.pop(store, {}).values():
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _download_all(source: str, path: Path, job: Job) -> None:
+    """Download, going on where a broken connection stopped."""
+    shown = shown_source(source)
+    reason: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            say(f"{shown}: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
+            time.sleep(2 ** (attempt - 1))
+        try:
+            return _download(source, path, job)
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and path.exists():
+                path.unlink()  # the rest of another file than the one that is there now
+            elif error.code < 500 and error.code not in AGAIN:
+                raise ConfigError(f"{shown}: the server answers {error.code} {error.reason}") from error
+            reason = error
+        except http.client.InvalidURL as error:  # whose text may hold a part that is secret
+            raise ConfigError(f"{shown}: not a valid address") from error
+        except (OSError, http.client.HTTPException, TransientError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            reason = error
+    raise TransientError(f"{shown}: cannot be downloaded ({reason}); run the same command again")
+
+
+def _download(source: str, path: Path, job: Job) -> None:
+    have = path.stat().st_size if path.exists() else 0
+    url = urlsplit(source)
+    user, _, host = url.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    if user:  # not handed on to where the server may send us
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
+    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
+    trusted.load_verify_locations(certifi.where())
+    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:
+        if response.status != 206:
+            have = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            path.unlink()
+            raise TransientError("the server sends another part than it was asked for")
+        total = have + int(response.headers.get("Content-Length") or 0)
+        with path.open("ab" if have else "wb") as file, progress(PurePosixPath(url.path).name, total, "bytes", have) as bar:
+            while chunk := response.read(1 << 20):
+                job.stop.check()
+                file.write(chunk)
+                bar.advance(len(chunk))
+    if total and path.stat().st_size < total:
+        raise TransientError(f"the connection ended at {path.stat().st_size} of {total} bytes")
