@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from physion import __version__
-from physion.errors import ConfigError, DataError, PartsMissing
+from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Job, Ranks, Stop
 from physion.machine import cpu_name
 from physion.pipeline.graph import Node, downstream
@@ -128,9 +128,10 @@ def run_node(
     try:
         try:
             metrics = node.stage.load()(job)
-        except (DataError, PartsMissing):
+        except (DataError, TransientError):
+            # Another runner was faster, and took its parts away, perhaps between two questions of this one: sweep up after both.
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
-                return done(output.publish(manifest))  # another runner was faster, and took its parts away: sweep up after both
+                return done(output.publish(manifest))
             raise
         return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, started)))
     finally:

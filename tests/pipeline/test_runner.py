@@ -10,7 +10,7 @@ import pytest
 
 from physion.config.load import load_config
 from physion.data.shards import Shards
-from physion.errors import DataError
+from physion.errors import DataError, TransientError
 from physion.job import Stop
 from physion.pipeline.graph import build_graph
 from physion.pipeline.runner import run_node
@@ -86,9 +86,9 @@ def test_a_stage_made_again_gives_the_same_files(graph, store, stage, name):
     assert [f for f in again.manifest.files if f.name not in volatile] == [f for f in before if f.name not in volatile]
 
 
-@pytest.mark.parametrize("moment", [1, 2])
-def test_a_faster_runner_is_followed(graph, finished, tmp_path, monkeypatch, moment):
-    """Another runner publishes the artifact, and takes its parts away, just before this one looks at them."""
+@pytest.mark.parametrize(("moment", "mid_question"), [(1, False), (2, False), (1, True)])
+def test_a_faster_runner_is_followed(graph, finished, tmp_path, monkeypatch, moment, mid_question):
+    """Another runner publishes the artifact, and takes its parts away, just before this one looks at them, or while it does."""
     node, store = graph["fetch-test"], LocalStore(tmp_path)
     parts, asked = ArtifactWriter.parts, []
 
@@ -97,6 +97,8 @@ def test_a_faster_runner_is_followed(graph, finished, tmp_path, monkeypatch, mom
         if len(asked) == moment:
             shutil.rmtree(tmp_path / "artifacts", ignore_errors=True)
             shutil.copytree(finished / "artifacts" / "fetch", tmp_path / "artifacts" / "fetch")
+            if mid_question:  # what S3Store says of an object that was there, and is gone at the next look
+                raise TransientError("it did not arrive whole; run the same command again")
         return parts(writer)
 
     monkeypatch.setattr(ArtifactWriter, "parts", overtaken)
