@@ -129,7 +129,7 @@ def run_node(
         try:
             metrics = node.stage.load()(job)
         except (DataError, TransientError):
-            # Another runner was faster, and took its parts away, perhaps between two questions of this one: sweep up after both.
+            # Another runner was faster and took its parts away, perhaps between two questions of this one. Sweep up after both.
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))
             raise
