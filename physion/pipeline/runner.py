@@ -81,11 +81,12 @@ def _stale(manifest: Manifest, node: Node, manifest_of: Callable[[str], Manifest
 
 def standing_or_erased(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
     """As `standing`; what is published and does not stand is removed, to be made again."""
-    manifest = standing(node, graph, store)
-    if manifest is None and read_manifest(store, node.stage.name, node.fingerprint):
-        say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
-        ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
-    return manifest
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)  # once: another runner may publish it at any moment
+    if manifest is None or not stale_inputs(manifest, node, graph, store):
+        return manifest
+    say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+    ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
+    return None
 
 
 def run_node(

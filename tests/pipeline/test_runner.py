@@ -12,6 +12,7 @@ from physion.config.load import load_config
 from physion.data.shards import Shards
 from physion.errors import DataError, TransientError
 from physion.job import Stop
+from physion.pipeline import runner
 from physion.pipeline.graph import build_graph
 from physion.pipeline.runner import run_node
 from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, read_manifest, sha256_of
@@ -108,6 +109,21 @@ def test_a_faster_runner_is_followed(graph, finished, tmp_path, monkeypatch, mom
     folder = Path("artifacts/fetch") / node.fingerprint
     left, original = ({path.relative_to(root) for path in (root / folder).rglob("*.*")} for root in (tmp_path, finished))
     assert left == original
+
+
+def test_what_another_runner_publishes_between_two_looks_stays(graph, finished, tmp_path, monkeypatch):
+    node, theirs, looked = graph["fetch-test"], Path("artifacts/fetch"), []
+
+    def look(store, stage, fingerprint):
+        manifest = read_manifest(store, stage, fingerprint)
+        if fingerprint == node.fingerprint and not looked.append(manifest) and len(looked) == 1:
+            shutil.copytree(finished / theirs, tmp_path / theirs)
+        return manifest
+
+    monkeypatch.setattr(runner, "read_manifest", look)
+    assert runner.standing_or_erased(node, graph, LocalStore(tmp_path)) is None
+    assert looked[0] is None
+    assert read_manifest(LocalStore(tmp_path), "fetch", node.fingerprint)
 
 
 def test_bad_data_is_bad_data_when_nobody_was_faster(graph, tmp_path):
