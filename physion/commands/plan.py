@@ -64,7 +64,7 @@ def plan(
         _say_why([node for node in shown if node.name not in done], graph, done, target, as_json)
         return
     device = on or device_name()
-    measured = Measured(graph, target, device)
+    measured = Measured(shown, target, device)
     rows = [_row(node, config, measured, manifests[node.name] if node.name in done else None) for node in shown]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -75,7 +75,9 @@ def plan(
 
 def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None) -> dict[str, Any]:
     """What the plan says of an instance; the manifest is that of the artifact, if it needs not be made."""
-    cost, took = node.cost, measured.took(node)
+    from physion.pipeline.measured import device_of
+
+    cost, last = node.cost, measured.last(node)
     return {
         "name": node.name,
         "stage": node.stage.name,
@@ -87,7 +89,7 @@ def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None)
         "flops": cost.flops,
         "accelerator_hours": cost.flops / SUSTAINED / 3600,
         "seconds": measured.seconds(node),
-        "took": took and {"seconds": took.seconds, "device": took.device},
+        "took": last and {"seconds": last.seconds, "device": device_of(last)},
         "note": node.stage.note(config, node.params, manifest.metrics if manifest else None),
     }
 
@@ -125,15 +127,13 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
-        cells = (_size(row["bytes"]), f"{row['flops']:.0e}" if row["flops"] else "-", _time(row["seconds"]))
-        table.add_row(row["name"], row["fingerprint"][:12], state, *cells, _time(row["took"] and row["took"]["seconds"]))
+        took = row["took"] and row["took"]["seconds"]
+        table.add_row(row["name"], row["fingerprint"][:12], state, *_cells(row["bytes"], row["flops"], row["seconds"], took))
     todo = [row for row in rows if not row["cached"]]
     total = {key: sum(row[key] for row in todo) for key in ("bytes", "flops", "accelerator_hours")}
     known = {row["name"]: row["seconds"] for row in todo if row["seconds"] is not None}
-    table.add_row(
-        "[bold]still to do", "", f"{len(todo)} of {len(rows)}", _size(total["bytes"]),
-        f"{total['flops']:.0e}" if total["flops"] else "-", _time(sum(known.values()) if known else None), "",
-    )  # fmt: skip
+    cells = _cells(total["bytes"], total["flops"], sum(known.values()) if known else None, None)
+    table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *cells[:-1])
     lines = ["Output and FLOPs are estimates; took: the last time, wherever that was."]
     if known:
         lines.append(f"Time: at the rates of {device} in this store; of a stage with parts, of all its processes together.")
@@ -150,8 +150,8 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
             print(f"{row['name']}: {row['note']}")
 
 
-def _size(count: float) -> str:
-    return byte_count(count) if count else "-"
+def _cells(size: float, flops: float, seconds: float | None, took: float | None) -> tuple[str, str, str, str]:
+    return byte_count(size) if size else "-", f"{flops:.0e}" if flops else "-", _time(seconds), _time(took)
 
 
 def _time(seconds: float | None) -> str:

@@ -38,7 +38,7 @@ from physion.store.protocol import Store
 
 ATTEMPTS = 5
 AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
-ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
 
 Member = tuple[str, Callable[[], IO[bytes]]]
 """The path of a file in a folder or an archive, and how to open it."""
@@ -112,7 +112,7 @@ def readable(source: str, where: str = "") -> Iterator[None]:
     """Inside, what goes wrong with an archive, or with a file `where` in a source, becomes a DataError of one line."""
     try:
         yield
-    except ARCHIVE_ERRORS as error:
+    except _ARCHIVE_ERRORS as error:
         raise DataError(f"{source}: not a readable archive ({error}); download it again") from error
     except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
         raise DataError(f"{source}: cannot be unpacked ({error}); unpack it by hand and name the folder") from error

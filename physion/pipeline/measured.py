@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from physion.machine import Machine
 from physion.pipeline.graph import Node
@@ -18,32 +17,23 @@ AT_ONCE = 16  # stages asked for at once
 LATEST = 5  # artifacts of a stage that a rate is the median of: code and machines change
 
 
-@dataclass(frozen=True)
-class Took:
-    """What making an instance took the last time: seconds as its manifest has them, and on what."""
-
-    seconds: float
-    device: str
-
-
 class Measured:
-    """Rates and last times from the published artifacts of a graph's stages.
+    """Rates and last times from the published artifacts of some instances' stages.
 
     device: a GPU's or CPU's name, or part of it, as manifests have it (`device_of`); rates are of what was made there alone.
     """
 
-    def __init__(self, graph: Mapping[str, Node], store: Store, device: str) -> None:
-        stages = sorted({node.stage.name for node in graph.values()})
+    def __init__(self, nodes: Iterable[Node], store: Store, device: str) -> None:
+        stages = sorted({node.stage.name for node in nodes})
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found = pool.map(lambda stage: artifacts_of(store, stage), stages)
             newest_first = [sorted(those, key=lambda m: m.created, reverse=True) for those in found]
         self._of_stage = dict(zip(stages, newest_first, strict=True))
         self._device = device
 
-    def took(self, node: Node) -> Took | None:
-        """The last artifact of the same instance, whatever its configuration."""
-        last = next((m for m in self._of_stage[node.stage.name] if m.instance == node.name), None)
-        return Took(last.seconds, device_of(last)) if last else None
+    def last(self, node: Node) -> Manifest | None:
+        """The latest artifact of the same instance, whatever its configuration and wherever it was made."""
+        return next((m for m in self._of_stage[node.stage.name] if m.instance == node.name), None)
 
     def seconds(self, node: Node) -> float | None:
         """Estimated, as a manifest will have it: of a stage with parts the sum over them. None where nothing tells.

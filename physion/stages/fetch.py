@@ -190,7 +190,6 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
     number = sum(name.startswith(f"{part}-") for name in job.output.parts())
     group: dict[str, Path] = {}
     names = {PurePosixPath(LABELS.get(found.subset, "")).name, *(GLITCHY_NAMES if found.subset == "test" else ())}
-    same: set[str] = set()
     for path, opened in members:
         job.stop.check()
         where, placed = f"{shown}/{path}", place_of(path)
@@ -203,7 +202,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
             if place in known:
                 with readable(shown, where), opened() as stream:
                     if hashlib.sha256(stream.read()).hexdigest() == known[place]:
-                        same.add(place)
+                        del known[place]
                 continue
             copy = job.output.scratch / f"{len(group)}-{PurePosixPath(place).name}"
             with readable(shown, where), opened() as stream, copy.open("wb") as file:
@@ -219,6 +218,6 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
             found.others[where.rpartition("/")[0]] += 1
     if group:
         job.output.add_part(f"{part}-{number:05d}", group)
-    if known.keys() - same:
+    if known:  # removed, or others by now
         job.output.discard()
         raise TransientError(f"{shown}: has changed since an earlier run that was interrupted; run the same command again")

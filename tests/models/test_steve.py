@@ -33,10 +33,9 @@ def test_a_residual_guess_is_the_last_slots_normalised_when_the_predictor_says_n
 
 
 def test_slots_keep_their_places_by_a_residual_guess_and_not_without():
-    """Slots that the last frame's were permuted into give guesses permuted alike: the predictor's own output has no places."""
+    """The predictor's output alone says nothing of which slot was where."""
     for residual in (True, False):
         model = steve(residual_guess=residual)
-        # A predictor trained on clips of two frames: as good, whatever fixed permutation of slots it gives.
         state = model.encode(torch.rand(1, 1, 3, 32, 32) * 2 - 1).state._replace(slots=torch.randn(1, 4, 16) * 3)
         guess = model.predictor(state).slots
         nearest = torch.cdist(F.layer_norm(guess, (16,)), F.layer_norm(state.slots, (16,))).argmin(-1)
