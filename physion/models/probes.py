@@ -50,7 +50,7 @@ def folds(families_N: Sequence[str]) -> np.ndarray:
 def probe(
     slots_NTSD: np.ndarray, best_NT: np.ndarray, places_NTK: np.ndarray, seen_NT: np.ndarray, families_N: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Places [N, T, K] of a body by its `best` slot and by the one that is `picked`, each video by a probe of others than its like.
+    """Places [N, T, K] of a body by its `best` slot and by the one that is `picked`, never by a probe of its like.
 
     Only where the body is seen; elsewhere, and where there is nothing to learn from, NaN.
     """

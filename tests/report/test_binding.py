@@ -1,6 +1,6 @@
 """Binding of slots to bodies, against scikit-learn and plain definitions."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_a_slot_of_its_own():
 
 
 def moving(permutation, frames=20, seed=0):
-    """Slots of bodies that move slowly, whose places are permuted from frame to frame; and overlaps: body b in slot b at first."""
+    """Slots of bodies that move slowly, permuted from frame to frame; and overlaps: body b in slot b at first."""
     rng = np.random.default_rng(seed)
     contents = 10 * rng.normal(size=(SLOTS, 6)) + 0.1 * rng.normal(size=(frames, SLOTS, 6)).cumsum(0)
     overlap = np.zeros((frames, 1 + BODIES, SLOTS), int)
@@ -129,7 +129,7 @@ def test_shuffled_slots_keep_nothing():
 def test_followed_is_the_nearest():
     slots = np.random.default_rng(0).normal(size=(6, SLOTS, 3)).astype(np.float32)
     plain = [[np.argmin([np.linalg.norm(slot - other) for other in after]) for slot in before]
-             for before, after in zip(slots[:-1], slots[1:], strict=True)]  # fmt: skip
+             for before, after in pairwise(slots)]  # fmt: skip
     np.testing.assert_array_equal(followed(slots), plain)
 
 
