@@ -101,7 +101,7 @@ def _probed(seen: Sequence[Seen], truth: TruthShards, body: int, config: Evaluat
     slots = np.stack([each.slots[::PROBED] for each in seen])
     bound = [best_slots(each.overlap[::PROBED]) for each in seen if each.overlap is not None]
     best, there = (np.stack([each[which][:, body] for each in bound]) for which in (0, 2))
-    rows = slice(0, len(seen[0].slots_TSD), PROBED)
+    rows = slice(0, len(seen[0].slots), PROBED)
     picture = np.stack([truth.picture(each.video.name)[rows, body, :2] for each in seen])
     room = np.stack([truth.states(each.video.name)[rows, body, :3] for each in seen])
     places = np.concatenate([picture, room], -1).astype(np.float64)
