@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+CPUS = Path("/proc/cpuinfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
@@ -65,6 +67,21 @@ def gpus() -> tuple[str, ...]:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(visible.split(",")[:count] if visible else map(str, range(count)))
+
+
+def device_name() -> str:
+    """The GPU of this machine, or where torch can use none, its CPU."""
+    if not gpus():
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def cpu_name() -> str:
+    """The CPU's model, and how many cores of it this process may use, such as `AMD EPYC, 2 cores`."""
+    names = [line.partition(":")[2].strip() for line in _read(CPUS).splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cores()} cores"
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:

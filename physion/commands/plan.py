@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study
+from physion.machine import Machine, device_name, this_machine
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
 from physion.store.artifacts import Manifest
 from physion.store.protocol import Store
+
+if TYPE_CHECKING:
+    from physion.pipeline.measured import Measured
 
 SUSTAINED = 100e12  # FLOP/s assumed for accelerator time: about a tenth of an H100's bf16 peak
 
@@ -35,10 +39,18 @@ def plan(
     pods: Annotated[
         list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods share a stage. Repeatable.")
     ] = [],  # noqa: B006
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Estimate times for one of these, such as H100, instead of for this machine."),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent."""
+    """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent.
+
+    Times come from what the store's artifacts took on this machine, or on the device that --on names.
+    """
     from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
+    from physion.pipeline.measured import Measured
     from physion.pipeline.runner import all_standing, published
 
     config, graph, target = load_study(preset, overrides, store)
@@ -48,18 +60,22 @@ def plan(
     if tasks is not None:
         left = left_to_do(graph, lambda node: node.name in done)
         write_work_lists(tasks, work_lists(config, left, parse_pods(pods)))
-    rows = [_row(node, config, manifests[node.name] if node.name in done else None) for node in shown]
     if why:
-        _say_why(rows, graph, done, target, as_json)
-    elif as_json:
+        _say_why([node for node in shown if node.name not in done], graph, done, target, as_json)
+        return
+    device = on or device_name()
+    measured = Measured(graph, target, device)
+    rows = [_row(node, config, measured, manifests[node.name] if node.name in done else None) for node in shown]
+    if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        _print_table(rows, f"preset {preset}, store {target.uri}")
+        left = [node for node in shown if node.name not in done]
+        _print_table(rows, left, device, this_machine() if on is None else None, f"preset {preset}, store {target.uri}")
 
 
-def _row(node: Node, config: Any, manifest: Manifest | None) -> dict[str, Any]:
+def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None) -> dict[str, Any]:
     """What the plan says of an instance; the manifest is that of the artifact, if it needs not be made."""
-    cost = node.stage.cost(config, node.params)
+    cost, took = node.cost, measured.took(node)
     return {
         "name": node.name,
         "stage": node.stage.name,
@@ -70,14 +86,16 @@ def _row(node: Node, config: Any, manifest: Manifest | None) -> dict[str, Any]:
         "bytes": cost.bytes,
         "flops": cost.flops,
         "accelerator_hours": cost.flops / SUSTAINED / 3600,
+        "seconds": measured.seconds(node),
+        "took": took and {"seconds": took.seconds, "device": took.device},
         "note": node.stage.note(config, node.params, manifest.metrics if manifest else None),
     }
 
 
-def _say_why(rows: list[dict[str, Any]], graph: Mapping[str, Node], done: set[str], target: Store, as_json: bool) -> None:
+def _say_why(nodes: list[Node], graph: Mapping[str, Node], done: set[str], target: Store, as_json: bool) -> None:
     from physion.pipeline.why import Reason, why
 
-    found = {row["name"]: why(graph[row["name"]], graph, target) for row in rows if not row["cached"]}
+    found = {node.name: why(node, graph, target) for node in nodes}
     for name, reasons in found.items():
         if not reasons:  # it is as it should be, but for what it stands on
             sources = dict.fromkeys(graph[name].inputs.values())
@@ -96,28 +114,47 @@ def _say_why(rows: list[dict[str, Any]], graph: Mapping[str, Node], done: set[st
         print("nothing is to be made")
 
 
-def _print_table(rows: list[dict[str, Any]], title: str) -> None:
+def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, machine: Machine | None, title: str) -> None:
+    """machine: what the instances that are `left` will share; None where that is not known."""
+    from physion.pipeline.measured import wall_clock
+
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for column in ("stage", "fingerprint", "state"):
         table.add_column(column, no_wrap=True)
-    for column in ("output", "FLOPs", "GPU time"):
+    for column in ("output", "FLOPs", "time", "took"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
-        table.add_row(row["name"], row["fingerprint"][:12], state, *_cost_cells(row))
+        cells = (_size(row["bytes"]), f"{row['flops']:.0e}" if row["flops"] else "-", _time(row["seconds"]))
+        table.add_row(row["name"], row["fingerprint"][:12], state, *cells, _time(row["took"] and row["took"]["seconds"]))
     todo = [row for row in rows if not row["cached"]]
     total = {key: sum(row[key] for row in todo) for key in ("bytes", "flops", "accelerator_hours")}
-    table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *_cost_cells(total))
-    table.caption = f"Output and FLOPs are estimates; GPU time assumes {SUSTAINED / 1e12:.0f} TFLOP/s sustained."
+    known = {row["name"]: row["seconds"] for row in todo if row["seconds"] is not None}
+    table.add_row(
+        "[bold]still to do", "", f"{len(todo)} of {len(rows)}", _size(total["bytes"]),
+        f"{total['flops']:.0e}" if total["flops"] else "-", _time(sum(known.values()) if known else None), "",
+    )  # fmt: skip
+    lines = ["Output and FLOPs are estimates; took: the last time, wherever that was."]
+    if known:
+        lines.append(f"Time: at the rates of {device} in this store; of a stage with parts, of all its processes together.")
+    unknown = f", {len(todo) - len(known)} stages not counted" if len(known) < len(todo) else ""
+    if known and machine:
+        lines.append(f"Still to do here, at least: {_time(wall_clock(left, known, machine))} of wall clock{unknown}.")
+    if total["flops"] and len(known) < len(todo):
+        gpu = f"{_time(3600 * total['accelerator_hours'])} at {SUSTAINED / 1e12:.0f} TFLOP/s sustained"
+        lines.append(f"A GPU would take about {gpu} for all FLOPs (assumed, not measured).")
+    table.caption = "\n".join(lines)
     Console().print(table)
     for row in rows:
         if row["note"]:
             print(f"{row['name']}: {row['note']}")
 
 
-def _cost_cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    if not row["flops"]:
-        return byte_count(row["bytes"]) if row["bytes"] else "-", "-", "-"
-    hours = row["accelerator_hours"]
-    time = "< 1 min" if hours < 1 / 60 else f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
-    return byte_count(row["bytes"]), f"{row['flops']:.0e}", time
+def _size(count: float) -> str:
+    return byte_count(count) if count else "-"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

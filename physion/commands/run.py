@@ -52,7 +52,7 @@ def run(
             "physion stage train-..."
         )
     overrides = for_trainings(preset, overrides, precision=precision, ranks=ranks)
-    config, graph, target = load_study(preset, overrides, store)
+    _, graph, target = load_study(preset, overrides, store)
     machine = this_machine()
     have = f"{machine.cores} cores, {len(machine.gpus)} GPUs, {byte_count(machine.memory)} of memory"
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
@@ -70,7 +70,7 @@ def run(
     cache = ["--cache", str(cache_options.folder), *(["--cache-limit", cache_options.limit] if cache_options.limit else [])]
     with (
         stopping() as stop,
-        Schedule(config, graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
+        Schedule(graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
     ):
         finished = schedule.run()
     last = finished[-1].manifest

@@ -82,6 +82,14 @@ class STEVEModel(Section):
     slot_iterations: PositiveInt = Field(2, description="slot-attention iterations a frame")
     slot_mlp: PositiveInt = Field(384, description="hidden size of the slot MLP")
     encoder_channels: PositiveInt = Field(64, description="width of the four 5x5 convolutions")
+    encoder_stride: Literal[2, 4] = Field(
+        2, description="of the first convolution; 4, which is not in the paper, leaves a quarter of the positions"
+    )
+    residual_guess: bool = Field(
+        False,
+        description="a frame's slots are guessed as the layer norm of the last ones plus the predictor's output; not in the "
+        "paper. Slots keep their places, which clips of few frames teach no predictor",
+    )
     predictor_layers: PositiveInt = 2
     predictor_heads: PositiveInt = 4
     predictor_ffn: PositiveInt = 768

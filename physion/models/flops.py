@@ -27,7 +27,7 @@ def reconstruct_flops(model: DVAEModel, size: int) -> float:
 
 def slots_flops(model: STEVEModel, size: int) -> float:
     """STEVE from an image to its slots, one frame."""
-    c, d, s, p = model.encoder_channels, model.slot_size, model.slots, (size // 2) ** 2
+    c, d, s, p = model.encoder_channels, model.slot_size, model.slots, (size // model.encoder_stride) ** 2
     h = model.predictor_lstm
     features = p * (75 * c + 75 * c**2 + 4 * c + c * d + d**2 + 2 * d**2)
     attention = model.slot_iterations * (2 * p * s * d + s * (7 * d**2 + 2 * d * model.slot_mlp))

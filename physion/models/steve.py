@@ -2,7 +2,7 @@
 
 Architecture of SlotFormer's published Physion STEVE; the frozen dVAE is not inside, its tokens are passed in.
 Shapes: B batch, T frames, S slots, D slot size, N tokens a frame, V codes, C channels, H W pixels; the feature map and
-the masks have h = H / 2 and w = W / 2, P = h * w positions.
+the masks have h = H / 2 and w = W / 2 (or a quarter: `encoder_stride`), P = h * w positions.
 """
 
 from __future__ import annotations
@@ -79,13 +79,18 @@ class Predictor(nn.Module):
         })  # fmt: skip
         self.rnn = LSTM(model.slot_size, model.predictor_lstm)
         self.out_projector = nn.Linear(model.predictor_lstm, model.slot_size)
+        # Normalised, since a plain sum grows with every frame after those that a training's clips hold.
+        self.norm_guess = nn.LayerNorm(model.slot_size) if model.residual_guess else None
 
     def forward(self, state: VideoState) -> VideoState:
         """Advance a frame's slots [B, S, D] and the LSTM state; returns the guess and the new state."""
         x_BSD = self.base_predictor["transformer_encoder"](state.slots)
         with torch.autocast(x_BSD.device.type, enabled=False):  # the recurrent state stays float32
             hidden_XE, cell_XE = self.rnn(x_BSD.flatten(0, 1), state.hidden, state.cell)
-        return VideoState(self.out_projector(hidden_XE).to(x_BSD.dtype).view(x_BSD.shape), hidden_XE, cell_XE)
+        guess_BSD = self.out_projector(hidden_XE).to(x_BSD.dtype).view(x_BSD.shape)
+        if self.norm_guess is not None:
+            guess_BSD = self.norm_guess(state.slots + guess_BSD)
+        return VideoState(guess_BSD, hidden_XE, cell_XE)
 
 
 class STEVE(SlotModel):
@@ -98,12 +103,12 @@ class STEVE(SlotModel):
         self.init_latents = nn.Parameter(torch.randn(1, model.slots, d))
         self.slot_attention = SlotAttention(d, model.slot_mlp, model.slot_iterations)
         self.encoder = nn.Sequential(
-            nn.Sequential(nn.Conv2d(3, c, 5, stride=2, padding=2), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(3, c, 5, stride=model.encoder_stride, padding=2), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(c, c, 5, padding=2)),
         )
-        self.encoder_pos_embedding = GridPositions(image_size // 2, c)
+        self.encoder_pos_embedding = GridPositions(image_size // model.encoder_stride, c)
         self.encoder_out_layer = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, d), nn.ReLU(inplace=True), nn.Linear(d, d))
         self.trans_decoder = TokenDecoder(
             d, model.decoder_layers, model.decoder_heads, (image_size // 4) ** 2, codes, model.dropout
@@ -135,7 +140,7 @@ class STEVE(SlotModel):
                 if with_masks:
                     masks.append(masks_BSP)
         assert state is not None, "a chunk has at least one frame"
-        side = self.image_size // 2
+        side = self.image_size // self.model.encoder_stride
         masks_BTShw = torch.stack(masks, 1).unflatten(-1, (side, side)) if with_masks else None
         return SlotOutput(torch.stack(slots, 1), masks_BTShw, state)
 

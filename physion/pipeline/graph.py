@@ -11,7 +11,7 @@ from typing import Any
 from physion.config.load import fingerprinted
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
-from physion.stages import STAGES, Instance, Named, Params, Stage, instances, last_stage
+from physion.stages import STAGES, Cost, Instance, Named, Params, Stage, instances, last_stage
 from physion.stages.weights_fit import require_fit
 from physion.store.artifacts import Artifact, Manifest, prefix_of, read_manifest
 from physion.store.pretrained import find_weights
@@ -23,7 +23,7 @@ class Node:
     """One stage instance.
 
     inputs: the role the stage knows an input by -> the instance that makes it; weights: likewise for named weights.
-    identity: everything that decides what comes out; fingerprint: its hash.
+    identity: everything that decides what comes out; fingerprint: its hash. cost: what it will take, estimated.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Node:
     settings: dict[str, Any]
     identity: dict[str, Any]
     fingerprint: str
+    cost: Cost
     weights: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -77,7 +78,8 @@ def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
             | {role: artifact.manifest.content for role, artifact in weights.items()},
             **stage.facts(),
         }
-        graph[name] = Node(name, stage, params, inputs, section, settings, identity, fingerprint_of(identity), weights)
+        cost = stage.cost(config, params)
+        graph[name] = Node(name, stage, params, inputs, section, settings, identity, fingerprint_of(identity), cost, weights)
     taken = {name: (str(node.params["model"]), artifact) for name, node in graph.items() for artifact in node.weights.values()}
     require_fit(config, taken)
     # What needs the fewest others comes first: bad videos of any subset show before anything is trained.

@@ -12,6 +12,7 @@ from typing import Any
 from physion import __version__
 from physion.errors import ConfigError, DataError, PartsMissing
 from physion.job import Job, Ranks, Stop
+from physion.machine import cpu_name
 from physion.pipeline.graph import Node, downstream
 from physion.progress import say
 from physion.stages import Kind
@@ -164,6 +165,7 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> M
         host=host_facts() | {"ranks": job.ranks.count},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
+        work=node.cost.flops or node.cost.bytes,
     )
     return output.publish(manifest)
 
@@ -176,7 +178,7 @@ def host_facts() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     else:
-        facts["threads"] = torch.get_num_threads()
+        facts |= {"threads": torch.get_num_threads(), "cpu": cpu_name()}
     return facts
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from multiprocessing.connection import wait
 from types import TracebackType
 
-from physion.config.schema import Study
 from physion.errors import PhysionError, Preempted, TransientError, of_exit_code
 from physion.job import Stop
 from physion.machine import Machine
@@ -90,7 +89,6 @@ class Schedule:
 
     def __init__(
         self,
-        config: Study,
         graph: Mapping[str, Node],
         store: Store,
         stop: Stop,
@@ -101,7 +99,7 @@ class Schedule:
         starting: Callable[[Node, Claim], None] = lambda node, claim: None,
         done: Callable[[Done], None] = lambda done: None,
     ) -> None:
-        self._config, self._graph, self._store, self._stop, self._machine = config, graph, store, stop, machine
+        self._graph, self._store, self._stop, self._machine = graph, store, stop, machine
         self._command, self._before, self._starting, self._done = list(command), list(before), starting, done
         self._waiting = _most_urgent_first(graph)
         self._checked: set[str] = set()  # whether they are there
@@ -183,7 +181,6 @@ class Schedule:
     def _claim_of(self, node: Node, count: int) -> Claim:
         """What an instance takes. count: how many processes may share it, where it has parts."""
         stage, section, machine = node.stage, node.section, self._machine
-        cost = stage.cost(self._config, node.params)
         knobs: tuple[str, ...] = ()
         processes, workers, threads = 1, 1, 1
         if stage.kind is Kind.TRAINING:
@@ -206,7 +203,7 @@ class Schedule:
         return Claim(
             processes,
             min(cores, machine.cores),
-            max(processes, workers) * PROCESS_MEMORY + (0 if self._on_gpu(node) else cost.memory),
+            max(processes, workers) * PROCESS_MEMORY + (0 if self._on_gpu(node) else node.cost.memory),
             processes if self._on_gpu(node) else 0,
             threads,
             knobs,

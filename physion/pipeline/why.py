@@ -59,7 +59,7 @@ def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
     manifest = node.manifest(store)
     if manifest is not None:
         return [Reason("content", node.inputs[role]) for role in stale_inputs(manifest, node, graph, store)]
-    candidates = [m for m in _published(store, node.stage.name) if m.instance == node.name and m.identity]
+    candidates = [m for m in artifacts_of(store, node.stage.name) if m.instance == node.name and m.identity]
     if not candidates:
         return [Reason("new", node.name)]
     # The latest of those that differ least.
@@ -107,7 +107,7 @@ def _leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
         yield path, old, new
 
 
-def _published(store: Store, stage: str) -> list[Manifest]:
+def artifacts_of(store: Store, stage: str) -> list[Manifest]:
     """All published artifacts of a stage that can be read."""
     keys = [key for key in store.list(f"artifacts/{stage}") if key.count("/") == 3 and key.endswith(f"/{MANIFEST}")]
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -202,7 +202,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
             found.videos[place] = where
             if place in known:
                 with readable(shown, where), opened() as stream:
-                    if hashlib.file_digest(stream, "sha256").hexdigest() == known[place]:
+                    if hashlib.sha256(stream.read()).hexdigest() == known[place]:
                         same.add(place)
                 continue
             copy = job.output.scratch / f"{len(group)}-{PurePosixPath(place).name}"

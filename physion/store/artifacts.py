@@ -96,6 +96,8 @@ class Manifest(Record):
     """When, as ISO 8601 with a zone."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
     """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
+    work: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """What `seconds` went into, as it was estimated: FLOPs, or of stages without them bytes of output."""
 
     @field_validator("inputs", mode="before")
     @classmethod

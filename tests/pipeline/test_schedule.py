@@ -58,7 +58,7 @@ def plan(monkeypatch, tmp_path):
 
     def begin(machine, *overrides, preset="tiny"):
         config = load_config(preset, overrides)
-        study = Schedule(config, build_graph(config), LocalStore(tmp_path), Stop(), machine, ["-p", preset])
+        study = Schedule(build_graph(config), LocalStore(tmp_path), Stop(), machine, ["-p", preset])
         study._display = schedule.Display().__enter__()
         study._start()
         return study

@@ -1,0 +1,81 @@
+"""What a run will take on a machine, by what the artifacts of a store took to make on such a one."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from physion.machine import Machine
+from physion.pipeline.graph import Node
+from physion.pipeline.why import artifacts_of
+from physion.stages import Kind
+from physion.store.artifacts import Manifest
+from physion.store.protocol import Store
+
+AT_ONCE = 16  # stages asked for at once
+LATEST = 5  # artifacts of a stage that a rate is the median of: code and machines change
+
+
+@dataclass(frozen=True)
+class Took:
+    """What making an instance took the last time: seconds as its manifest has them, and on what."""
+
+    seconds: float
+    device: str
+
+
+class Measured:
+    """Rates and last times from the published artifacts of a graph's stages.
+
+    device: a GPU's or CPU's name, or part of it, as manifests have it (`device_of`); rates are of what was made there alone.
+    """
+
+    def __init__(self, graph: Mapping[str, Node], store: Store, device: str) -> None:
+        stages = sorted({node.stage.name for node in graph.values()})
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = pool.map(lambda stage: artifacts_of(store, stage), stages)
+            newest_first = [sorted(those, key=lambda m: m.created, reverse=True) for those in found]
+        self._of_stage = dict(zip(stages, newest_first, strict=True))
+        self._device = device
+
+    def took(self, node: Node) -> Took | None:
+        """The last artifact of the same instance, whatever its configuration."""
+        last = next((m for m in self._of_stage[node.stage.name] if m.instance == node.name), None)
+        return Took(last.seconds, device_of(last)) if last else None
+
+    def seconds(self, node: Node) -> float | None:
+        """Estimated, as a manifest will have it: of a stage with parts the sum over them. None where nothing tells.
+
+        In proportion to FLOPs, without them to the output's size; of stages that estimate neither, what the same instance took.
+        """
+        here = [m for m in self._of_stage[node.stage.name] if self._device.lower() in device_of(m).lower()]
+        if work := node.cost.flops or node.cost.bytes:
+            rates = [m.seconds / m.work for m in here if m.work][:LATEST]
+            return work * statistics.median(rates) if rates else None
+        return next((m.seconds for m in here if m.instance == node.name), None)
+
+
+def device_of(manifest: Manifest) -> str:
+    """The GPU that an artifact was made on, else the CPU; empty where the manifest does not say."""
+    return str(manifest.host.get("gpu") or manifest.host.get("cpu") or "")
+
+
+def wall_clock(nodes: Iterable[Node], seconds: Mapping[str, float], machine: Machine) -> float:
+    """Seconds that instances, each of which takes so many, take together on a machine, at least: of the longest chain of
+    those that wait for each other, and of all work spread over cores or GPUs, the longer.
+    """
+    busy, end = 0.0, dict[str, float]()
+    for node in nodes:
+        took = seconds.get(node.name, 0.0)
+        units = len(machine.gpus) if node.stage.gpu and machine.gpus else machine.cores
+        if node.stage.kind is Kind.PARTS:
+            alone, share = took / units, took / units
+        else:
+            ranks = getattr(node.section, "ranks", None) or 1
+            threads = getattr(node.section, "threads", None) or (units if node.stage.gpu and not machine.gpus else 1)
+            alone, share = took, took * min(1.0, ranks * threads / units)
+        busy += share
+        end[node.name] = alone + max((end.get(source, 0.0) for source in node.inputs.values()), default=0.0)
+    return max([busy, *end.values()])
