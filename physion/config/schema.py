@@ -420,6 +420,9 @@ class Evaluate(Section):
 
     resamples: PositiveInt = Field(2000, description="bootstrap resamples of the 95 % intervals")
     seed: NonNegativeInt = 0
+    measured_videos: PositiveInt = Field(
+        200, description="test videos, and held-out ones of the training, on which slots are measured, evenly spaced over all"
+    )
     videos: Annotated[int, Field(ge=0)] = Field(8, description="test videos shown in the report")
     shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
 

@@ -60,6 +60,11 @@ class TruthShards(Shards):
         super().__init__(artifact, TRUTH)
         self.scenes = {entry["name"]: Scene.model_validate(entry["scene"]) for entry in artifact.json(TRUTH)["videos"]}
 
+    @staticmethod
+    def told_by(dataset: Artifact) -> bool:
+        """Whether a dataset says what is true of its videos."""
+        return TRUTH in dataset.names()
+
     def states(self, video: str) -> np.ndarray:
         """Float32 [T, B, 13]: centre (m), quaternion, velocity (m/s), angular velocity (rad/s), all in the room."""
         return self.read(video, "states")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,3 +76,14 @@ def resize_masks(masks_BTShw: Tensor, size: int) -> Tensor:
     """Resize masks bilinearly to pixels, [B, T, S, size, size], for viewing."""
     masks_XShw = F.interpolate(masks_BTShw.flatten(0, 1), (size, size), mode="bilinear", align_corners=False)
     return masks_XShw.view(*masks_BTShw.shape[:3], size, size)
+
+
+def see_video(model: SlotModel, images_BT3HW: Tensor, size: int, chunk: int = 30) -> tuple[Tensor, Tensor]:
+    """The slots [B, T, S, D] of whole videos and where each looks, [B, T, S, size, size]; on the CPU, float32."""
+    parts = [
+        (out.slots.float().cpu(), resize_masks(out.masks.float(), size).cpu())
+        for out in encode_video(model, images_BT3HW.split(chunk, 1), with_masks=True)
+        if out.masks is not None
+    ]
+    slots, masks = zip(*parts, strict=True)
+    return torch.cat(slots, 1), torch.cat(masks, 1)

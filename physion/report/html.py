@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from physion.progress import byte_count, duration
-from physion.report.plots import MODE_COLOURS, loss_curve, plot_losses
+from physion.report.plots import MODE_COLOURS, loss_curve, plot_binding, plot_losses, plot_norms
 from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
 from physion.store.artifacts import Manifest
 
@@ -32,6 +32,18 @@ SOURCES = {
     "slots-observed": "slots of the observed frames",
     "slots-rollout": "observed slots, then predicted ones",
     "slots-full": "true slots of the whole video",
+}
+SETS = {"test": "test videos", "heldout": "training's held-out videos"}
+SLOT_MEASURES = {
+    "ari": "foreground ARI, whole video",
+    "ari_frames": "foreground ARI, frame by frame",
+    "miou": "mIoU, whole video",
+    "miou_frames": "mIoU, frame by frame",
+    "own_agent": "frames in which the agent has a slot of its own",
+    "own_patient": "frames in which the patient has one",
+    "kept_object": "slots of a body whose nearest slot of the next frame is that body's too",
+    "kept_index": "slots of a body whose index is that body's in the next frame",
+    "kept_places": "slots whose nearest slot of the next frame has their index",
 }
 FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
 
@@ -58,6 +70,7 @@ class ReportContext:
     left_out: str = ""  # how many test videos are not among those, and why
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
     regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
+    slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by set of videos (`evaluate`)
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
     plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
     videos: Sequence[VideoPanel] = ()
@@ -95,6 +108,9 @@ def render_report(context: ReportContext) -> str:
         scenario_facts={name: entry for values in context.metrics.values() for name, entry in values["per_scenario"].items()},
         few_videos=FEW_VIDEOS,
         sources=SOURCES,
+        sets=SETS,
+        slot_measures=SLOT_MEASURES,
+        norms=plot_norms({SETS[name]: found["norm"] for name, found in context.slots.items()}) if context.slots else "",
         mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
         columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
         mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},
@@ -111,6 +127,7 @@ def _training(stage: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "stage": stage,
         "svg": plot_losses(stage, history),
+        "binding": plot_binding(stage, history) if any("kept_places" in entry for entry in history) else None,
         "steps": max((int(entry["step"]) for entry in history), default=0),
         "loss": float(losses[-1]) if len(losses) else None,
         "heldout": float(heldout[-1]) if len(heldout) else None,

@@ -293,6 +293,22 @@ def _by_first_contact(
     return found
 
 
+def over_videos(
+    parts: np.ndarray, wholes: np.ndarray, scenarios: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float | int | None]:
+    """The sum of parts [N] by that of wholes [N], with its interval over the N videos and in how many there is a whole.
+
+    With wholes of 1, the mean over videos. Nothing but the number where there is no whole.
+    """
+    count = int((wholes > 0).sum())
+    if not count:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    weights = _resample_weights(np.asarray(scenarios), resamples, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = _ends((weights @ parts) / (weights @ wholes))
+    return {"value": float(parts.sum() / wholes.sum()), "low": low, "high": high, "n": count}
+
+
 def compare_modes(
     names: Sequence[str],
     scenarios: Sequence[str],

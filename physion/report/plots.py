@@ -197,6 +197,37 @@ def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure, f"losses-{stage}", f"Training and held-out loss of {stage} against the step")
 
 
+@_styled
+def plot_binding(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
+    """Whether slots take hold of bodies and keep their places, on a few held-out videos, against the step."""
+    figure, axes = _figure(4.6, 2.7)
+    shown = {"ari_frames": "ARI by frame", "ari": "ARI by video", "kept_places": "keep their places"}
+    for number, (key, label) in enumerate(shown.items()):
+        steps, values = loss_curve(history, key)
+        if len(steps):
+            axes.plot(steps, values, marker="o" if len(steps) <= 30 else "", markersize=3.5, linewidth=1.3,
+                      color=MODE_COLOURS[number], label=label)  # fmt: skip
+    axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
+    axes.legend(loc="best")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_thousands))
+    axes.set_xlabel("step")
+    return _svg(figure, f"binding-{stage}", f"Foreground ARI and kept places of the slots during {stage}")
+
+
+@_styled
+def plot_norms(by_set: Mapping[str, Sequence[float]]) -> str:
+    """The slots' mean length in each frame, by set of videos."""
+    figure, axes = _figure(9.4, 2.4)
+    for number, (name, lengths) in enumerate(by_set.items()):
+        axes.plot(range(len(lengths)), lengths, color=MODE_COLOURS[number], linewidth=1.5, label=name)
+    axes.set_ylim(0, 1.1 * max(max(lengths) for lengths in by_set.values()))
+    axes.set_xlabel("frame")
+    axes.set_ylabel("length of a slot")
+    axes.legend(loc="best")
+    return _svg(figure, "norms", "Mean length of the slots in each frame")
+
+
 def loss_curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps at which one loss is given and finite, and its values there."""
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]

@@ -73,6 +73,19 @@ def slots_for(config: Any, features: str | int, subset: str) -> Instance:
     return of_subset("rollout" if features == "rollout" else "extract-slots", subset)
 
 
+def known(config: Any, subset: str) -> dict[str, Instance]:
+    """The dataset of a subset, where it tells what is true of its videos."""
+    return {"dataset": of_subset(config.dataset, subset)} if STAGES[config.dataset].tells_truth(config, subset) else {}
+
+
+def heldout(config: Any) -> dict[str, Instance]:
+    """The videos that were held out from the training of the slot model, and what is true of them; none where it was given."""
+    if given(config, config.slot_model, {}) is not None:
+        return {}
+    truth = known(config, "training")
+    return {"heldout": of_subset("frames", "training")} | {f"heldout-{role}": source for role, source in truth.items()}
+
+
 def readouts(config: Any) -> dict[str, Instance]:
     """Every readout of the study, by the role it has in the test."""
     section = config.train_readout
@@ -85,8 +98,8 @@ def readouts(config: Any) -> dict[str, Instance]:
 
 def regressions(config: Any) -> dict[str, Instance]:
     """Every regression of the study, by its role in the test. Those on true states need a dataset that tells the truth."""
-    known = all(STAGES[config.dataset].tells_truth(config, subset) for subset in ("readout", "test"))
-    wanted = [on for on in config.regress.on if known or not on.startswith("states")]
+    truth = all(known(config, subset) for subset in ("readout", "test"))
+    wanted = [on for on in config.regress.on if truth or not on.startswith("states")]
     return {f"regress-{on}": Instance("regress", {"on": on}) for on in wanted}
 
 
@@ -297,7 +310,7 @@ for _stage in (
     ),
     Stage(
         "train-steve",
-        version=4,
+        version=5,
         kind=Kind.TRAINING,
         summary="train STEVE, which finds slots in video",
         section=schema.TrainSTEVE,
@@ -305,6 +318,7 @@ for _stage in (
             "dvae": trained(config, "dvae"),
             "frames": of_subset("frames", "training"),
             "tokens": Instance("tokenize"),
+            **known(config, "training"),
         },
         cost=training_cost("steve"),
         check=_check_steve,
@@ -384,13 +398,14 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=5,
+        version=6,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,
         reads=lambda config, params: {
             "slot-model": trained(config, config.slot_model),
             **{other: trained(config, other) for other in slot_model_kind(config).decodes_with},
+            **heldout(config),
             "slotformer": trained(config, "slotformer"),
             **readouts(config),
             **regressions(config),

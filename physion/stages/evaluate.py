@@ -16,10 +16,10 @@ from physion.config.schema import Evaluate
 from physion.data.clips import LabelledSlots, to_unit
 from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
-from physion.data.truth import TRUTH, TruthShards
+from physion.data.truth import TruthShards
 from physion.data.video import write_mp4
 from physion.job import Job
-from physion.models.slots import SlotModel, encode_video, resize_masks
+from physion.models.slots import SlotModel, see_video
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
@@ -27,6 +27,7 @@ from physion.report.html import ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.stages.extract_slots import load_slot_model
+from physion.stages.links import measure_slot_model
 from physion.stages.regress import ANSWERS, FITS, read_answers
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
@@ -34,7 +35,6 @@ from physion.training.engine import HISTORY, WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
-CHUNK = 30  # frames of a shown video that are looked at together
 
 
 @dataclass
@@ -58,8 +58,11 @@ def run(job: Job) -> dict[str, Any]:
     predictions = _predict(job)
     metrics = _measure(config, predictions, job.inputs["dataset"])
     metrics["regressions"] = _regressions(config, job, predictions)
+    model = load_slot_model(job.inputs)
+    with arithmetic(torch.float32):
+        metrics["slots"] = measure_slot_model(job, config, model)
     dataset = job.inputs["dataset"].manifest
-    panels, stills = _pictures(job, config, predictions) if config.videos else ([], {})
+    panels, stills = _pictures(job, config, predictions, model) if config.videos else ([], {})
     made_from = [artifact.manifest for artifact in job.inputs.values()]
     simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
@@ -71,6 +74,7 @@ def run(job: Job) -> dict[str, Any]:
             metrics=metrics["modes"],
             comparisons=metrics["comparisons"],
             regressions=metrics["regressions"],
+            slots=metrics["slots"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
@@ -156,7 +160,7 @@ def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, An
 
 def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:
     """The frame of first contact of each video; None where the dataset tells no truth."""
-    if TRUTH not in dataset.names():
+    if not TruthShards.told_by(dataset):
         return None
     scenes = TruthShards(dataset).scenes
     return [scenes[video.name].first_contact for video in videos]
@@ -198,13 +202,12 @@ def _histories(job: Job) -> dict[str, Any]:
 
 @arithmetic(torch.float32)
 @torch.inference_mode()
-def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[VideoPanel], dict[str, bytes]]:
+def _pictures(job: Job, config: Evaluate, found: Predictions, model: SlotModel) -> tuple[list[VideoPanel], dict[str, bytes]]:
     """Videos with masks and decoded slots, and stills of where the slots look and of what the slot model is shown."""
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
     shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
     device = best_device()
-    model = load_slot_model(job.inputs)
     total = frames.video_frames
     observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
@@ -218,7 +221,7 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
             video = found.videos[number]
             images = frames.images(video.name, 0, total)
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
-            masks = _masks(model, batch, frames.image_size)
+            masks = see_video(model, batch[None], frames.image_size)[1][0].numpy()
             clips = {"video": images[shown], "slot masks": pictures.overlay_masks(images[shown], masks[shown])}
             border = {caption: [False] * len(shown) for caption in clips}
             for caption, source in shards.items():
@@ -239,12 +242,6 @@ def _pictures(job: Job, config: Evaluate, found: Predictions) -> tuple[list[Vide
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
         stills["Test frames (top) and their reconstructions (bottom)"] = pictures.png(rows)
     return panels, stills | {"Slots: test frames (left) and where each slot looks": pictures.png(pictures.grid(slot_rows))}
-
-
-def _masks(model: SlotModel, images_T3HW: torch.Tensor, size: int) -> np.ndarray:
-    """Where each slot looks, frame by frame: [T, S, size, size]."""
-    parts = encode_video(model, images_T3HW[None].split(CHUNK, 1), with_masks=True)
-    return torch.cat([resize_masks(out.masks, size)[0].cpu() for out in parts if out.masks is not None]).numpy()
 
 
 def _panel(job: Job, found: Predictions, number: int, clips: Mapping[str, np.ndarray]) -> VideoPanel:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from physion.config.schema import Optim, TrainSTEVE
 from physion.data.clips import Batch, to_unit
 from physion.data.shards import FrameShards, Shards
+from physion.data.truth import TruthShards
 from physion.job import Job
 from physion.models.flops import steve_clip_flops
 from physion.models.steve import STEVE
@@ -24,9 +25,11 @@ class STEVETask(SlotTask):
     model: STEVE
     capturable = True
 
-    def __init__(self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int) -> None:
+    def __init__(
+        self, config: TrainSTEVE, frames: FrameShards, tokens: Shards, codes: int, truth: TruthShards | None = None
+    ) -> None:
         model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
-        super().__init__(model, frames, config.clip_frames, tokens)
+        super().__init__(model, frames, config.clip_frames, tokens, truth)
         self.config = config
         self.sample_flops = 3 * steve_clip_flops(config, frames.image_size, codes)
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
@@ -65,7 +68,8 @@ def run(job: Job) -> dict[str, Any]:
     tokens = Shards(job.inputs["tokens"])
     for shards in (frames, tokens):
         shards.prefetch_all()
-    task = STEVETask(config, frames, tokens, codes)
+    truth = TruthShards(job.inputs["dataset"]) if "dataset" in job.inputs else None
+    task = STEVETask(config, frames, tokens, codes, truth)
     rows = fit(task, config, job)
     sizes = {"model": config.model.model_dump(), "image_size": frames.image_size, "codes": codes}
     return publish_weights(task.model, "steve", sizes, rows, job)

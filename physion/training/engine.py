@@ -96,6 +96,10 @@ class Task(ABC):
         """What else of a step is worth watching, such as a temperature."""
         return {}
 
+    def measures(self) -> dict[str, float]:
+        """What else of a held-out measure belongs to the history; asked of rank 0 alone, the model in eval mode."""
+        return {}
+
     def picture(self, batch: Batch) -> np.ndarray | None:
         """A look at what the model makes of a few held-out clips, uint8 [H, W, 3]; the model is in eval mode."""
         return None
@@ -158,7 +162,8 @@ def step_seed(seed: int, *place: int) -> int:
 def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     """Train `task.model` in place, from the newest checkpoint where there is one; on all ranks of the job together.
 
-    Returns the history: rows with step, lr, heldout_loss, and the mean loss and grad_norm since the row before.
+    Returns the history: rows with step, lr, heldout_loss, on rank 0 what the task measures beside it, and the mean loss and
+    grad_norm since the row before.
 
     Raises NonFiniteLoss naming the step and the last good checkpoint; Preempted or Interrupted, with the state saved, when
     a rank is asked to stop; ConfigError when the batch cannot be shared or does not fit into memory, or when there is nothing
@@ -334,11 +339,13 @@ class Training:
         loss = self.ranks.all_reduce(total).item() / len(clips)
         self._require_finite(loss, "held-out loss", step)
         rate = learning_rate(min(step, self.optim.steps - 1), self.peaks[0], self.optim)
-        self.history.close_row(step=step, lr=rate, heldout_loss=loss)
+        beside: dict[str, float] = {}
         if self.ranks.rank == 0:
             few = _to(self.task.heldout[clips[:PICTURED]], self.device)
             with self._autocast():
-                self.watch.measured(step, loss, self.task.picture(few))
+                beside = self.task.measures()
+                self.watch.measured(step, {"heldout_loss": loss, **beside}, self.task.picture(few))
+        self.history.close_row(step=step, lr=rate, heldout_loss=loss, **beside)
         self.model.train()
 
     def _save(self, done: int) -> None:

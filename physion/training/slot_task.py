@@ -1,14 +1,20 @@
-"""What the trainings of slot models have in common: clips of frames, and the picture of where each slot looks."""
+"""What the trainings of slot models have in common: clips of frames, where each slot looks, and whether it binds."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from physion.data.clips import Batch, FrameClips, to_unit
+from physion.data.order import spread
 from physion.data.shards import FrameShards, Shards
-from physion.models.slots import SlotModel, encode_video, resize_masks
+from physion.data.truth import TruthShards
+from physion.models.slots import SlotModel, encode_video, resize_masks, see_video
 from physion.report import pictures
-from physion.training.engine import Task
+from physion.report.binding import means, measure_slots, overlaps_in
+from physion.training.engine import Task, best_device
+
+WATCHED = 4  # held-out videos that are seen whole at every held-out measure
 
 
 class SlotTask(Task):
@@ -16,12 +22,29 @@ class SlotTask(Task):
 
     model: SlotModel
 
-    def __init__(self, model: SlotModel, frames: FrameShards, clip_frames: int, tokens: Shards | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: SlotModel,
+        frames: FrameShards,
+        clip_frames: int,
+        tokens: Shards | None = None,
+        truth: TruthShards | None = None,
+    ) -> None:
+        self.model, self.frames, self.truth = model, frames, truth
         self.train, self.heldout = (
             FrameClips(frames, frames.select(heldout=heldout), frames.video_frames, clip_frames, tokens)
             for heldout in (False, True)
         )
+
+    def measures(self) -> dict[str, float]:
+        """`measure_slots` over a few whole held-out videos, which show what clips cannot: whether slots stay what they are."""
+        videos = self.frames.select(heldout=True)
+        names = [videos[number].name for number in spread(len(videos), WATCHED)]
+        images = np.stack([self.frames.images(name, 0, self.frames.video_frames) for name in names])
+        batch = to_unit(torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(best_device()))
+        found = zip(names, *(each.numpy() for each in see_video(self.model, batch, images.shape[2])), strict=True)
+        known = self.truth
+        return means([measure_slots(s, None if known is None else overlaps_in(known, n, masks)) for n, s, masks in found])
 
     def picture(self, batch: Batch) -> np.ndarray:
         """The last frame of each clip, in the slots' colours below."""

@@ -63,9 +63,9 @@ class Watch:
         self._rows.append(row)
         self.restart_clock(step)
 
-    def measured(self, step: int, loss: float, picture: np.ndarray | None) -> None:
-        """Add a held-out loss, and a picture, uint8 [H, W, 3]."""
-        self._rows.append({"step": step, "time": round(time.time(), 3), "heldout_loss": loss})
+    def measured(self, step: int, values: dict[str, float], picture: np.ndarray | None) -> None:
+        """Add what was measured on held-out clips, and a picture, uint8 [H, W, 3]."""
+        self._rows.append({"step": step, "time": round(time.time(), 3), **values})
         if picture is not None:
             self._pictures.append((step, picture))
 

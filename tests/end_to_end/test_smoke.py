@@ -81,6 +81,14 @@ def test_from_nothing_to_a_report(undisturbed):
     for mode in metrics["modes"].values():
         accuracy = mode["overall"]["accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    for measured in (metrics["slots"][name] for name in ("test", "heldout")):
+        assert measured["truth"]
+        assert len(measured["norm"]) == 150
+        for name in ("ari", "ari_frames", "miou", "miou_frames", "own_agent", "own_patient", "kept_places"):
+            assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"] <= 1
+    (history,) = (json.loads(path.read_bytes()) for path in store.glob("artifacts/train-steve/*/history.json"))
+    assert all({"ari", "miou", "kept_places", "norm_last"} <= row.keys() for row in history)
+    assert "Foreground ARI and kept places of the slots during train-steve" in report
     assert metrics["headline"] in out
     assert "Traceback" not in err
 

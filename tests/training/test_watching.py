@@ -38,6 +38,20 @@ def test_metrics_of_every_look(tmp_path):
     assert trained[-1]["tau"] == 1 / STEPS
 
 
+def test_what_a_task_measures_is_in_history_and_rows_and_changes_no_weight(tmp_path):
+    class Measured(Watched):
+        def measures(self):
+            assert not self.model.training
+            return {"kept": 0.25 * len(self.train)}
+
+    history, weights = train(tmp_path / "measured", task=Measured())
+    assert [row["kept"] for row in history] == [9.25] * 6
+    assert [row["kept"] for row in rows_of(tmp_path / "measured") if "heldout_loss" in row] == [9.25] * 6
+    without, same = train(tmp_path / "plain", task=Watched())
+    assert weights == same
+    assert [{key: value for key, value in row.items() if key != "kept"} for row in history] == without
+
+
 def test_events_and_pictures_for_tensorboard(tmp_path):
     train(tmp_path, task=Watched())
     (path,) = tmp_path.glob("artifacts/*/*/events.tfevents")

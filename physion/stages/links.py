@@ -1,0 +1,127 @@
+"""What the links of the chain before the answer are worth, measured for `evaluate` on whole videos.
+
+Shapes: N videos, T frames, B bodies, S slots, D slot size, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from physion.config.schema import Evaluate
+from physion.data.clips import to_unit
+from physion.data.layout import Video
+from physion.data.order import spread
+from physion.data.shards import FrameShards, Shards
+from physion.data.split import family
+from physion.data.truth import AGENT, PATIENT, TruthShards
+from physion.job import Job
+from physion.models.probes import probe
+from physion.models.slots import SlotModel, see_video
+from physion.progress import progress
+from physion.report.binding import best_slots, measure_slots, norms, overlaps_in
+from physion.report.metrics import over_videos
+from physion.store.artifacts import Artifact
+from physion.training.engine import best_device
+
+PROBED = 5  # frames between two of those that probes learn from and are asked about
+BODIES = {"agent": AGENT, "patient": PATIENT}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A video as the slot model sees it: slots [T, S, D]; where the truth is known, overlaps with bodies [T, 1 + B, S]."""
+
+    video: Video
+    slots: np.ndarray
+    overlap: np.ndarray | None
+
+
+def measure_slot_model(job: Job, config: Evaluate, model: SlotModel) -> dict[str, Any]:
+    """The slots on test videos, as extracted, and on those held out from the training of the slot model."""
+    sets = {"test": ("frames", "dataset"), "heldout": ("heldout", "heldout-dataset")}
+    found = {}
+    for name, (role, known_by) in sets.items():
+        if role not in job.inputs:
+            continue
+        frames, truth = FrameShards(job.inputs[role]), truth_of(job.inputs, known_by)
+        videos = frames.videos if name == "test" else frames.select(heldout=True)
+        chosen = [videos[number] for number in spread(len(videos), config.measured_videos)]
+        seen = look(job, model, frames, chosen, truth, Shards(job.inputs["slots"]) if name == "test" else None)
+        found[name] = slot_numbers(seen, truth, config)
+    return found
+
+
+def truth_of(inputs: Mapping[str, Artifact], role: str) -> TruthShards | None:
+    """What is true of a dataset's videos, where it tells."""
+    return TruthShards(inputs[role]) if role in inputs and TruthShards.told_by(inputs[role]) else None
+
+
+@torch.inference_mode()
+def look(
+    job: Job, model: SlotModel, frames: FrameShards, videos: Sequence[Video], truth: TruthShards | None, slots: Shards | None
+) -> list[Seen]:
+    """Have the model look at videos; their slots are those that were extracted where these are given."""
+    found = []
+    with progress(f"{job.instance}: slots", len(videos), "videos") as bar:
+        for video in videos:
+            job.stop.check()
+            overlap, array = None, None if slots is None else slots.read(video.name, "slots")
+            if truth is not None or array is None:
+                images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).to(best_device())
+                (given,), (masks,) = see_video(model, to_unit(images.permute(0, 3, 1, 2))[None], images.shape[1])
+                array = given.numpy() if array is None else array
+                overlap = None if truth is None else overlaps_in(truth, video.name, masks.numpy())
+            found.append(Seen(video, array, overlap))
+            bar.advance()
+    return found
+
+
+def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evaluate) -> dict[str, Any]:
+    """`measure_slots` and the slots' mean length in every frame, over all videos; with truth, what probes read from them."""
+    measured = [measure_slots(each.slots, each.overlap) for each in seen]
+    scenarios = [each.video.scenario for each in seen]
+    found: dict[str, Any] = {"videos": len(seen), "truth": truth is not None}
+    for name in dict.fromkeys(name for one in measured for name in one):
+        there = np.array([name in one for one in measured])
+        values = np.array([one.get(name, 0.0) for one in measured])
+        found[name] = over_videos(values, there, scenarios, config.resamples, config.seed)
+    found["norm"] = np.mean([norms(each.slots) for each in seen], 0).tolist()
+    if truth is not None:
+        found["probes"] = {name: _probed(seen, truth, body, config) for name, body in BODIES.items()}
+    return found
+
+
+def _probed(seen: Sequence[Seen], truth: TruthShards, body: int, config: Evaluate) -> dict[str, Any]:
+    """How well a body's place can be read from the slot that fits it best, and from one that is picked without its mask."""
+    slots = np.stack([each.slots[::PROBED] for each in seen])
+    bound = [best_slots(each.overlap[::PROBED]) for each in seen if each.overlap is not None]
+    best, there = (np.stack([each[which][:, body] for each in bound]) for which in (0, 2))
+    rows = slice(0, len(seen[0].slots), PROBED)
+    picture = np.stack([truth.picture(each.video.name)[rows, body, :2] for each in seen])
+    room = np.stack([truth.states(each.video.name)[rows, body, :3] for each in seen])
+    places = np.concatenate([picture, room], -1).astype(np.float64)
+    said = probe(slots, best, places, there, [family(each.video.name) for each in seen])
+    scenarios = [each.video.scenario for each in seen]
+    spaces = {"picture": slice(0, 2), "room": slice(2, 5)}
+    return {
+        way: {space: _fit(where[..., axes], places[..., axes], scenarios, config) for space, axes in spaces.items()}
+        for way, where in said.items()
+    }
+
+
+def _fit(said_NTK: np.ndarray, places_NTK: np.ndarray, scenarios: Sequence[str], config: Evaluate) -> dict[str, Any]:
+    """R2 (0: no better than always saying the mean place) with its interval, and the median distance, where it was asked."""
+    asked = np.isfinite(said_NTK).all(-1)
+    if not asked.any():
+        return {"r2": None, "median_error": None}
+    wrong = np.where(asked, ((said_NTK - places_NTK) ** 2).sum(-1), 0.0)
+    apart = np.where(asked, ((places_NTK - places_NTK[asked].mean(0)) ** 2).sum(-1), 0.0)
+    share = over_videos(wrong.sum(1), apart.sum(1), scenarios, config.resamples, config.seed)
+    turned = {"value": share["value"], "low": share["high"], "high": share["low"]}
+    r2 = {end: None if value is None else 1 - value for end, value in turned.items()}
+    return {"r2": r2 | {"n": share["n"]}, "median_error": float(np.median(np.sqrt(wrong[asked])))}
