@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -24,8 +25,8 @@ from physion.commands import (
     load_study,
     stopping,
 )
-from physion.errors import ConfigError
-from physion.machine import this_machine
+from physion.errors import ConfigError, PhysionError
+from physion.machine import device_name, this_machine
 from physion.pipeline.graph import Node
 from physion.progress import byte_count, duration, say
 from physion.store.artifacts import Artifact
@@ -43,6 +44,7 @@ def run(
     as_json: AsJSON = False,
 ) -> None:
     """Run the whole study; what is done already is reused, what was interrupted goes on."""
+    from physion.pipeline.measured import Measured, wall_clock
     from physion.pipeline.runner import Done
     from physion.pipeline.schedule import Claim, Schedule
 
@@ -53,9 +55,22 @@ def run(
         )
     overrides = for_trainings(preset, overrides, precision=precision, ranks=ranks)
     _, graph, target = load_study(preset, overrides, store)
-    machine = this_machine()
+    machine, device = this_machine(), device_name()
     have = f"{machine.cores} cores, {len(machine.gpus)} GPUs, {byte_count(machine.memory)} of memory"
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
+
+    finished: set[str] = set()
+
+    def left() -> str:
+        """What of the run is still to come, by what its stages took here; empty where nothing tells."""
+        nodes = [node for name, node in graph.items() if name not in finished]
+        seconds: dict[str, float] = {}
+        with contextlib.suppress(PhysionError):  # an estimate ends no run
+            measured = Measured(graph, target, device)
+            seconds = {node.name: took for node in nodes if (took := measured.seconds(node)) is not None}
+        if not seconds:
+            return ""
+        return f"; {'about' if len(seconds) == len(nodes) else 'at least'} {duration(wall_clock(nodes, seconds, machine))} left"
 
     def starting(node: Node, claim: Claim) -> None:
         taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
@@ -63,8 +78,10 @@ def run(
         say(f"{node.name}: {taken or node.stage.summary}{together}")
 
     def done(result: Done) -> None:
+        finished.add(result.node.name)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-        say(f"{result.node.name}: {took}{headline(result.manifest.metrics)}")
+        rest = "" if result.cached else left()
+        say(f"{result.node.name}: {took}{headline(result.manifest.metrics)} [{len(finished)} of {len(graph)} stages{rest}]")
 
     options = ["-p", preset, "-s", store, *(word for each in overrides for word in ("--set", each))]
     cache = ["--cache", str(cache_options.folder), *(["--cache-limit", cache_options.limit] if cache_options.limit else [])]
@@ -72,8 +89,7 @@ def run(
         stopping() as stop,
         Schedule(graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
     ):
-        finished = schedule.run()
-    last = finished[-1].manifest
+        last = schedule.run()[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:
         copy_out(Artifact(target, last).path("report.html"), report_to)

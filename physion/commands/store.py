@@ -68,7 +68,7 @@ def ls(
     else:
         table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
         for column in ("artifact", "fingerprint", "created", "files", "size"):
-            table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
+            table.add_column(column, overflow="fold", justify="right" if column in ("size", "files") else "left")
         for found in chosen:
             cells = ("", str(len(found.keys)), "")
             if found.manifest:
@@ -136,6 +136,8 @@ def verify(
     """Read every file of artifacts from the store, not from the cache, and check it against its SHA-256."""
     target = open_store(store)
     everything = survey(target)
+    if not everything:
+        raise ConfigError(f"there are no artifacts in {target.uri}: check the name of the store")
     chosen = [found for name in names for found in select(everything, name)] if names else everything
     work = [(found, record) for found in chosen for record in _files(found)]
     problems = [found.problem for found in chosen if found.problem]

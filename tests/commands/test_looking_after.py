@@ -121,6 +121,15 @@ def test_putting_a_file(look, store, tmp_path):
     assert not list((store / ".staging").iterdir())
 
 
+def test_verifying_nothing_is_an_error(physion, tmp_path):
+    ended = physion("store", "verify", "-s", tmp_path / "nowhere")
+    assert (ended.code, "there are no artifacts in" in ended.err) == (2, True)
+
+
+def test_a_mistyped_artifact_gets_the_nearest_name(look):
+    assert "did you mean 'frames-test'?" in look("ls", "frames-tset").err
+
+
 def test_verifying(look, store, graph):
     assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts are what")
     (bad,) = folder(store, graph["tokenize"]).glob("00001-*.safetensors")
