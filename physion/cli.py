@@ -22,6 +22,7 @@ from physion.commands.launch import launch
 from physion.commands.logs import logs
 from physion.commands.plan import plan
 from physion.commands.run import run
+from physion.commands.runs import runs
 from physion.commands.stage import stage
 from physion.commands.status import status
 from physion.commands.store import store_app
@@ -50,6 +51,7 @@ app.command(
 app.command(
     epilog="Examples: physion plan -p paper -s runs/paper    |    physion plan train-steve --why -p paper -s runs/paper"
 )(plan)
+app.command(epilog="Example: physion runs -s runs/tiny")(runs)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)

@@ -8,9 +8,11 @@ import time
 import pytest
 
 from physion.commands import parse_bytes
-from physion.config.load import load_config
+from physion.config.load import load_config, preset_names
 from physion.errors import ConfigError
 from physion.pipeline.graph import build_graph
+from physion.store.artifacts import ArtifactWriter
+from physion.store.local import LocalStore
 
 OLD = time.time() - 30 * 86400
 
@@ -119,6 +121,31 @@ def test_putting_a_file(look, store, tmp_path):
     assert look("get", "files/mine", tmp_path / "back").code == 0
     assert (tmp_path / "back").read_bytes() == b"one"
     assert not list((store / ".staging").iterdir())
+
+
+def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    assert row["preset"] in preset_names()
+    assert row["changed"]["train-steve.optim.steps"] == 6
+    assert row["done"] == row["total"] == 29
+    assert row["metrics"]["headline"] in physion("runs", "-s", store).out
+    changed = "train-readout.seeds=[0]"
+    assert physion("run", "-p", preset, "-s", store, "--set", changed).code == 0
+    newest, older = json.loads(physion("runs", "-s", store, "--json").out)
+    assert newest["created"] >= older["created"]
+    assert (older["total"], newest["total"]) == (29, 26)
+    assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out
+
+
+def test_a_study_at_work_says_how_far_it_is(physion, store, graph):
+    report = graph["evaluate"]
+    writer = ArtifactWriter(LocalStore(store), "evaluate", report.fingerprint)
+    writer.erase()
+    writer.begin({node.name: node.fingerprint for node in graph.values()}, {})
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    assert (row["fingerprint"], row["done"], row["total"]) == (None, 28, 29)
+    assert "28 of 29" in " ".join(physion("runs", "-s", store).out.split())
 
 
 def test_verifying_nothing_is_an_error(physion, tmp_path):
