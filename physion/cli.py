@@ -15,6 +15,7 @@ import typer
 
 from physion import __version__
 from physion.commands import CacheFolder, CacheLimit, cache_options
+from physion.commands.compare import compare
 from physion.commands.config import config_app
 from physion.commands.contact_sheet import contact_sheet
 from physion.commands.doctor import doctor
@@ -52,6 +53,7 @@ app.command(
     epilog="Examples: physion plan -p paper -s runs/paper    |    physion plan train-steve --why -p paper -s runs/paper"
 )(plan)
 app.command(epilog="Example: physion runs -s runs/tiny")(runs)
+app.command(epilog="Example: physion compare 1a2b3c 4d5e6f -s runs/tiny")(compare)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)

@@ -31,6 +31,8 @@ class RecordedStudy:
     done: int
     total: int
     report: Manifest | None
+    options: dict[str, Any]
+    """All that decide what comes out, by stage and name; of stages with several instances those of the last."""
 
 
 def studies(store: Store) -> list[RecordedStudy]:
@@ -92,7 +94,12 @@ def _recorded(
 ) -> RecordedStudy:
     changes = {name: _changes(members.values(), options) for name, options in presets.items()}
     nearest = min(changes, key=lambda name: len(changes[name]))
-    return RecordedStudy(nearest, changes[nearest], len(members), total, report)
+    options = {
+        ".".join([manifest.stage, *path]): value
+        for manifest in members.values()
+        for path, _, value in leaves({}, manifest.config)
+    }
+    return RecordedStudy(nearest, changes[nearest], len(members), total, report, options)
 
 
 def _changes(members: Iterable[Manifest], preset: Options) -> dict[str, Any]:

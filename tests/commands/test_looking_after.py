@@ -130,11 +130,20 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     assert row["changed"]["train-steve.optim.steps"] == 6
     assert row["done"] == row["total"] == 29
     assert row["metrics"]["headline"] in physion("runs", "-s", store).out
-    changed = "train-readout.seeds=[0]"
-    assert physion("run", "-p", preset, "-s", store, "--set", changed).code == 0
+    changed = ["--set", "train-readout.seeds=[0]", "--set", "evaluate.resamples=100"]
+    assert physion("run", "-p", preset, "-s", store, *changed).code == 0
     newest, older = json.loads(physion("runs", "-s", store, "--json").out)
     assert newest["created"] >= older["created"]
+    assert (older["changed"]["evaluate.resamples"], newest["changed"]["evaluate.resamples"]) == (200, 100)
     assert (older["total"], newest["total"]) == (29, 26)
+    both = newest["fingerprint"], older["fingerprint"][:8]
+    found = json.loads(physion("compare", *both, "-s", store, "--json").out)
+    assert found["options"] == {"evaluate.resamples": [100, 200]}
+    (accuracy, before), apart = found["modes"]["rollout"]["accuracy"], found["modes"]["rollout"]["difference"]
+    assert apart["value"] == pytest.approx(before["value"] - accuracy["value"])
+    assert apart["low"] <= apart["value"] <= apart["high"]
+    assert "accuracy, rollout" in physion("compare", *both, "-s", store).out
+    assert "begins 0 reports" in physion("compare", "zz", both[0], "-s", store).err
     assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out
 
 
