@@ -147,6 +147,33 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out
 
 
+def test_a_sweep_runs_every_combination_and_shares_what_it_can(physion, preset, store):
+    options = ["-p", preset, "-s", store, "--sweep", "evaluate.resamples=100,200", "--sweep", "train-readout.seeds=[0,1],[0]"]
+    ended = physion("run", *options, "--json")
+    results = json.loads(ended.out)
+    assert [result["overrides"] for result in results] == [
+        [f"evaluate.resamples={count}", f"train-readout.seeds={seeds}"] for count in (100, 200) for seeds in ("[0,1]", "[0]")
+    ]
+    assert len({result["fingerprint"] for result in results}) == 4
+    assert ended.err.count(": done in") == 3  # the fixture's own is one of the four
+    assert {row["fingerprint"] for row in json.loads(physion("runs", "-s", store, "--json").out)} == {
+        result["fingerprint"] for result in results
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sweep", "train-steve.optim.lr"], "not of the form stage.key=value,value"),
+        (["--sweep", "evaluate.resamples=100,many"], "evaluate.resamples"),
+        (["--sweep", "evaluate.resamples=100", "--report", "x.html"], "several reports"),
+    ],
+)
+def test_a_sweep_with_a_mistake_runs_nothing(physion, preset, tmp_path, options, words):
+    ended = physion("run", "-p", preset, "-s", tmp_path / "store", *options)
+    assert (ended.code, words in ended.err, (tmp_path / "store").exists()) == (2, True, False)
+
+
 def test_a_study_at_work_says_how_far_it_is(physion, store, graph):
     report = graph["evaluate"]
     writer = ArtifactWriter(LocalStore(store), "evaluate", report.fingerprint)
