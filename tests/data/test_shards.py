@@ -1,3 +1,5 @@
+import io
+import itertools
 import os
 import pickle
 import weakref
@@ -7,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from physion.data.clips import FrameClips, LabelledSlots, SlotClips, VideoClips, to_unit
@@ -86,6 +89,25 @@ def test_a_jpeg_alone():
     assert offsets[-1] == len(data)
     for t in range(T):
         assert np.abs(decode_jpeg(data[offsets[t] : offsets[t + 1]]).astype(int) - smooth(0)[t]).mean() < 4
+
+
+@pytest.mark.parametrize("quality", [50, 95, 100])
+@pytest.mark.parametrize("size", [32, 64, 100, 128])
+def test_a_jpeg_is_decoded_as_pillow_decodes_it(size, quality):
+    noise = np.random.default_rng(size).integers(0, 256, (3, size, size, 3), np.uint8)
+    smoothed = np.stack([np.asarray(Image.fromarray(frame).resize((size, size), box=(0, 0, 9, 9))) for frame in noise])
+    encoded = encode_frames(np.concatenate([noise, smoothed]), quality)
+    data, offsets = encoded["jpeg"].tobytes(), encoded["offsets"]
+    for start, end in itertools.pairwise(offsets):
+        np.testing.assert_array_equal(decode_jpeg(data[start:end]), np.asarray(Image.open(io.BytesIO(data[start:end]))))
+
+
+def test_a_jpeg_that_claims_to_be_huge_is_refused_unread():
+    data = bytearray(encode_frames(smooth(0)[:1], 95)["jpeg"].tobytes())
+    at = data.index(b"\xff\xc0") + 5  # height and width in the frame's header
+    data[at : at + 4] = b"\xff\xdc\xff\xdc"
+    with pytest.raises(ValueError, match="a frame of 65500 x 65500 pixels"):
+        decode_jpeg(bytes(data))
 
 
 def test_shards_go_to_another_process(artifact):

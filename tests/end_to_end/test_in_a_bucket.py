@@ -45,7 +45,7 @@ def same_results(store, finished):
 def test_two_runners_at_once_end_as_on_plain_files(preset, finished, s3, tmp_path):
     uri = "s3://tests/study"
     both = [ended(process) for process in [start(preset, uri) for _ in range(2)]]
-    assert [code for code, _, _ in both] == [0, 0], both
+    assert [code for code, _, _ in both] == [0, 0], "\n".join(err for _, _, err in both)
     assert both[0][1] == both[1][1]
     same_results(S3Store("tests", "study", scratch=tmp_path / "scratch"), finished)
     code, out, err = ended(start(preset, uri))
