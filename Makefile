@@ -53,7 +53,7 @@ COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --g
 	--no-emit-index-url --quiet
 lock:
 	$(COMPILE) --upgrade --all-extras --group dev --output-file requirements-dev.lock
-	$(COMPILE) --extra simulation --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --extra simulation --extra kubernetes --constraint requirements-dev.lock --output-file requirements.lock
 	$(COMPILE:pyproject.toml=) --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 
 # Settings and generated S3 credentials of docker compose, readable by you alone.

@@ -1,3 +1,22 @@
 """The whole Physion visual-question-answering study as resumable batch stages."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from physion.study import Study
+
 __version__ = "0.1.0"
+
+
+def open(store: str, preset: str, overrides: Sequence[str] = (), cache: Path | None = None) -> Study:
+    """The study of a preset with overrides (`train-steve.optim.lr=2e-4`) in a store: a path or s3://bucket/prefix.
+
+    cache: where files of a remote store are kept; default ~/.cache/physion. Raises ConfigError for what is no store or preset.
+    """
+    from physion.study import Study  # numpy and all: importing the package alone stays light
+
+    return Study(store, preset, overrides, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from physion import __version__
 from physion.commands import CacheFolder, CacheLimit, cache_options
+from physion.commands.compare import compare
 from physion.commands.config import config_app
 from physion.commands.contact_sheet import contact_sheet
 from physion.commands.doctor import doctor
@@ -21,13 +23,14 @@ from physion.commands.launch import launch
 from physion.commands.logs import logs
 from physion.commands.plan import plan
 from physion.commands.run import run
+from physion.commands.runs import runs
 from physion.commands.stage import stage
 from physion.commands.status import status
 from physion.commands.store import store_app
 from physion.commands.submit import submit
 from physion.commands.weights import weights_app
 from physion.config.schema import without_secrets
-from physion.errors import Interrupted, PhysionError, TransientError
+from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
 from physion.progress import Output
 from physion.store.keys import shown
 
@@ -35,7 +38,7 @@ app = typer.Typer(
     help="Will the red object touch the yellow one? The whole Physion study, from video to report, as resumable stages.",
     epilog="Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later, 130/143 interrupted, state saved.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -49,6 +52,8 @@ app.command(
 app.command(
     epilog="Examples: physion plan -p paper -s runs/paper    |    physion plan train-steve --why -p paper -s runs/paper"
 )(plan)
+app.command(epilog="Example: physion runs -s runs/tiny")(runs)
+app.command(epilog="Example: physion compare 1a2b3c 4d5e6f -s runs/tiny")(compare)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)
@@ -69,17 +74,20 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without a character ends no command
     argo_file = os.environ.get("ARGO_PROGRESS_FILE")
     Output.argo_file = Path(argo_file) if argo_file else None
+    code = None
     try:
-        app()
+        code = app(standalone_mode="--json" not in sys.argv)
     except PhysionError as error:
         _fail(error)
     except KeyboardInterrupt:
         _fail(Interrupted("interrupted; what is done is saved, and the same command goes on from there"))
     except Exception as error:
+        if hasattr(error, "format_message"):  # a ClickException; whether click's or typer's own copy of it depends on typer
+            _fail(ConfigError(error.format_message()))
         if _disk_is_full(error):
             _fail(TransientError(f"no space left on the disk ({error}); free some and run the same command again"))
         raise
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @app.callback(invoke_without_command=True)
@@ -106,7 +114,9 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
         text = shown(without_secrets(f"{error}"))  # an override that is wrong is shown in full
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        facts = {"error": text, "exit_code": error.exit_code}
+        line = json.dumps(facts, ensure_ascii=False) if "--json" in sys.argv else f"error: {text}"
+        print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
             if TERMINATION_LOG.exists():
                 TERMINATION_LOG.write_text(text, encoding="utf-8")

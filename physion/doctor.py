@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from physion.errors import PhysionError
-from physion.machine import core_limit, memory_limit
+from physion.machine import core_limit, memory_limit, seen_cores, total_memory
 from physion.store.folders import locked
 from physion.store.local import LocalStore
 from physion.store.protocol import Store
@@ -86,7 +86,7 @@ def shared_memory() -> Finding:
 
 def cores() -> Finding:
     """Cores as this process may use them, and as its container is limited."""
-    usable = len(os.sched_getaffinity(0))
+    usable = seen_cores()
     limit = core_limit()
     if limit is not None and limit < usable:
         advice = "`physion stage` starts torch's threads for the cores seen (`physion run` does not): set OMP_NUM_THREADS"
@@ -98,7 +98,7 @@ def cores() -> Finding:
 
 def memory() -> Finding:
     """Memory of the machine, and as the container is limited."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = total_memory()
     usable = min(total, memory_limit() or total)
     text = f"{_gib(usable)}" + (f" of the machine's {_gib(total)}" if usable < total else "")
     return Finding(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 CPUS = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/meminfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
@@ -30,8 +31,18 @@ def this_machine() -> Machine:
 
 def cores() -> int:
     """Cores that this process may keep busy."""
-    seen = len(os.sched_getaffinity(0))
+    seen = seen_cores()
     return min(seen, math.ceil(core_limit() or seen))
+
+
+def seen_cores() -> int:
+    """Cores that this process may run on, whatever their time is limited to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
+
+
+def total_memory() -> int:
+    """Bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def core_limit() -> float | None:
@@ -53,7 +64,8 @@ def memory_limit() -> int | None:
 
 def free_memory() -> int:
     """Bytes of memory that this process and its children may still take."""
-    free = _fields(Path("/proc/meminfo")).get("MemAvailable:", 0) * 1024
+    available = _fields(MEMORY).get("MemAvailable:")
+    free = total_memory() if available is None else available * 1024  # macOS does not say
     return max(0, min([free, *(limit - used for limit, used in _memory_limits())]))
 
 

@@ -39,6 +39,34 @@ def test_help_says_what_it_does_and_how(physion, command):
         assert "Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later" in text
 
 
+def test_short_help_and_completion(physion):
+    assert "Usage: physion store ls" in plain(physion("store", "ls", "-h").out)
+    assert "_PHYSION_COMPLETE" in physion("--show-completion", "bash").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "-p", "tinny", "-s", "x"], "did you mean 'tiny'?"),
+        (["plan", "-p", "tiny"], "Missing option"),
+        (["plan", "--no-such-option"], "No such option"),
+    ],
+)
+def test_with_json_an_error_is_json_too(physion, arguments, words):
+    ended = physion(*arguments, "--json")
+    error = json.loads(ended.err)
+    assert (ended.code, error["exit_code"], ended.out) == (2, 2, "")
+    assert words in error["error"]
+
+
+@pytest.mark.parametrize("command", [["plan", "-p", "smoke"], ["store", "ls"]])
+def test_a_narrow_terminal_folds_tables_and_cuts_nothing(physion, monkeypatch, preset, finished, command):
+    monkeypatch.setenv("COLUMNS", "60")
+    out = physion(*command, "-s", finished).out
+    assert "…" not in out
+    assert max(map(len, out.splitlines()[1:])) <= 60
+
+
 def test_the_plan_as_json(physion, tmp_path):
     ended = physion("plan", "-p", "smoke", "-s", tmp_path / "none", "--json")
     rows = {row["name"]: row for row in json.loads(ended.out)}
@@ -138,6 +166,7 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     report = ended.out.splitlines()[-1].removeprefix("report: file://")
     assert os.path.getsize(report) > 10_000
     assert ended.err.count(": cached") == 29
+    assert "[29 of 29 stages]" in ended.err.splitlines()[-1]
     result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)
     assert result["report"] == f"file://{report}"
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}

@@ -61,7 +61,7 @@ def test_a_store_that_cannot_be_written(doctor, tmp_path):
 def test_a_bucket_that_is_not_there(doctor, s3):
     ended = doctor("-s", "s3://not-there/x", "--json")
     assert ended.code == 2
-    assert ended.err == "error: will not work as it is: store, clock\n"
+    assert json.loads(ended.err) == {"error": "will not work as it is: store, clock", "exit_code": 2}
     found = {finding["name"]: finding["text"] for finding in json.loads(ended.out)}
     assert "NoSuchBucket" in found["store"]
     assert "make the bucket, or correct --store" in found["store"]
@@ -71,7 +71,7 @@ def test_a_bucket_that_is_not_there(doctor, s3):
 def test_scratch_that_cannot_be_made(physion, tmp_path):
     (tmp_path / "file").write_text("")
     ended = physion("--cache", tmp_path / "file", "doctor", "--json")
-    assert (ended.code, ended.err) == (2, "error: will not work as it is: scratch\n")
+    assert (ended.code, json.loads(ended.err)["error"]) == (2, "will not work as it is: scratch")
     assert states(ended)["scratch"] == "fail"
 
 

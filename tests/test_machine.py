@@ -63,6 +63,14 @@ def test_memory_that_is_left_counts_the_cache_of_files_as_free(cgroups, own, fil
     assert (machine.memory_limit(), machine.free_memory()) == (1000, 600)
 
 
+def test_a_system_without_affinity_and_proc_says_cores_and_memory_all_the_same(cgroups, monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(machine, "MEMORY", tmp_path / "none")
+    cgroups("")
+    assert machine.cores() == os.cpu_count()
+    assert machine.free_memory() == machine.total_memory() > 1e8
+
+
 def test_gpus_have_the_names_that_others_know_them_by(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(machine.Path, "glob", lambda path, pattern: iter([path / "nvidia0"]))

@@ -44,7 +44,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", envvar="PHYSION_SET", help="Override a value: train-steve.optim.lr=2e-4. Repeatable."
     ),
 ]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and an error as JSON on standard error.")]
 CacheFolder = Annotated[
     Path, typer.Option(envvar="PHYSION_CACHE", metavar="FOLDER", help="Where files of a remote store are kept on this machine.")
 ]

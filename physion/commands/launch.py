@@ -40,7 +40,9 @@ def launch(
     image: Annotated[str | None, typer.Option(help="Instead of the manifest's.")] = None,
     nodes: Annotated[int, typer.Option(help="Pods that train together.", min=1)] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs of each.", min=0)] = 0,
-    ranks: Annotated[int | None, typer.Option(help="Processes of each. Default: one a GPU.", min=1, show_default=False)] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Processes on each. Default: one per GPU.", min=1, show_default=False)
+    ] = None,
     queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that admits the job.")] = None,
     namespace: Namespace = None,
     jobs: Annotated[

@@ -122,9 +122,9 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
 
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for column in ("stage", "fingerprint", "state"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")
     for column in ("output", "FLOPs", "time", "took"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
         took = row["took"] and row["took"]["seconds"]

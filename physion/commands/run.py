@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,8 +27,8 @@ from physion.commands import (
     load_study,
     stopping,
 )
-from physion.errors import ConfigError
-from physion.machine import this_machine
+from physion.errors import ConfigError, PhysionError
+from physion.machine import device_name, this_machine
 from physion.pipeline.graph import Node
 from physion.progress import byte_count, duration, say
 from physion.store.artifacts import Artifact
@@ -39,23 +42,74 @@ def run(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Of every training: processes that train together; as --set train-....ranks.")
     ] = None,
+    sweep: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=VALUE,VALUE", help="Run the study with each value, and with each combination if repeated."),
+    ] = [],  # noqa: B006
     report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run the whole study; what is done already is reused, what was interrupted goes on."""
-    from physion.pipeline.runner import Done
-    from physion.pipeline.schedule import Claim, Schedule
+    """Run the whole study; what is done already is reused, what was interrupted goes on.
 
+    With --sweep, run variants of it, one after the other: what they have in common is made once.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "physion run is one process, which starts the ranks of its trainings itself (--ranks); torchrun starts those of "
             "physion stage train-..."
         )
     overrides = for_trainings(preset, overrides, precision=precision, ranks=ranks)
+    if not sweep:
+        result = _run(preset, store, overrides, report_to, as_json)
+        if as_json:
+            print(json.dumps(result, indent=1))
+        return
+    if report_to is not None:
+        raise ConfigError("--report: a sweep makes several reports; copy one with `physion store get`")
+    variants = [list(chosen) for chosen in itertools.product(*map(_values, sweep))]
+    for variant in variants:
+        load_study(preset, [*overrides, *variant], store)  # a mistake in the last ends it before the first has begun
+    results = []
+    for number, variant in enumerate(variants, 1):
+        say(f"variant {number} of {len(variants)}: {' '.join(variant)}")
+        results.append({"overrides": variant} | _run(preset, store, [*overrides, *variant], None, as_json))
+    if as_json:
+        print(json.dumps(results, indent=1))
+    else:
+        print(f"\nphysion runs -s {store} lists the variants, physion compare sets two side by side")
+
+
+def _values(sweep: str) -> list[str]:
+    """The overrides of one `--sweep`; a comma within brackets belongs to a value."""
+    key, equals, values = sweep.partition("=")
+    if not (key and equals and values):
+        raise ConfigError(f"--sweep {sweep}: not of the form stage.key=value,value, such as train-steve.optim.lr=1e-4,3e-4")
+    return [f"{key}={value}" for value in re.split(r",(?![^\[{]*[\]}])", values)]
+
+
+def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:
+    """Run one study, and unless quiet print what came of it. Returns that."""
+    from physion.pipeline.measured import Measured, wall_clock
+    from physion.pipeline.runner import Done
+    from physion.pipeline.schedule import Claim, Schedule
+
     _, graph, target = load_study(preset, overrides, store)
-    machine = this_machine()
+    machine, device = this_machine(), device_name()
     have = f"{machine.cores} cores, {len(machine.gpus)} GPUs, {byte_count(machine.memory)} of memory"
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
+
+    finished: set[str] = set()
+
+    def left() -> str:
+        """What of the run is still to come, by what its stages took here; empty where nothing tells."""
+        nodes = [node for name, node in graph.items() if name not in finished]
+        seconds: dict[str, float] = {}
+        with contextlib.suppress(PhysionError):  # an estimate ends no run
+            measured = Measured(graph, target, device)
+            seconds = {node.name: took for node in nodes if (took := measured.seconds(node)) is not None}
+        if not seconds:
+            return ""
+        return f"; {'about' if len(seconds) == len(nodes) else 'at least'} {duration(wall_clock(nodes, seconds, machine))} left"
 
     def starting(node: Node, claim: Claim) -> None:
         taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
@@ -63,8 +117,10 @@ def run(
         say(f"{node.name}: {taken or node.stage.summary}{together}")
 
     def done(result: Done) -> None:
+        finished.add(result.node.name)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
-        say(f"{result.node.name}: {took}{headline(result.manifest.metrics)}")
+        rest = "" if result.cached else left()
+        say(f"{result.node.name}: {took}{headline(result.manifest.metrics)} [{len(finished)} of {len(graph)} stages{rest}]")
 
     options = ["-p", preset, "-s", store, *(word for each in overrides for word in ("--set", each))]
     cache = ["--cache", str(cache_options.folder), *(["--cache-limit", cache_options.limit] if cache_options.limit else [])]
@@ -72,14 +128,12 @@ def run(
         stopping() as stop,
         Schedule(graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
     ):
-        finished = schedule.run()
-    last = finished[-1].manifest
+        last = schedule.run()[-1].manifest
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:
         copy_out(Artifact(target, last).path("report.html"), report_to)
         report = str(report_to)
-    if as_json:
-        print(json.dumps({"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}, indent=1))
-    else:
+    if not quiet:
         Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False, soft_wrap=True)
         print(f"report: {report}")
+    return {"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}

@@ -20,6 +20,7 @@ from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import build_graph
+from physion.pipeline.studies import apart
 from physion.progress import byte_count, progress
 from physion.store.artifacts import MANIFEST, Artifact, FileRecord, read_manifest
 from physion.store.keys import checked_key
@@ -66,15 +67,19 @@ def ls(
             for record in _files(found):
                 print(f"{byte_count(record.size):>8}  {found.prefix}/{record.name}")
     else:
+        manifests = [found.manifest for found in chosen if found.manifest]
+        differs = dict(zip((m.fingerprint for m in manifests), apart(manifests), strict=True))
+        columns = ["artifact", "fingerprint", "created", "files", "size", *(["differs in"] if any(differs.values()) else [])]
         table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
-        for column in ("artifact", "fingerprint", "created", "files", "size"):
-            table.add_column(column, no_wrap=True, justify="right" if column in ("size", "files") else "left")
+        for column in columns:
+            table.add_column(column, overflow="fold", justify="right" if column in ("size", "files") else "left")
         for found in chosen:
             cells = ("", str(len(found.keys)), "")
             if found.manifest:
                 created = found.manifest.created[:16].replace("T", " ")
                 cells = (created, str(len(found.manifest.files)), byte_count(found.bytes))
-            table.add_row(*map(escape, (_title(found), found.fingerprint[:12], *cells)))
+            row = (_title(found), found.fingerprint[:12], *cells, differs.get(found.fingerprint, ""))
+            table.add_row(*map(escape, row[: len(columns)]))
         Console().print(table)
     raise_each([found.problem for found in chosen if found.problem])
 
@@ -136,6 +141,8 @@ def verify(
     """Read every file of artifacts from the store, not from the cache, and check it against its SHA-256."""
     target = open_store(store)
     everything = survey(target)
+    if not everything:
+        raise ConfigError(f"there are no artifacts in {target.uri}: check the name of the store")
     chosen = [found for name in names for found in select(everything, name)] if names else everything
     work = [(found, record) for found in chosen for record in _files(found)]
     problems = [found.problem for found in chosen if found.problem]

@@ -142,7 +142,7 @@ def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "for", "parameters", "bytes", "made", "from"):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("parameters", "bytes") else "left")
+        table.add_column(column, overflow="fold", justify="right" if column in ("parameters", "bytes") else "left")
     for manifest in found:
         size = sum(record.size for record in manifest.files)
         origin = str(manifest.origin.get("file") or manifest.origin.get("stage", ""))

@@ -287,8 +287,8 @@ class TrainingStage(Section):
     ranks: PositiveInt | None = Field(
         None,
         json_schema_extra=KNOB,
-        description="processes that train together in `physion run`; default: one a GPU, or one on a CPU. On another number of "
-        "them rounding is another (docs/reproduce.md)",
+        description="processes that train together in `physion run`; default: one per GPU, or one on a CPU. On another number "
+        "of them rounding is another (docs/reproduce.md)",
     )
     threads: PositiveInt | None = Field(
         None,

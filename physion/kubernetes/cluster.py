@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
 
 from physion.errors import ConfigError, PhysionError, TransientError
 from physion.job import Stop
 from physion.progress import say
+
+try:
+    from kubernetes import client, config
+except ImportError as error:
+    raise ConfigError("the Kubernetes client is not installed: pip install kubernetes") from error
 
 GROUPS = {
     "pods": "/api/v1",

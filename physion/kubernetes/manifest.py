@@ -23,7 +23,7 @@ class Shape:
 
     nodes: int = 1
     gpus: int = 0
-    ranks: int | None = None  # a node; without, one a GPU
+    ranks: int | None = None  # of each node; without, one per GPU
     image: str | None = None
     queue: str | None = None
     patch: dict[str, Any] | None = None  # merged into the pods' spec

@@ -104,7 +104,8 @@ def _signals_held() -> Iterator[None]:
 
 def _run(output: Connection, arguments: list[str], environment: dict[str, str], threads: int) -> None:
     """In the new process: become the command. Ctrl-C stays held back: `physion run` decides what it means."""
-    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # when the server ends, and that ends with `physion run`
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # when the server ends, and that ends with `physion run`
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(1)

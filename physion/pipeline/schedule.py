@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -237,7 +238,7 @@ class Schedule:
                     "LOCAL_RANK": str(self._machine.gpus.index(gpus[number]) if gpus else number),
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(meeting.getsockname()[1]),
-                    "GLOO_SOCKET_IFNAME": "lo",
+                    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
                 }
             elif claim.processes > 1:
                 share = ["--share", f"{number}/{claim.processes}"]

@@ -64,14 +64,14 @@ def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
         return [Reason("new", node.name)]
     # The latest of those that differ least.
     candidates.sort(key=lambda m: m.created, reverse=True)
-    nearest = min(candidates, key=lambda m: len(list(_leaves(m.identity, node.identity))))
+    nearest = min(candidates, key=lambda m: len(list(leaves(m.identity, node.identity))))
     return _differences(nearest, node, graph, store)
 
 
 def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
     """What makes a node another artifact than an old one of the same stage."""
     reasons = []
-    for path, before, after in _leaves(old.identity, node.identity):
+    for path, before, after in leaves(old.identity, node.identity):
         area, *rest = path
         if area == "inputs":
             reasons.append(_input(rest[0], before, after, old, node, graph, store))
@@ -98,11 +98,11 @@ def _input(
     return Reason("input", source.name, before, after, because)
 
 
-def _leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+def leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """The places at which two trees differ, with both values; None where there is none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from _leaves(old.get(key), new.get(key), (*path, key))
+            yield from leaves(old.get(key), new.get(key), (*path, key))
     elif old != new:
         yield path, old, new
 

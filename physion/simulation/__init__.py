@@ -84,4 +84,4 @@ def require_engine() -> None:
         if installed == pinned:
             return
         found = f"{package} {installed} is installed"
-    raise ConfigError(f"PhysionSim needs {ENGINE}, but {found}; install it with: pip install 'physion[simulation]'")
+    raise ConfigError(f"PhysionSim needs {ENGINE}, but {found}; install it with: pip install {package}=={pinned}")

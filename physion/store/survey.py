@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from physion.errors import ConfigError, DataError, PhysionError
+from physion.errors import ConfigError, DataError, PhysionError, nearest
 from physion.store.artifacts import MANIFEST, ArtifactWriter, Manifest, prefix_of, read_manifest
 from physion.store.keys import WORD
 from physion.store.protocol import Store
@@ -90,7 +90,8 @@ def select(everything: Sequence[Found], name: str) -> list[Found]:
         f for f in everything if f.fingerprint.startswith(name) or f"{f.stage}/{f.fingerprint}".startswith(name)
     ]
     if not chosen:
-        raise ConfigError(f"no artifact is called '{name}': `physion store ls` lists them")
+        known = {found.stage for found in everything} | {f.manifest.instance for f in everything if f.manifest}
+        raise ConfigError(f"no artifact is called '{name}'{nearest(name, sorted(known))}: `physion store ls` lists them")
     return chosen
 
 

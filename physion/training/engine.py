@@ -450,7 +450,7 @@ def publish_weights(
 def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, device: torch.device) -> Iterable[Batch]:
     workers = config.loader_workers
     if workers is None:
-        share = cores() // max(1, torch.cuda.device_count())  # a rank a GPU
+        share = cores() // max(1, torch.cuda.device_count())  # one rank per GPU
         workers = min(8, max(1, share)) if device.type == "cuda" else 0
     return DataLoader(
         cast(Any, clips),

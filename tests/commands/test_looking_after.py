@@ -8,9 +8,11 @@ import time
 import pytest
 
 from physion.commands import parse_bytes
-from physion.config.load import load_config
+from physion.config.load import load_config, preset_names
 from physion.errors import ConfigError
 from physion.pipeline.graph import build_graph
+from physion.store.artifacts import ArtifactWriter
+from physion.store.local import LocalStore
 
 OLD = time.time() - 30 * 86400
 
@@ -119,6 +121,76 @@ def test_putting_a_file(look, store, tmp_path):
     assert look("get", "files/mine", tmp_path / "back").code == 0
     assert (tmp_path / "back").read_bytes() == b"one"
     assert not list((store / ".staging").iterdir())
+
+
+def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    assert row["preset"] in preset_names()
+    assert row["changed"]["train-steve.optim.steps"] == 6
+    assert row["done"] == row["total"] == 29
+    assert row["metrics"]["headline"] in physion("runs", "-s", store).out
+    changed = ["--set", "train-readout.seeds=[0]", "--set", "evaluate.resamples=100"]
+    assert physion("run", "-p", preset, "-s", store, *changed).code == 0
+    newest, older = json.loads(physion("runs", "-s", store, "--json").out)
+    assert newest["created"] >= older["created"]
+    assert (older["changed"]["evaluate.resamples"], newest["changed"]["evaluate.resamples"]) == (200, 100)
+    assert (older["total"], newest["total"]) == (29, 26)
+    both = newest["fingerprint"], older["fingerprint"][:8]
+    found = json.loads(physion("compare", *both, "-s", store, "--json").out)
+    assert found["options"] == {"evaluate.resamples": [100, 200]}
+    (accuracy, before), apart = found["modes"]["rollout"]["accuracy"], found["modes"]["rollout"]["difference"]
+    assert apart["value"] == pytest.approx(before["value"] - accuracy["value"])
+    assert apart["low"] <= apart["value"] <= apart["high"]
+    assert "accuracy, rollout" in physion("compare", *both, "-s", store).out
+    assert "begins 0 reports" in physion("compare", "zz", both[0], "-s", store).err
+    assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out
+
+
+def test_a_sweep_runs_every_combination_and_shares_what_it_can(physion, preset, store):
+    options = ["-p", preset, "-s", store, "--sweep", "evaluate.resamples=100,200", "--sweep", "train-readout.seeds=[0,1],[0]"]
+    ended = physion("run", *options, "--json")
+    results = json.loads(ended.out)
+    assert [result["overrides"] for result in results] == [
+        [f"evaluate.resamples={count}", f"train-readout.seeds={seeds}"] for count in (100, 200) for seeds in ("[0,1]", "[0]")
+    ]
+    assert len({result["fingerprint"] for result in results}) == 4
+    assert ended.err.count(": done in") == 3  # the fixture's own is one of the four
+    assert {row["fingerprint"] for row in json.loads(physion("runs", "-s", store, "--json").out)} == {
+        result["fingerprint"] for result in results
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sweep", "train-steve.optim.lr"], "not of the form stage.key=value,value"),
+        (["--sweep", "evaluate.resamples=100,many"], "evaluate.resamples"),
+        (["--sweep", "evaluate.resamples=100", "--report", "x.html"], "several reports"),
+    ],
+)
+def test_a_sweep_with_a_mistake_runs_nothing(physion, preset, tmp_path, options, words):
+    ended = physion("run", "-p", preset, "-s", tmp_path / "store", *options)
+    assert (ended.code, words in ended.err, (tmp_path / "store").exists()) == (2, True, False)
+
+
+def test_a_study_at_work_says_how_far_it_is(physion, store, graph):
+    report = graph["evaluate"]
+    writer = ArtifactWriter(LocalStore(store), "evaluate", report.fingerprint)
+    writer.erase()
+    writer.begin({node.name: node.fingerprint for node in graph.values()}, {})
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    assert (row["fingerprint"], row["done"], row["total"]) == (None, 28, 29)
+    assert "28 of 29" in " ".join(physion("runs", "-s", store).out.split())
+
+
+def test_verifying_nothing_is_an_error(physion, tmp_path):
+    ended = physion("store", "verify", "-s", tmp_path / "nowhere")
+    assert (ended.code, "there are no artifacts in" in ended.err) == (2, True)
+
+
+def test_a_mistyped_artifact_gets_the_nearest_name(look):
+    assert "did you mean 'frames-test'?" in look("ls", "frames-tset").err
 
 
 def test_verifying(look, store, graph):

@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -29,6 +31,13 @@ def nowhere(tmp_path, monkeypatch):
     settings = {"clusters": [cluster], "contexts": [context], "users": [{"name": "u", "user": {}}], "current-context": "c"}
     (tmp_path / "config").write_text(yaml.safe_dump(settings))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize("command", [["status"], ["logs", "@latest"], ["submit", "-p", "smoke"]])
+def test_without_the_kubernetes_client_one_line_says_how_to_get_it(command):
+    program = "import sys; sys.modules['kubernetes'] = None; from physion.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the Kubernetes client is not installed: pip install kubernetes\n")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def clearly(ended, code, *said):
     """The command ended with this code and says all of this, one line each, and nothing of its insides."""
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
-    lines = ended.err[ended.err.index("error: ") :].splitlines()
+    last = ended.err.splitlines()[-1]
+    error = f"error: {json.loads(last)['error']}" if last.startswith('{"error"') else ended.err[ended.err.index("error: ") :]
+    lines = error.splitlines()
     for text in said:
         assert sum(text in line for line in lines) == 1, (text, lines)
     return lines

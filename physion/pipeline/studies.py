@@ -1,0 +1,111 @@
+"""The studies that a store holds, finished or at work, and what tells them, and artifacts of one instance, apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from physion.config.load import load_config, preset_names
+from physion.errors import DataError
+from physion.pipeline.graph import build_graph
+from physion.pipeline.why import leaves
+from physion.stages import last_stage
+from physion.store.artifacts import ArtifactWriter, Manifest
+from physion.store.protocol import Store
+from physion.store.survey import survey
+
+Options = dict[str, dict[str, Any]]  # of each instance, those that are in its fingerprint
+
+
+@dataclass(frozen=True)
+class RecordedStudy:
+    """A study in a store.
+
+    preset: of those that come with the package the one that is nearest; changed: option -> value, what differs from it.
+    report: the manifest of its report, None while it is at work. done, total: stage instances, as far as they are known.
+    """
+
+    preset: str
+    changed: dict[str, Any]
+    done: int
+    total: int
+    report: Manifest | None
+    options: dict[str, Any]
+    """All that decide what comes out, by stage and name; of stages with several instances those of the last."""
+
+
+def studies(store: Store) -> list[RecordedStudy]:
+    """The studies of a store, the newest report first, then those at work. Errors are those of a store that does not answer.
+
+    A study is known by its report, or while one of its stages is at work; manifests that cannot be read count as not there.
+    """
+    everything = survey(store)
+    made = {found.manifest.fingerprint: found.manifest for found in everything if found.manifest}
+    presets = {name: _options_of(name) for name in preset_names()}
+    recorded = []
+    for report in sorted((m for m in made.values() if m.stage == last_stage().name), key=lambda m: m.created, reverse=True):
+        members, wanted = dict[str, Manifest](), [report.fingerprint]
+        while wanted:
+            manifest = made.get(wanted.pop())
+            if manifest and manifest.instance not in members:
+                members[manifest.instance] = manifest
+                wanted += [record.fingerprint for record in manifest.inputs.values()]
+        recorded.append(_recorded(members, presets, len(members), report))
+    at_work: dict[tuple[tuple[str, str], ...], None] = {}
+    for found in everything:
+        if found.manifest or found.problem:
+            continue
+        try:
+            begun = ArtifactWriter(store, found.stage, found.fingerprint).begun()
+        except DataError:
+            continue
+        if begun and begun.study:
+            at_work[tuple(sorted(begun.study.items()))] = None
+    for study in at_work:
+        members = {name: made[fingerprint] for name, fingerprint in study if fingerprint in made}
+        recorded.append(_recorded(members, presets, len(study), None))
+    return recorded
+
+
+def apart(manifests: Sequence[Manifest]) -> list[str]:
+    """For each of some artifacts what tells it from the others of its instance, such as `optim.lr=0.001`; else nothing."""
+    of_instance: dict[str, list[Manifest]] = {}
+    for manifest in manifests:
+        of_instance.setdefault(manifest.instance, []).append(manifest)
+    return [", ".join(_differs(manifest, of_instance[manifest.instance])) for manifest in manifests]
+
+
+def _differs(manifest: Manifest, others: Iterable[Manifest]) -> list[str]:
+    found = dict[str, None]()
+    for other in others:
+        for (area, *rest), _, value in leaves(other.identity, manifest.identity):
+            name = ".".join(rest if area == "config" else [area, *rest])
+            found[f"another {rest[0]}" if area == "inputs" else f"{name}={value}"] = None
+    return list(found)
+
+
+def _options_of(preset: str) -> Options:
+    return {name: node.identity["config"] for name, node in build_graph(load_config(preset, [])).items()}
+
+
+def _recorded(
+    members: Mapping[str, Manifest], presets: Mapping[str, Options], total: int, report: Manifest | None
+) -> RecordedStudy:
+    changes = {name: _changes(members.values(), options) for name, options in presets.items()}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    options = {
+        ".".join([manifest.stage, *path]): value
+        for manifest in members.values()
+        for path, _, value in leaves({}, manifest.config)
+    }
+    return RecordedStudy(nearest, changes[nearest], len(members), total, report, options)
+
+
+def _changes(members: Iterable[Manifest], preset: Options) -> dict[str, Any]:
+    """Options that are not the preset's."""
+    changed: dict[str, Any] = {}
+    for manifest in members:
+        for path, _, value in leaves(preset.get(manifest.instance, {}), manifest.config):
+            changed[".".join([manifest.stage, *path])] = value
+    return changed

@@ -1,0 +1,77 @@
+"""A study as a notebook sees it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+import physion
+from physion.errors import ConfigError
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+
+
+def test_importing_the_package_loads_neither_torch_nor_numpy():
+    program = "import sys, physion; print([name for name in ('torch', 'numpy', 'pydantic', 'typer') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_opening_a_study_loads_no_torch(preset, finished):
+    program = (
+        f"import sys, physion; s = physion.open({str(finished)!r}, {preset!r}); s.slots('test'); print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout == "False\n", ended.stderr
+
+
+def test_the_page_runs_from_top_to_bottom(preset, finished, tmp_path, monkeypatch):
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    opened = 'physion.open("runs/demo", preset="tiny")'
+    assert code.count(opened) == 1
+    notebook = {}
+    exec(code.replace(opened, f"physion.open({str(finished)!r}, preset={preset!r})"), notebook)
+    study, observed = notebook["study"], notebook["study"].config.rollout.observed
+    assert notebook["frames"].dtype == np.uint8
+    assert notebook["slots"].shape == notebook["rollout"].shape
+    assert not notebook["error"][:observed].any()
+    assert notebook["error"][observed:].all()
+    frames, masks = notebook["frames"], notebook["masks"]
+    assert masks.shape == (len(frames), notebook["slots"].shape[1], *frames.shape[1:3])
+    np.testing.assert_allclose(masks.sum(1), 1, atol=1e-5)
+    assert (tmp_path / "rollout.png").stat().st_size > 1000
+    assert set(study.metrics["modes"]) == {"observed", "rollout", "full"}
+    assert len(notebook["predictions"]) == len(notebook["videos"]) == len(study.slots("test"))
+    assert type(notebook["steve"]).__name__ == "STEVE"
+    assert not notebook["readout"].training
+
+
+def test_predictions_have_types(preset, finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    study = physion.open(str(finished), preset)
+    rows = study.predictions()
+    assert [(row["video"], row["label"]) for row in rows] == [(video.name, video.label) for video in study.videos("test")]
+    assert all(0 <= row["rollout-0"] <= 1 for row in rows)
+
+
+def test_predictions_are_a_data_frame_where_pandas_is(preset, finished):
+    pytest.importorskip("pandas")
+    table = physion.open(str(finished), preset).predictions()
+    assert table["label"].dtype == bool
+
+
+def test_mistakes_are_named(preset, finished, tmp_path):
+    study = physion.open(str(finished), preset)
+    with pytest.raises(ConfigError, match="did you mean 'frames-test'"):
+        study.frames("tset")
+    with pytest.raises(KeyError, match="no video 'nothing'"):
+        study.slots("test")["nothing"]
+    with pytest.raises(ConfigError, match=r"train-readout-observed-0, .*: name one"):
+        study.model("readout")
+    with pytest.raises(ConfigError, match=r"frames-test .* is not in .*: run `physion stage frames --subset test`"):
+        physion.open(str(tmp_path / "empty"), preset).videos("test")
