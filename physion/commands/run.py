@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -27,7 +26,7 @@ from physion.commands import (
     load_study,
     stopping,
 )
-from physion.errors import ConfigError, PhysionError
+from physion.errors import ConfigError
 from physion.machine import device_name, this_machine
 from physion.pipeline.graph import Node
 from physion.progress import byte_count, duration, say
@@ -99,14 +98,12 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
 
     finished: set[str] = set()
+    measured = Measured(graph.values(), target, device)
 
     def left() -> str:
         """What of the run is still to come, by what its stages took here; empty where nothing tells."""
         nodes = [node for name, node in graph.items() if name not in finished]
-        seconds: dict[str, float] = {}
-        with contextlib.suppress(PhysionError):  # an estimate ends no run
-            measured = Measured(graph, target, device)
-            seconds = {node.name: took for node in nodes if (took := measured.seconds(node)) is not None}
+        seconds = {node.name: took for node in nodes if (took := measured.seconds(node)) is not None}
         if not seconds:
             return ""
         return f"; {'about' if len(seconds) == len(nodes) else 'at least'} {duration(wall_clock(nodes, seconds, machine))} left"
@@ -118,6 +115,8 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
 
     def done(result: Done) -> None:
         finished.add(result.node.name)
+        if not result.cached:
+            measured.add(result.manifest)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         rest = "" if result.cached else left()
         say(f"{result.node.name}: {took}{headline(result.manifest.metrics)} [{len(finished)} of {len(graph)} stages{rest}]")

@@ -31,6 +31,10 @@ class Measured:
         self._of_stage = dict(zip(stages, newest_first, strict=True))
         self._device = device
 
+    def add(self, manifest: Manifest) -> None:
+        """Take in what has been made since."""
+        self._of_stage.setdefault(manifest.stage, []).insert(0, manifest)
+
     def last(self, node: Node) -> Manifest | None:
         """The latest artifact of the same instance, whatever its configuration and wherever it was made."""
         return next((m for m in self._of_stage[node.stage.name] if m.instance == node.name), None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
 from physion.pipeline.runner import stale_inputs
 from physion.store.artifacts import MANIFEST, Manifest, read_manifest
@@ -110,6 +112,11 @@ def leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
 def artifacts_of(store: Store, stage: str) -> list[Manifest]:
     """All published artifacts of a stage that can be read."""
     keys = [key for key in store.list(f"artifacts/{stage}") if key.count("/") == 3 and key.endswith(f"/{MANIFEST}")]
+
+    def readable(key: str) -> Manifest | None:
+        with contextlib.suppress(DataError, ConfigError):
+            return read_manifest(store, stage, key.split("/")[2])
+        return None
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = pool.map(lambda key: read_manifest(store, stage, key.split("/")[2]), keys)
-        return [manifest for manifest in found if manifest is not None]
+        return [manifest for manifest in pool.map(readable, keys) if manifest is not None]

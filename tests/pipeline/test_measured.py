@@ -76,3 +76,15 @@ def test_wall_clock_is_the_longest_chain_or_all_the_work(preset):
     assert wall_clock(nodes, {}, Machine(2, 8e9)) == 0
     gpu = wall_clock(nodes, {name: 10.0 for name in stages[:3]}, Machine(16, 8e9, ("0",)))
     assert gpu == pytest.approx(30)
+
+
+def test_what_left_no_readable_manifest_ends_no_plan_and_no_run(physion, preset, store):
+    """Of another study in the same store, cut short by a full disk or written by a newer physion."""
+    for fingerprint, damaged in (("0" * 20, b"{"), ("1" * 20, b'{"format": 999}')):
+        path = store / "artifacts" / "train-steve" / fingerprint / "manifest.json"
+        path.parent.mkdir()
+        path.write_bytes(damaged)
+    change = ("-p", preset, "-s", store, "--set", "evaluate.resamples=50")
+    assert physion("plan", "--why", *change).code == 0
+    ran = physion("run", *change)
+    assert ran.code == 0, ran.err
