@@ -126,6 +126,6 @@ def _fitted(kind: Kind, strength: float | None, seed: int, features: np.ndarray,
     if kind == "trees":
         return HistGradientBoostingClassifier(random_state=seed).fit(features, labels)
     with warnings.catch_warnings():
-        # Next to no penalty, on videos that can be told apart perfectly, has no end to run to: the weights of the last step serve.
+        # Next to no penalty, on videos that can be told apart perfectly, has no end to run to: the last step serves.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=2000).fit(features, labels)
