@@ -39,7 +39,8 @@ def test_help_says_what_it_does_and_how(physion, command):
         assert "Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later" in text
 
 
-def test_short_help_and_completion(physion):
+def test_short_help_and_completion(physion, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # tests may have been started by no shell
     assert "Usage: physion store ls" in plain(physion("store", "ls", "-h").out)
     assert "_PHYSION_COMPLETE" in physion("--show-completion", "bash").out
 
