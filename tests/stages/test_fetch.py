@@ -594,6 +594,33 @@ def test_what_was_read_is_recorded_and_can_be_demanded(from_server, archives, pr
     clearly(read(), 3, said)
 
 
+def test_what_an_interrupted_run_read_is_held_to_what_is_demanded_of_it_now(from_server, archives, tmp_path):
+    def read(demand=""):
+        return from_server("--subset", "test", archives={"test": [archives.url("Physion.zip") + demand, archives.url("none.zip")]})
+
+    assert read().code == 2
+    assert list(tmp_path.glob("store/artifacts/fetch/*/parts/source-0*"))
+    archives.files["/none.zip"] = archives.files["/Train.tar.gz"]
+    clearly(read(f"#sha256={'0' * 64}"), 3, f"not {'0' * 64} as the configuration says")
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [("http://127.0.0.1:1/\u00e4.zip", 2, "not a valid address"), ("http:///x.zip", 2, "an address without a host")],
+)
+def test_an_address_that_is_none(from_server, tmp_path, address, code, said):
+    clearly(from_server("--subset", "test", archives={"test": address}), code, said)
+
+
+def test_where_the_official_videos_are():
+    of = Fetch().archives
+    assert {subset: [url.rsplit("/", 1)[1] for url in urls] for subset, urls in of.items()} == {
+        "training": ["PhysionTrainMP4s.tar.gz"],
+        "readout": ["PhysionTrainMP4s.tar.gz", "readout_labels.csv"],
+        "test": ["Physion.zip"],
+    }
+
+
 def test_credentials_are_neither_printed_nor_stored(from_server, archives, pristine, tmp_path, physion, preset):
     archives.user, archives.refusals = b"me:pa ss", 1
     address = archives.url("Physion.zip").replace("//", "//me:pa%20ss@") + "?X-Amz-Signature=hidden"
