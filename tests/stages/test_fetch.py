@@ -596,7 +596,9 @@ def test_what_was_read_is_recorded_and_can_be_demanded(from_server, archives, pr
 
 def test_what_an_interrupted_run_read_is_held_to_what_is_demanded_of_it_now(from_server, archives, tmp_path):
     def read(demand=""):
-        return from_server("--subset", "test", archives={"test": [archives.url("Physion.zip") + demand, archives.url("none.zip")]})
+        return from_server(
+            "--subset", "test", archives={"test": [archives.url("Physion.zip") + demand, archives.url("none.zip")]}
+        )
 
     assert read().code == 2
     assert list(tmp_path.glob("store/artifacts/fetch/*/parts/source-0*"))
