@@ -393,6 +393,9 @@ class TrainReadout(TrainingStage):
         description="by feature mode, as of other trainings: weights to take instead; {seed} in a name is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights that answer: the last, as published, or those with the lowest held-out loss"
+    )
 
 
 Source = Literal[
