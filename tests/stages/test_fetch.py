@@ -455,8 +455,9 @@ def damage_suffixes(dataset):
 
 
 def damage_outcomes(dataset):
-    labels = dataset.labels("test")
-    labels.write_text(labels.read_text().replace("False", "True"))
+    for subset in ("readout", "test"):
+        labels = dataset.labels(subset)
+        labels.write_text(labels.read_text().replace("False", "True"))
 
 
 def glitchy(content):
@@ -493,6 +494,12 @@ def test_a_folder_with_a_problem(stage, dataset, tmp_path, damage, said):  # noq
     damage(dataset)
     ended = stage("fetch", "--subset", "test", dataset=dataset)
     assert len(refused(ended, tmp_path / "store", said.format(root=dataset.root))) <= 2  # some below "1 problem in the dataset"
+
+
+def test_readout_videos_of_one_outcome(stage, dataset, tmp_path):  # noqa: F811
+    damage_outcomes(dataset)
+    ended = stage("fetch", "--subset", "readout", dataset=dataset)
+    refused(ended, tmp_path / "store", "the outcome of all 8 readout videos is True: some of the other are needed")
 
 
 def test_a_list_of_ones_own_and_no_list_at_all(stage, dataset, tmp_path):  # noqa: F811
