@@ -86,6 +86,16 @@ def test_from_nothing_to_a_report(undisturbed):
         assert len(measured["norm"]) == 150
         for name in ("ari", "ari_frames", "miou", "miou_frames", "own_agent", "own_patient", "kept_places"):
             assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"] <= 1
+    dynamics = metrics["dynamics"]
+    assert (dynamics["videos"], dynamics["observed"], dynamics["watched"]) == (8, 45, 75)
+    assert [row["frame"] for row in dynamics["error"]["rollout_ordered"]["at"]] == [45, 59, 74, 111, 149]
+    for body in ("agent", "patient"):
+        curves = dynamics["places"][body]["room"]
+        assert curves["rollout"]["frames"] == list(range(45, 150, 5))
+        assert {way: curve["at"][0]["n"] > 0 for way, curve in curves.items()} == dict.fromkeys(
+            ("rollout", "copied", "true", "mean"), True
+        )
+    assert "Distance of a body" in report
     (history,) = (json.loads(path.read_bytes()) for path in store.glob("artifacts/train-steve/*/history.json"))
     assert all({"ari", "miou", "kept_places", "norm_last"} <= row.keys() for row in history)
     assert "Foreground ARI and kept places of the slots during train-steve" in report
