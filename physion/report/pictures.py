@@ -76,7 +76,8 @@ def enlarge(images: np.ndarray, least: int) -> np.ndarray:
 def psnr(shown_THW3: np.ndarray, drawn_THW3: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each picture in dB, float64 [T], at most `BEST_PSNR`; as scikit-image's."""
     squares = ((shown_THW3.astype(np.float64) - drawn_THW3) ** 2).mean((1, 2, 3))
-    return np.minimum(BEST_PSNR, 20 * np.log10(255) - 10 * np.log10(np.maximum(squares, 1e-9)))
+    decibels: np.ndarray = 20 * np.log10(255) - 10 * np.log10(np.maximum(squares, 1e-9))
+    return decibels.clip(max=BEST_PSNR)
 
 
 def ssim(shown_THW3: np.ndarray, drawn_THW3: np.ndarray) -> np.ndarray:

@@ -100,12 +100,12 @@ def dynamics_numbers(
     errors = [each.errors() for each in rolled]
     wrong = {way: np.stack([one[way] for one in errors]) for way in errors[0]}
     by_variance = np.repeat(variance[:, None], frames - observed, 1)
-    ordered = [wrong[f"{way}_ordered"][:, : watched - observed].sum(1) for way in ("rollout", "copied")]
+    ours, copied = (wrong[f"{way}_ordered"][:, : watched - observed].sum(1) for way in ("rollout", "copied"))
     found: dict[str, Any] = {
         "videos": len(rolled),
         "observed": observed,
         "watched": watched,
-        "against_copying": over_videos(*ordered, scenarios, config.resamples, config.seed),
+        "against_copying": over_videos(ours, copied, scenarios, config.resamples, config.seed),
         "error": {way: curves.of(parts, by_variance) for way, parts in wrong.items()},
     }
     if truth is not None and (frames - 1) // PROBED * PROBED >= observed:

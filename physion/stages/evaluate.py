@@ -26,6 +26,7 @@ from physion.report import pictures
 from physion.report.html import ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
+from physion.report.verdicts import verdicts
 from physion.stages.dynamics import measure_dynamics
 from physion.stages.extract_slots import load_slot_model
 from physion.stages.links import look_at_sets, slot_numbers
@@ -66,6 +67,7 @@ def run(job: Job) -> dict[str, Any]:
         metrics["dynamics"] = measure_dynamics(job, config, *looked.pop("test"))
     dataset = job.inputs["dataset"].manifest
     panels, stills, metrics["pictures"] = _pictures(job, config, predictions, model) if config.videos else ([], {}, {})
+    metrics["verdicts"] = verdicts(metrics)
     made_from = [artifact.manifest for artifact in job.inputs.values()]
     simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
@@ -79,6 +81,7 @@ def run(job: Job) -> dict[str, Any]:
             regressions=metrics["regressions"],
             slots=metrics["slots"],
             dynamics=metrics["dynamics"],
+            verdicts=metrics["verdicts"],
             pictures=metrics["pictures"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
