@@ -37,6 +37,7 @@ from physion.training.engine import HISTORY, WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
+METRICS_VERSION = 1  # of the keys of metrics.json, docs/metrics.md: raise it when one gets another meaning or goes
 
 
 @dataclass
@@ -139,6 +140,7 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
             p_value = paired_p_value(*videos, said[mode], said["observed"], config.seed)
             comparisons[f"{mode} - observed"] = difference.as_json() | {"p_value": p_value}
     return {
+        "version": METRICS_VERSION,
         "headline": headline(modes),
         "dataset": dataset.manifest.stage,
         "modes": modes,

@@ -1,5 +1,6 @@
 """The whole chain on really simulated video, undisturbed, interrupted at random instants, and twice at once."""
 
+import html
 import json
 import os
 import random
@@ -69,7 +70,7 @@ def undisturbed(tmp_path_factory):
     return store, out, err, time.monotonic() - started
 
 
-def test_from_nothing_to_a_report(undisturbed):
+def test_from_nothing_to_a_report(undisturbed, undocumented):
     store, out, err, _ = undisturbed
     assert verify(store) == 32
     report = result(store, "report.html").decode()
@@ -86,6 +87,13 @@ def test_from_nothing_to_a_report(undisturbed):
         assert len(measured["norm"]) == 150
         for name in ("ari", "ari_frames", "miou", "miou_frames", "own_agent", "own_patient", "kept_places"):
             assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"] <= 1
+    missing, not_there = undocumented(metrics)
+    assert missing == []
+    assert [
+        row for row in not_there if not row.endswith(".{kept_object,kept_index}")
+    ] == []  # hardly trained slots hold nothing
+    assert [row["link"] for row in metrics["verdicts"]] == ["video", "tokens", "slots", "dynamics", "answer"]
+    assert all(row["verdict"] in html.unescape(report) for row in metrics["verdicts"])
     dynamics = metrics["dynamics"]
     assert (dynamics["videos"], dynamics["observed"], dynamics["watched"]) == (8, 45, 75)
     assert [row["frame"] for row in dynamics["error"]["rollout_ordered"]["at"]] == [45, 59, 74, 111, 149]

@@ -132,8 +132,13 @@ def test_where_nothing_is_predicted_there_is_nothing_to_measure():
     assert dynamics_numbers(rolled(truth, foresight), truth, FRAMES, FRAMES, CONFIG) == {}
 
 
-def test_a_study_without_truth(finished):
+def test_a_study_without_truth(finished, undocumented):
     (metrics,) = (json.loads(path.read_bytes()) for path in finished.glob("artifacts/evaluate/*/metrics.json"))
+    assert metrics["version"] == 1
+    missing, not_there = undocumented(metrics)
+    assert missing == []
+    of_truth = "by_first_contact", "{ari", "own_", "kept_object", "probes", "places"
+    assert [row for row in not_there if not any(word in row for word in of_truth)] == []
     found = metrics["dynamics"]
     assert found.keys() == {"videos", "observed", "watched", "against_copying", "error"}
     assert (found["videos"], found["observed"], found["watched"]) == (6, 4, 6)
