@@ -115,8 +115,8 @@ def _slots(metrics: Metrics) -> Link | str:
         fails = "Slots keep their places from frame to frame no more than drawn by lot would."
         return Link("slots", "kept_places", number, found["videos"], 1 / found["slots"], 1.0, fails)
     read = {body: ways["best"]["picture"]["r2"] for body, ways in found["probes"].items()}
-    if None in read.values():
-        return "Agent or patient was seen in no video that a probe could be asked about."
+    if any(r2 is None or r2["value"] is None for r2 in read.values()):
+        return "Agent or patient was seen in no video, or in too few, that a probe could be asked about."
     body = min(read, key=lambda body: read[body]["value"])  # the answer needs both
     fails = f"Where the {body} is cannot be read from its slot: the slots do not see it."
     return Link("slots", f"place_{body}", read[body], found["videos"], 0.0, 1.0, fails)

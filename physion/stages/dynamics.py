@@ -18,6 +18,7 @@ from physion.data.shards import Shards
 from physion.data.truth import TruthShards
 from physion.job import Job
 from physion.models.probes import learn_apart
+from physion.progress import progress
 from physion.report.binding import best_slots
 from physion.report.metrics import over_videos
 from physion.stages.links import BODIES, PROBED, SPACES, Asked, Seen
@@ -77,8 +78,12 @@ def measure_dynamics(job: Job, config: Evaluate, seen: Sequence[Seen], truth: Tr
     observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
     of_rollouts = (readout.manifest for readout in job.inputs.values() if readout.manifest.params.get("features") == "rollout")
     watched = next((manifest.metrics["frames"] for manifest in of_rollouts), len(seen[0].slots))
-    rolled = [Rolled.of(each, rollouts.read(each.video.name, "slots"), observed) for each in seen]
-    job.stop.check()
+    rolled = []
+    with progress(f"{job.instance}: rollouts", len(seen), "videos") as bar:
+        for each in seen:
+            job.stop.check()
+            rolled.append(Rolled.of(each, rollouts.read(each.video.name, "slots"), observed))
+            bar.advance()
     return dynamics_numbers(rolled, truth, observed, watched, config)
 
 

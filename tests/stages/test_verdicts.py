@@ -178,5 +178,7 @@ def test_a_few_videos_decide_nothing(n):
 
 def test_what_was_not_measured_is_said():
     metrics = study() | {"dynamics": {}, "pictures": {}}
-    found = states(verdicts(metrics))
-    assert found["tokens"] == found["dynamics"] == "not measured"
+    for nothing in (None, {"value": None, "low": None, "high": None, "n": 0}):
+        metrics["slots"]["test"]["probes"]["patient"]["best"]["picture"]["r2"] = nothing
+        found = states(verdicts(metrics))
+        assert found["tokens"] == found["slots"] == found["dynamics"] == "not measured"
