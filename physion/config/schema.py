@@ -181,7 +181,7 @@ def shown_source(source: str) -> str:
     """
     source = _EXPECTED.sub("", source)
     if "://" not in source:
-        return os.path.abspath(source)
+        return os.path.abspath(re.sub("^//+", "/", source))  # POSIX leaves two slashes, and what they mean, to the system
     url = urlsplit(source)
     return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query="" if _signed(url.query) else url.query))
 
@@ -200,6 +200,8 @@ def _checked_source(source: str) -> str:
     source = source.removeprefix("file://")
     if "://" in source and urlsplit(source).scheme not in ("http", "https"):
         raise ValueError(f"{shown_source(source)}: neither a path nor an address that begins with https:// or http://")
+    if "://" in source and not urlsplit(source).hostname:
+        raise ValueError(f"{shown_source(source)}: an address without a host")
     if "#sha256=" in source and not _EXPECTED.search(source):
         raise ValueError(f"{shown_source(source.partition('#')[0])}: after #sha256= come 64 hexadecimal digits (0-9, a-f)")
     return source
@@ -313,7 +315,7 @@ class ReplaceableStage(TrainingStage):
     """A stage whose weights can be given instead of trained."""
 
     weights: str | None = Field(
-        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store instead of training"
+        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store, or builtin/<name>, instead of training"
     )
 
 
@@ -388,7 +390,7 @@ class TrainReadout(TrainingStage):
     weights: dict[Features, str] = Field(
         {},
         json_schema_extra=KNOB,
-        description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
+        description="by feature mode, as of other trainings: weights to take instead; {seed} in a name is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
 

@@ -28,8 +28,8 @@ from physion.errors import DataError
 LABELS: dict[Subset, str] = {"readout": "PhysionTrainMP4s/readout_labels.csv", "test": "PhysionTestMP4s/labels.csv"}
 GLITCHY = "PhysionTestMP4s/glitchy_stimuli.txt"
 OUTCOME = "ground truth outcome"
-_TRAIN = re.compile(r"(?:.+/)?(?P<scenario>[^/]+)_(?P<subset>training|readout)_MP4s/(?P<name>[^/]+)\.(?i:mp4)")
-_TEST = re.compile(r"(?:.+/)?(?P<scenario>[^/]+)/mp4s-redyellow/(?P<name>[^/]+)\.(?i:mp4)")
+_TRAIN = re.compile(r"(?s:.+/)?(?P<scenario>[^/]+)_(?P<subset>training|readout)_MP4s/(?P<name>[^/]+)\.(?i:mp4)")
+_TEST = re.compile(r"(?s:.+/)?(?P<scenario>[^/]+)/mp4s-redyellow/(?P<name>[^/]+)\.(?i:mp4)")
 SHOWN_PROBLEMS = 20
 
 

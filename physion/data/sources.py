@@ -9,6 +9,7 @@ import gzip
 import http.client
 import lzma
 import os
+import posixpath
 import shutil
 import ssl
 import struct
@@ -34,11 +35,21 @@ from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Job
 from physion.progress import progress, say
 from physion.store.checksums import sha256_of
+from physion.store.keys import one_line
 from physion.store.protocol import Store
 
 ATTEMPTS = 5
 AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
+
+UNREAD = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!": "RAR",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x1f\x9d": "compress",
+}
+"""How files begin that are archives, but not of a kind that Python unpacks."""
 
 Member = tuple[str, Callable[[], IO[bytes]]]
 """The path of a file in a folder or an archive, and how to open it."""
@@ -49,7 +60,7 @@ def folder_members(root: Path) -> Iterator[Member]:
 
     Raises DataError when the folder, or one that would hold videos, cannot be read.
     """
-    seen = set()
+    seen, met = set(), set()
 
     def failed(error: OSError) -> None:
         path = Path(error.filename)
@@ -57,11 +68,16 @@ def folder_members(root: Path) -> Iterator[Member]:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
     for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
+        facts, below = os.stat(folder), Path(folder).relative_to(root)
+        itself, place = (facts.st_dev, facts.st_ino), place_of((below / "x.mp4").as_posix())
+        # The names of the last two folders say what a file is; who comes by others looks again, who comes by these does not.
+        if (itself, route := place or below.parts[-2:]) in seen:
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((itself, route))
+        if place is None and itself in met:
+            names = []
+        met.add(itself)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folders.sort(key=lambda name, folder=folder: os.path.islink(os.path.join(folder, name)))  # type: ignore[misc]
         for name in sorted(names):
@@ -78,6 +94,7 @@ def _opened(path: Path) -> IO[bytes]:
 def archive_members(archive: Path, shown: str) -> Iterator[Member]:
     """The files of a zip or tar archive; raises DataError when it cannot be read. `shown` is the archive's name in errors."""
     with readable(shown):
+        _require_known(archive, shown)
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 for entry in file.infolist():
@@ -97,13 +114,31 @@ def _plain(name: str) -> str:
     return "/".join(PurePosixPath(name).parts).lstrip("/")
 
 
+def _require_known(archive: Path, shown: str) -> None:
+    with archive.open("rb") as file:
+        start = file.read(8)
+    for magic, name in UNREAD.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"{shown}: is compressed with {name}, which is not read here; unpack it by hand and name the folder"
+            )
+
+
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    try:
-        content = tar.extractfile(member)
-    except KeyError as error:  # of a link
-        raise tarfile.TarError(f"{member.name} is a link to what the archive does not hold") from error
+    """A file, through its links: tarfile would follow those that lead in a circle for ever."""
+    at: tarfile.TarInfo | None = member
+    passed: set[str] = set()
+    while at is not None and (at.issym() or at.islnk()):
+        if at.name in passed:
+            raise tarfile.TarError(f"{one_line(member.name)} is a link that leads in a circle")
+        passed.add(at.name)
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(at.name) if at.issym() else "", at.linkname))
+        at = next((one for one in reversed(tar.getmembers()) if posixpath.normpath(one.name) == wanted), None)
+    if at is None:
+        raise tarfile.TarError(f"{one_line(member.name)} is a link to what the archive does not hold")
+    content = tar.extractfile(at)
     if content is None:
-        raise tarfile.TarError(f"{member.name} is no file")
+        raise tarfile.TarError(f"{one_line(member.name)} is no file")
     return content
 
 
@@ -113,13 +148,18 @@ def readable(source: str, where: str = "") -> Iterator[None]:
     try:
         yield
     except _ARCHIVE_ERRORS as error:
-        raise DataError(f"{source}: not a readable archive ({error}); download it again") from error
+        raise DataError(f"{source}: not a readable archive ({_reason(error)}); download it again") from error
     except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
-        raise DataError(f"{source}: cannot be unpacked ({error}); unpack it by hand and name the folder") from error
+        raise DataError(f"{source}: cannot be unpacked ({_reason(error)}); unpack it by hand and name the folder") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(f"{where or source}: cannot be read ({error.strerror or error})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line, of tarfile's many, or what ended it where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 _downloads: weakref.WeakKeyDictionary[Store, dict[str, tuple[Path, str]]] = weakref.WeakKeyDictionary()
@@ -133,7 +173,7 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
     Raises ConfigError when it is not there, DataError when another SHA-256 was expected, TransientError when it cannot be
     downloaded now.
     """
-    shown, expected = shown_source(source), expected_sha256(source)
+    shown = shown_source(source)
     if "://" not in source:
         path = Path(shown)
         if not path.is_file():
@@ -153,9 +193,14 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
                     raise
                 kept[source] = folder / "download", sha256_of(folder / "download")
             path, sha256 = kept[source]
-    if expected not in (None, sha256):
-        raise DataError(f"{shown}: its SHA-256 is {sha256}, not {expected} as the configuration says")
+    require_expected(source, sha256)
     return path, sha256
+
+
+def require_expected(source: str, sha256: str) -> None:
+    """Raise DataError unless that is the SHA-256 that the source is said to have, if any."""
+    if (expected := expected_sha256(source)) not in (None, sha256):
+        raise DataError(f"{shown_source(source)}: its SHA-256 is {sha256}, not {expected} as the configuration says")
 
 
 def forget_downloads(store: Store) -> None:
@@ -180,7 +225,7 @@ def _download_all(source: str, path: Path, job: Job) -> None:
             elif error.code < 500 and error.code not in AGAIN:
                 raise ConfigError(f"{shown}: the server answers {error.code} {error.reason}") from error
             reason = error
-        except http.client.InvalidURL as error:  # whose text may hold a part that is secret
+        except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
             raise ConfigError(f"{shown}: not a valid address") from error
         except (OSError, http.client.HTTPException, TransientError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:

@@ -22,9 +22,18 @@ from physion.data.layout import (
     require_both_outcomes,
     shipped_glitchy,
 )
-from physion.data.sources import Member, archive_members, folder_members, forget_downloads, local_copy, readable
+from physion.data.sources import (
+    Member,
+    archive_members,
+    folder_members,
+    forget_downloads,
+    local_copy,
+    readable,
+    require_expected,
+)
 from physion.errors import DataError, TransientError
 from physion.job import Job
+from physion.store.keys import LONGEST_NAME, is_key, one_line
 
 FILES_PER_PART = 256
 GLITCHY_NAMES = ("glitchy_stimuli.txt", "manual_stim_evaluation_glitchy_test_stims.txt")  # ours, and the authors'
@@ -161,6 +170,7 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
         _store(job, part, shown, folder_members(Path(source)), found)
     elif finished := job.output.parts().get(part):
         (known,) = finished.items
+        require_expected(source, known["sha256"])
         found.videos |= known["videos"]
         found.texts |= {where: text.encode("latin-1") for where, text in known["texts"].items()}
         found.sha256[shown] = known["sha256"]
@@ -192,9 +202,11 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
     names = {PurePosixPath(LABELS.get(found.subset, "")).name, *(GLITCHY_NAMES if found.subset == "test" else ())}
     for path, opened in members:
         job.stop.check()
-        where, placed = f"{shown}/{path}", place_of(path)
+        where, placed = one_line(f"{shown}/{path}"), place_of(path)
         if placed is not None and placed[0] == found.subset:
             place = placed[1]
+            if not is_key(place):
+                raise DataError(f"{where}: a name in it is longer than {LONGEST_NAME} bytes, or cannot be printed; rename it")
             if place in found.videos:
                 found.twice.append((place, found.videos[place], where))
                 continue
@@ -204,7 +216,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
                     if hashlib.sha256(stream.read()).hexdigest() == known[place]:
                         del known[place]
                 continue
-            copy = job.output.scratch / f"{len(group)}-{PurePosixPath(place).name}"
+            copy = job.output.scratch / f"{len(group)}.mp4"
             with readable(shown, where), opened() as stream, copy.open("wb") as file:
                 shutil.copyfileobj(stream, file)
             group[place] = copy
@@ -212,6 +224,8 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
                 job.output.add_part(f"{part}-{number:05d}", group)
                 number, group = number + 1, {}
         elif PurePosixPath(path).name in names and not any(folder.startswith(".") for folder in path.split("/")):
+            if where in found.texts:
+                raise DataError(f"{where} is there twice: leave one of the two")
             with readable(shown, where), opened() as stream:
                 found.texts[where] = stream.read()
         else:

@@ -58,6 +58,11 @@ def shown(text: str) -> str:
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def one_line(text: str) -> str:
+    """The same, also without ends of lines and tabs: for a name that a line of text quotes."""
+    return re.sub(r"[\t\n\u2028\u2029]", "\N{REPLACEMENT CHARACTER}", shown(text))
+
+
 Key = Annotated[str, AfterValidator(safe_key)]
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+,-]{0,199}")
 Word = Annotated[str, Field(pattern=rf"^{WORD.pattern}$")]

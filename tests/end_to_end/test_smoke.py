@@ -86,12 +86,11 @@ def test_from_nothing_to_a_report(undisturbed, undocumented):
         assert measured["truth"]
         assert len(measured["norm"]) == 150
         for name in ("ari", "ari_frames", "miou", "miou_frames", "own_agent", "own_patient", "kept_places"):
-            assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"] <= 1
+            low, value, high = (round(measured[name][part], 12) for part in ("low", "value", "high"))
+            assert low <= value <= high <= 1
     missing, not_there = undocumented(metrics)
     assert missing == []
-    assert [
-        row for row in not_there if not row.endswith(".{kept_object,kept_index}")
-    ] == []  # hardly trained slots hold nothing
+    assert [row for row in not_there if "kept_object" not in row] == []  # hardly trained slots may hold no body
     assert [row["link"] for row in metrics["verdicts"]] == ["video", "tokens", "slots", "dynamics", "answer"]
     assert all(row["verdict"] in html.unescape(report) for row in metrics["verdicts"])
     dynamics = metrics["dynamics"]

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import threading
@@ -313,6 +314,101 @@ def test_a_link_in_an_archive_that_leads_nowhere(from_server, archives, tmp_path
     )
 
 
+def test_links_in_an_archive(from_server, archives, pristine, tmp_path):
+    """Through several links, also symbolic ones to a folder beside; round a circle, which is no matter of how deep it goes."""
+    (first, *rest) = pristine.videos("training")
+
+    def pack(*links):
+        with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w:gz") as file:
+            file.add(first, f"./x/kept/{first.name}")
+            for path in rest:
+                file.add(path, f"./x/{path.relative_to(pristine.root / 'PhysionTrainMP4s')}")
+            for kind, name, target in links:
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.linkname = kind, target
+                file.addfile(entry)
+        archives.files["/Train.tar.gz"] = packed.getvalue()
+
+    at = f"./x/{first.parent.name}/{first.name}"
+    pack((tarfile.SYMTYPE, at, "../two.mp4"), (tarfile.LNKTYPE, "./x/two.mp4", f"x/kept/{first.name}"))
+    complete(from_server("--subset", "training"), tmp_path / "store", pristine, ["training"])
+    for circle in (
+        [(tarfile.SYMTYPE, at, first.name)],
+        [(tarfile.SYMTYPE, at, "../two.mp4"), (tarfile.SYMTYPE, "x/two.mp4", at.removeprefix("./x/"))],
+        [(tarfile.LNKTYPE, at, at)],
+    ):
+        pack(*circle)
+        said = f"Train.tar.gz: not a readable archive ({at} is a link that leads in a circle); download it again"
+        assert len(refused(from_server("--subset", "training", "--force"), tmp_path / "none", said)) == 1
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (lzma.compress(b"x" * 9999)[:40] + b"damaged" * 99, "Train.tar.gz: not a readable archive ("),
+        (
+            lzma.compress(b"x" * 9999)[:6] + b"damaged" * 99,
+            "Train.tar.gz: not a readable archive (file could not be opened successf",
+        ),
+        (b"\x28\xb5\x2f\xfd" + bytes(99), "Train.tar.gz: is compressed with zstd, which is not read here; unpack it by hand"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(99), "Train.tar.gz: is compressed with 7-Zip, which is not read here"),
+    ],
+)
+def test_an_archive_of_another_kind_or_damaged_is_said_in_one_line(from_server, archives, tmp_path, data, said):
+    archives.files["/Train.tar.gz"] = data
+    assert len(refused(from_server("--subset", "training"), tmp_path / "store", said)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (f"{'n' * 300}.mp4", "nnn.mp4: a name in it is longer than 255 bytes"),
+        ("a\x1b]0;x\x07.mp4", "/a\ufffd]0;x\ufffd.mp4: a name in it is longer than 255 bytes, or cannot be printed; rename it"),
+        ("a\nb.mp4", "/a\ufffdb.mp4: a name in it is longer than 255 bytes, or cannot be printed; rename it"),
+    ],
+)
+def test_a_member_whose_name_is_none(from_server, archives, tmp_path, name, said):
+    put(archives, lambda file: file.writestr(f"Physion/Drop/mp4s-redyellow/{name}", b""))
+    assert len(refused(from_server("--subset", "test"), tmp_path / "store", said)) == 1
+
+
+def test_what_a_terminal_must_not_see_is_not_printed_either_when_it_lies_above_the_videos(
+    from_server, archives, pristine, tmp_path
+):
+    """In a folder's name it is no matter: it is told and recorded without."""
+    with (
+        zipfile.ZipFile(io.BytesIO(archives.files["/Physion.zip"])) as old,
+        zipfile.ZipFile(packed := io.BytesIO(), "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(f"\x1b[2J\u202e\n/{name}", old.read(name))
+    archives.files["/Physion.zip"] = packed.getvalue()
+    ended = from_server("--subset", "test", "--json")
+    complete(ended, tmp_path / "store", pristine, ["test"])
+    assert (
+        f"{archives.url('Physion.zip')}/\ufffd[2J\ufffd\ufffd/Physion/labels.csv" in json.loads(ended.out)["metrics"]["sha256"]
+    )
+    assert from_server("--subset", "test").code == 0  # its record can be read
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_label_file_or_a_video_twice_under_one_name(from_server, archives, pristine, tmp_path):
+    whole = archives.files["/Physion.zip"]
+    name, at = "Physion/Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img.mp4", archives.url("Physion.zip")
+    put(archives, lambda file: file.writestr(name, b""))
+    said = f"1 test video is there twice, such as {at}/{name} and {at}/{name}: leave one of each"
+    refused(from_server("--subset", "test"), tmp_path / "store", said)
+    archives.files["/Physion.zip"] = whole
+    put(archives, lambda file: file.writestr("Physion/labels.csv", pristine.labels("readout").read_bytes()))
+    said = f"{at}/Physion/labels.csv is there twice: leave one of the two"
+    refused(from_server("--subset", "test"), tmp_path / "store", said)
+    archives.files["/Physion.zip"] = whole
+    twice = [archives.url(name) for name in ("Physion.zip", "labels.csv", "labels.csv?again")]
+    said = f"two label files for the test videos: {archives.url('labels.csv')} and {archives.url('labels.csv')}"
+    refused(from_server("--subset", "test", archives={"test": twice}), tmp_path / "store", said)
+
+
 def test_a_video_twice_in_an_archive(from_server, archives, tmp_path):
     put(archives, lambda file: file.writestr("copy/Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img.MP4", b""))
     name = "Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img"
@@ -496,6 +592,35 @@ def test_what_was_read_is_recorded_and_can_be_demanded(from_server, archives, pr
     (tmp_path / "store").rename(tmp_path / "first")
     said = f"Physion.zip: its SHA-256 is {hashlib.sha256(archives.files['/Physion.zip']).hexdigest()}, not {'0' * 64} as"
     clearly(read(), 3, said)
+
+
+def test_what_an_interrupted_run_read_is_held_to_what_is_demanded_of_it_now(from_server, archives, tmp_path):
+    def read(demand=""):
+        return from_server(
+            "--subset", "test", archives={"test": [archives.url("Physion.zip") + demand, archives.url("none.zip")]}
+        )
+
+    assert read().code == 2
+    assert list(tmp_path.glob("store/artifacts/fetch/*/parts/source-0*"))
+    archives.files["/none.zip"] = archives.files["/Train.tar.gz"]
+    clearly(read(f"#sha256={'0' * 64}"), 3, f"not {'0' * 64} as the configuration says")
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [("http://127.0.0.1:1/\u00e4.zip", 2, "not a valid address"), ("http:///x.zip", 2, "an address without a host")],
+)
+def test_an_address_that_is_none(from_server, tmp_path, address, code, said):
+    clearly(from_server("--subset", "test", archives={"test": address}), code, said)
+
+
+def test_where_the_official_videos_are():
+    of = Fetch().archives
+    assert {subset: [url.rsplit("/", 1)[1] for url in urls] for subset, urls in of.items()} == {
+        "training": ["PhysionTrainMP4s.tar.gz"],
+        "readout": ["PhysionTrainMP4s.tar.gz", "readout_labels.csv"],
+        "test": ["Physion.zip"],
+    }
 
 
 def test_credentials_are_neither_printed_nor_stored(from_server, archives, pristine, tmp_path, physion, preset):
