@@ -286,7 +286,7 @@ def plot_likeness(pictures: Mapping[str, Any]) -> str:
                 _over_frames(axes, pictures["frames"], curve, color=MODE_COLOURS[colour], label=shown)
         axes.set_ylabel(label)
     figure.legend(loc="outside upper left", ncols=len(named))
-    return _svg(figure, "likeness", "PSNR and SSIM of reconstructions and of decoded slots against the shown frames")
+    return _svg(figure, "likeness", "PSNR and SSIM of what is drawn against the shown frames, over time")
 
 
 def _over_frames(axes: Axes, frames: Sequence[int], values: Sequence[float | None], **style: Any) -> None:
