@@ -156,9 +156,9 @@ def test_it_begins_with_the_verdicts():
     cells = "".join(page.text.split())
     place = "R² of the agent's place in the picture, read from its slot 0.700 [0.600, 0.800] 0.000 1.000"
     for row in (
-        f"slots {place} {HOSTILE}",
-        f"dynamics not measured {3 * UNKNOWN} {HOSTILE}",
-        f"0.700 [0.600, 0.800] 0.500 {UNKNOWN} Above chance.",
+        f"slots {HOSTILE} {place}",
+        f"dynamics {HOSTILE} not measured {3 * UNKNOWN}",
+        f"answer Above chance. accuracy of the readout, from the rollout 0.700 [0.600, 0.800] 0.500 {UNKNOWN}",
     ):
         assert "".join(row.split()) in cells
 
