@@ -37,7 +37,7 @@ Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or the name a
     "import", epilog="Example: physion weights import model_10.pth --as steve --name steve-physion -s runs/paper"
 )
 def import_command(
-    file: Annotated[Path, typer.Argument(help="Published .pth file: a state dict, bare or under `state_dict`.")],
+    file: Annotated[Path, typer.Argument(help="Published .pth file: a state dict, bare or under `state_dict` or `model`.")],
     kind: Annotated[str, typer.Option("--as", help=f"Which model it holds: {', '.join(MODELS)}.")],
     store: StoreURI,
     name: Annotated[str | None, typer.Option(help="Name to give it; default: the model and the file's name.")] = None,

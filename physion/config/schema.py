@@ -5,6 +5,7 @@ A field marked `Knob` does not change results (workers, intervals) and stays out
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -157,9 +158,10 @@ class Simulate(Section):
 _PUBLISHED = "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com"
 _TRAINING = f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz"
 _LABELS = "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
-# In the name of a query's parameter.
-_SECRET = re.compile("(^|[-_])(sig|token|key|secret|pass|cred|auth|private)|accesskey", re.IGNORECASE)
-_ADDRESS = re.compile(r"https?://[^\s,\]}'\"]+")
+# In the name of a query's parameter: such a query is another one each time, for the same place.
+_SIGNATURE = re.compile("(^|[-_])(sig|token|key|secret|pass|pwd?$|cred|auth|private)|accesskey", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?!file:)\b[a-z][a-z0-9+.-]*://[^\s,\]}'\"]*[^\s,\]}'\":;.)]", re.IGNORECASE)
+_HIDDEN = re.compile(r"hidden-[0-9a-f]{6}")
 _EXPECTED = re.compile(r"#sha256=([0-9a-f]{64})$")
 GLITCHY_CHOICES = ("leave-out", "keep")
 
@@ -170,36 +172,49 @@ def expected_sha256(source: str) -> str | None:
     return match and match[1]
 
 
-def _signed(query: str) -> bool:
-    return any(_SECRET.search(key) for key, _ in parse_qsl(query, keep_blank_values=True))
-
-
 def shown_source(source: str) -> str:
-    """A source as it is printed, stored and known: one place has one name, and no secret is in it.
+    """A source as it is printed, stored and known, without what may be secret.
 
-    Of a path, the absolute one. Of an address, without user name and password, and without its query if that is signed.
+    Of a path, the absolute one. Of an address, scheme, host and path. Where there is a query, which may be a password or a
+    signature, a few digits of its hash stand for it, by which two places differ and of which nothing can be told; for a
+    signature, which is another each time, there is nothing: one place has one name.
     """
     source = _EXPECTED.sub("", source)
     if "://" not in source:
         return os.path.abspath(re.sub("^//+", "/", source))  # POSIX leaves two slashes, and what they mean, to the system
-    url = urlsplit(source)
-    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query="" if _signed(url.query) else url.query))
+    try:
+        url = urlsplit(source)
+        if url.port is None and url.netloc.endswith(":"):
+            raise ValueError("no port")
+    except ValueError:  # then what is left of a slash may be half a password
+        return f"{source.partition('://')[0]}://..."
+    query = url.query
+    if not _HIDDEN.fullmatch(query):
+        signed = any(_SIGNATURE.search(key) for key, _ in parse_qsl(query, keep_blank_values=True))
+        query = f"hidden-{hashlib.sha256(query.encode()).hexdigest()[:6]}" if query and not signed else ""
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query=query, fragment=""))
+
+
+def without_secrets(text: str) -> str:
+    """A text, all addresses in it that may hold secrets as they may be shown."""
+    return _ADDRESS.sub(lambda match: shown_source(match[0]) if _secret(match[0]) else match[0], text)
 
 
 def holds_secret(text: str) -> bool:
     """Whether there is an address in a text that holds what may be secret."""
-    return any("@" in url.netloc or _signed(url.query) for url in map(urlsplit, _ADDRESS.findall(text)))
+    return any(map(_secret, _ADDRESS.findall(text)))
 
 
-def without_secrets(text: str) -> str:
-    """A text, all addresses in it as they may be shown."""
-    return _ADDRESS.sub(lambda match: shown_source(match[0]), text) if holds_secret(text) else text
+def _secret(address: str) -> bool:
+    return shown_source(address) != _EXPECTED.sub("", address)
 
 
 def _checked_source(source: str) -> str:
     source = source.removeprefix("file://")
-    if "://" in source and urlsplit(source).scheme not in ("http", "https"):
+    if "://" in source and source.partition("://")[0].lower() not in ("http", "https"):
         raise ValueError(f"{shown_source(source)}: neither a path nor an address that begins with https:// or http://")
+    if shown_source(source).endswith("://..."):
+        raise ValueError(f"{shown_source(source)}: not a valid address")
     if "://" in source and not urlsplit(source).hostname:
         raise ValueError(f"{shown_source(source)}: an address without a host")
     if "#sha256=" in source and not _EXPECTED.search(source):
@@ -232,6 +247,13 @@ class Fetch(Section):
         "leave-out",
         description="test stimuli with glitches: leave-out (those on the authors' list, which is shipped, or on a "
         "glitchy_stimuli.txt among the videos), keep, or a list of your own (URL or path)",
+    )
+
+    largest_gb: PositiveFloat = Field(
+        100.0,
+        json_schema_extra=KNOB,
+        description="most gigabytes that a download may have, and that may be taken from an archive or a folder; the official "
+        "videos have 1.1",
     )
 
     @field_validator("archives", mode="before")

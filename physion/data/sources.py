@@ -24,12 +24,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import certifi
 
-from physion.config.schema import expected_sha256, shown_source
+from physion.config.schema import expected_sha256, shown_source, without_secrets
 from physion.data.layout import place_of
 from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Job
@@ -42,6 +42,8 @@ ATTEMPTS = 5
 AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
 
+EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+LARGEST_EXTENSION = 1 << 20  # bytes
 UNREAD = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf\x27\x1c": "7-Zip",
@@ -101,13 +103,25 @@ def archive_members(archive: Path, shown: str) -> Iterator[Member]:
                     if not entry.is_dir():
                         yield _plain(entry.filename), partial(file.open, entry)
             return
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
             for member in tar:
                 if member.isfile() or member.islnk() or member.issym():
                     yield _plain(member.name), partial(_extract, tar, member)
             # A damaged header looks like the end of the archive; the checksum at its real end does not.
             while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                 pass
+
+
+class _Header(tarfile.TarInfo):
+    """One whose extensions, which tarfile reads into memory whole, are as small as they are by right."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """The header that a block holds."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENSIONS and header.size > LARGEST_EXTENSION:
+            raise tarfile.TarError(f"one of its headers has {header.size:,} bytes")
+        return header
 
 
 def _plain(name: str) -> str:
@@ -151,6 +165,10 @@ def readable(source: str, where: str = "") -> Iterator[None]:
         raise DataError(f"{source}: not a readable archive ({_reason(error)}); download it again") from error
     except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
         raise DataError(f"{source}: cannot be unpacked ({_reason(error)}); unpack it by hand and name the folder") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{source}: needs more memory to be unpacked than there is; unpack it by hand and name the folder"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -160,6 +178,16 @@ def readable(source: str, where: str = "") -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """The first line, of tarfile's many, or what ended it where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+
+
+def _said(reason: object) -> str:
+    """What a server or a library says, in one line: it may hold an address with a signature, or controls of a terminal."""
+    return one_line(without_secrets((str(reason).splitlines() or [""])[0]))
+
+
+def too_large(source: str, limit: float) -> DataError:
+    """What to say when a source holds more than fetch.largest-gb."""
+    return DataError(f"{source}: holds more than {limit:g} GB; if that is right, --set fetch.largest-gb=... allows more")
 
 
 _downloads: weakref.WeakKeyDictionary[Store, dict[str, tuple[Path, str]]] = weakref.WeakKeyDictionary()
@@ -215,7 +243,7 @@ def _download_all(source: str, path: Path, job: Job) -> None:
     reason: Exception | None = None
     for attempt in range(ATTEMPTS):
         if attempt:
-            say(f"{shown}: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
+            say(f"{shown}: {_said(reason)}; attempt {attempt + 1} of {ATTEMPTS}")
             time.sleep(2 ** (attempt - 1))
         try:
             return _download(source, path, job)
@@ -223,7 +251,7 @@ def _download_all(source: str, path: Path, job: Job) -> None:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and path.exists():
                 path.unlink()  # the rest of another file than the one that is there now
             elif error.code < 500 and error.code not in AGAIN:
-                raise ConfigError(f"{shown}: the server answers {error.code} {error.reason}") from error
+                raise ConfigError(f"{shown}: the server answers {error.code} {_said(error.reason)}") from error
             reason = error
         except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
             raise ConfigError(f"{shown}: not a valid address") from error
@@ -231,7 +259,7 @@ def _download_all(source: str, path: Path, job: Job) -> None:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             reason = error
-    raise TransientError(f"{shown}: cannot be downloaded ({reason}); run the same command again")
+    raise TransientError(f"{shown}: cannot be downloaded ({_said(reason)}); run the same command again")
 
 
 def _download(source: str, path: Path, job: Job) -> None:
@@ -251,10 +279,14 @@ def _download(source: str, path: Path, job: Job) -> None:
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             path.unlink()
             raise TransientError("the server sends another part than it was asked for")
+        limit = job.config.largest_gb * 1e9
         total = have + int(response.headers.get("Content-Length") or 0)
         with path.open("ab" if have else "wb") as file, progress(PurePosixPath(url.path).name, total, "bytes", have) as bar:
             while chunk := response.read(1 << 20):
                 job.stop.check()
+                have += len(chunk)
+                if max(have, total) > limit:
+                    raise too_large(shown_source(source), job.config.largest_gb)
                 file.write(chunk)
                 bar.advance(len(chunk))
     if total and path.stat().st_size < total:

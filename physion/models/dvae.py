@@ -85,13 +85,23 @@ class DVAE(nn.Module):
     @torch.no_grad()
     def tokenize(self, images_B3HW: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> the most likely codes, int64 [B, h, w]."""
-        few = max(1, TOKENIZED // images_B3HW[0, 0].numel()) if images_B3HW.device.type == "cpu" else len(images_B3HW)
-        return torch.cat([self._tokenize(images) for images in images_B3HW.split(few)])
+        return self.most_likely(images_B3HW)[0]
 
-    def _tokenize(self, images_B3HW: Tensor) -> Tensor:
+    @torch.no_grad()
+    def most_likely(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] -> the most likely codes, int64 [B, h, w], and their logits, finite where all are."""
+        few = max(1, TOKENIZED // images_B3HW[0, 0].numel()) if images_B3HW.device.type == "cpu" else len(images_B3HW)
+        codes, logits = zip(*map(self._most_likely, images_B3HW.split(few)), strict=True)
+        return torch.cat(codes), torch.cat(logits)
+
+    def _most_likely(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         hidden_BhwC = self._hidden(images_B3HW)
-        chunks = hidden_BhwC.flatten(0, 2).split(max(1, CHUNK[images_B3HW.device.type] // self.model.codes))
-        return torch.cat([first_maximum(self._logits(chunk)) for chunk in chunks]).view(hidden_BhwC.shape[:3])
+        codes, best = [], []
+        for chunk_PC in hidden_BhwC.flatten(0, 2).split(max(1, CHUNK[images_B3HW.device.type] // self.model.codes)):
+            logits_PV = self._logits(chunk_PC)
+            codes.append(first_maximum(logits_PV))
+            best.append(logits_PV.gather(1, codes[-1][:, None]).squeeze(1))
+        return torch.cat(codes).view(hidden_BhwC.shape[:3]), torch.cat(best).view(hidden_BhwC.shape[:3])
 
     def decode(self, codes_BVhw: Tensor) -> Tensor:
         """Hard (one-hot) or soft codes [B, V, h, w] -> images [B, 3, H, W], not clipped."""

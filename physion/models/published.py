@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from physion.errors import ConfigError, DataError
 from physion.models.kinds import MODELS, Copy, Published, shared_parts
 from physion.models.weights import FACTS, build_model, misfit, read_tensors
+from physion.store.keys import one_line
 
 State = dict[str, Tensor]
+WRAPPERS = ("state_dict", "model")  # entries of a file under which trainers keep it
+SHOWN_ENTRIES = 8
 MOST_INFLATED = 8  # times the size of a .pth file: what it may take in memory
 
 
@@ -119,7 +122,9 @@ def _first(key: str) -> str:
 
 # -------------------------------------------------------------------------------------------------------- files
 def read_published(path: Path) -> State:
-    """The state dict of a published .pth file: the whole file, or its `state_dict` entry. No code of the file is run.
+    """The state dict of a published .pth file: the whole file, or its `state_dict` or `model` entry.
+
+    No code of the file is run. The `module.` that DataParallel puts before every name is taken off.
 
     Raises DataError when the file is missing, truncated, no state dict, or holds anything but tensors and plain containers.
     """
@@ -144,9 +149,15 @@ def read_published(path: Path) -> State:
             ) from error
         reason = str(error).split("\n")[0].split(". ")[0].removeprefix("Weights only load failed")
         raise DataError(f"{path} is truncated or no .pth file{f' ({reason})' if ' ' in reason else ''}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    state = content
+    for _ in WRAPPERS:  # one may hold the other
+        inside = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)] if isinstance(state, dict) else []
+        state = inside[0] if inside else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path} holds no state dict (names of parameters with their tensors)")
+        raise DataError(f"{path} holds no state dict (names of parameters with their tensors), bare or under "
+                        f"{' or '.join(WRAPPERS)}; found: {_found(content)}")  # fmt: skip
+    while all(str(key).startswith("module.") for key in state):
+        state = {str(key).removeprefix("module."): value for key, value in state.items()}
     for key, value in state.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.nbytes > _stored(value):
             raise DataError(f"{path} is refused: it does not hold all the values of {key} {list(value.shape)}")
@@ -156,6 +167,15 @@ def read_published(path: Path) -> State:
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"{path} is of no use: {key} holds values that are not finite")
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _found(content: Any) -> str:
+    """What a file holds, as one line of an error."""
+    if not isinstance(content, dict):
+        return type(content).__name__
+    entries = [f"{one_line(str(key))[:60]} ({type(value).__name__})" for key, value in content.items()]
+    more = f" and {len(entries) - SHOWN_ENTRIES} more" if len(entries) > SHOWN_ENTRIES else ""
+    return (", ".join(entries[:SHOWN_ENTRIES]) or "nothing") + more
 
 
 def _stored(value: Tensor) -> int:
@@ -181,7 +201,8 @@ def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]],
             found, published = name, inside
     if found is None:
         known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
-        raise DataError(f"{file} is of no known model: its keys are of none of {known}")
+        keys = ", ".join(one_line(key)[:60] for key in list(published)[:SHOWN_ENTRIES])
+        raise DataError(f"{file} is of no known model: its {len(published)} keys, such as {keys}, are of none of {known}")
     if found != name:
         raise DataError(f"{file} holds a {found} model, not {name}: import it --as {found}")
     model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)

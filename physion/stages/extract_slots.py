@@ -16,7 +16,7 @@ from physion.job import Job
 from physion.models.kinds import MODELS, SlotModelKind
 from physion.models.slots import SlotModel, encode_video
 from physion.models.weights import kind_of_weights, load_model
-from physion.stages.bulk import map_shards
+from physion.stages.bulk import map_shards, require_finite
 from physion.store.artifacts import Artifact
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
@@ -51,6 +51,7 @@ def run(job: Job) -> dict[str, Any]:
         for group in in_groups(videos, config.batch_size):
             found = torch.cat([out.slots.cpu() for out in encode_video(model, chunks(group))], 1)
             for video, array in zip(group, found.numpy(), strict=True):
+                require_finite(array, video, "the slots", "slot-model", job)
                 yield video.name, array
 
     return map_shards(job, frames, config.videos_per_shard, "slots", slots)

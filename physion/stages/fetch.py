@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from physion.config.schema import Fetch, Subset, shown_source
@@ -30,6 +29,7 @@ from physion.data.sources import (
     local_copy,
     readable,
     require_expected,
+    too_large,
 )
 from physion.errors import DataError, TransientError
 from physion.job import Job
@@ -38,6 +38,7 @@ from physion.store.keys import LONGEST_NAME, is_key, one_line
 FILES_PER_PART = 256
 GLITCHY_NAMES = ("glitchy_stimuli.txt", "manual_stim_evaluation_glitchy_test_stims.txt")  # ours, and the authors'
 SHOWN_FOLDERS = 8
+LARGEST_TEXT = 50 * 10**6  # bytes of a label file, which is read into memory; the official ones have less than one million
 
 
 @dataclass
@@ -147,12 +148,22 @@ def _glitchy(job: Job, choice: str, found: Found, texts: dict[str, str]) -> str:
         return "fetch.glitchy=keep"
     where = found.glitchy_list() if choice == "leave-out" else shown_source(choice)
     if choice != "leave-out":
-        found.texts[where] = local_copy(choice, job, "fetch.glitchy, which is leave-out, keep, or a list")[0].read_bytes()
+        path, _ = local_copy(choice, job, "fetch.glitchy, which is leave-out, keep, or a list")
+        with path.open("rb") as stream:
+            found.texts[where] = _text(stream, where)
     elif not where:
         where = "the authors' list, as shipped"
         found.texts[where] = shipped_glitchy()
     texts[GLITCHY] = where
     return where
+
+
+def _text(stream: IO[bytes], where: str) -> bytes:
+    """A label file, or another list."""
+    data = stream.read(LARGEST_TEXT + 1)
+    if len(data) > LARGEST_TEXT:
+        raise DataError(f"{where}: has more than {LARGEST_TEXT / 1e6:g} MB, which no list of videos has")
+    return data
 
 
 def _take(job: Job, part: str, source: str, found: Found) -> None:
@@ -165,7 +176,8 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
             if found.given:
                 raise DataError(f"two label files for the {found.subset} videos: {found.given} and {shown}; name one")
             path, found.sha256[shown] = local_copy(source, job, option)
-            found.given, found.texts[shown] = shown, path.read_bytes()
+            with path.open("rb") as stream:
+                found.given, found.texts[shown] = shown, _text(stream, shown)
     elif "://" not in source and Path(source).is_dir():
         _store(job, part, shown, folder_members(Path(source)), found)
     elif finished := job.output.parts().get(part):
@@ -199,6 +211,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
     known = _keep(job, part)
     number = sum(name.startswith(f"{part}-") for name in job.output.parts())
     group: dict[str, Path] = {}
+    taken, limit = 0, job.config.largest_gb
     names = {PurePosixPath(LABELS.get(found.subset, "")).name, *(GLITCHY_NAMES if found.subset == "test" else ())}
     for path, opened in members:
         job.stop.check()
@@ -213,12 +226,16 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
             found.videos[place] = where
             if place in known:
                 with readable(shown, where), opened() as stream:
-                    if hashlib.sha256(stream.read()).hexdigest() == known[place]:
+                    if hashlib.file_digest(cast(Any, stream), "sha256").hexdigest() == known[place]:
                         del known[place]
                 continue
             copy = job.output.scratch / f"{len(group)}.mp4"
             with readable(shown, where), opened() as stream, copy.open("wb") as file:
-                shutil.copyfileobj(stream, file)
+                while chunk := stream.read(1 << 20):
+                    taken += len(chunk)
+                    if taken > limit * 1e9:
+                        raise too_large(shown, limit)
+                    file.write(chunk)
             group[place] = copy
             if len(group) == FILES_PER_PART:
                 job.output.add_part(f"{part}-{number:05d}", group)
@@ -227,7 +244,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
             if where in found.texts:
                 raise DataError(f"{where} is there twice: leave one of the two")
             with readable(shown, where), opened() as stream:
-                found.texts[where] = stream.read()
+                found.texts[where] = _text(stream, where)
         else:
             found.others[where.rpartition("/")[0]] += 1
     if group:

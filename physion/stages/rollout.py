@@ -13,7 +13,7 @@ from physion.data.layout import Video
 from physion.data.shards import Shards, in_groups
 from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages.bulk import map_shards
+from physion.stages.bulk import map_shards, require_finite
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
@@ -33,6 +33,8 @@ def run(job: Job) -> dict[str, Any]:
             observed = np.stack([source.read(video.name, "slots", slice(0, config.observed)) for video in group])
             predicted = model.rollout_video(torch.from_numpy(observed).to(device), frames)
             for video, array in zip(group, predicted.cpu().numpy(), strict=True):
+                require_finite(array[: config.observed], video, "the slots", "slots", job)
+                require_finite(array, video, "the predicted slots", "slotformer", job)
                 yield video.name, array
 
     return map_shards(job, source, config.videos_per_shard, "slots", rollouts)

@@ -14,7 +14,7 @@ from physion.data.layout import Video
 from physion.data.shards import FrameShards
 from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages.bulk import map_shards
+from physion.stages.bulk import map_shards, require_finite
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
@@ -31,7 +31,9 @@ def run(job: Job) -> dict[str, Any]:
     def tokens(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for video in videos:
             images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).permute(0, 3, 1, 2)
-            rows = [dvae.tokenize(to_unit(part.to(device))).flatten(1).cpu() for part in images.split(config.batch_size)]
-            yield video.name, torch.cat(rows).to(torch.int16).numpy()
+            rows = [dvae.most_likely(to_unit(part.to(device))) for part in images.split(config.batch_size)]
+            codes, logits = (torch.cat(each).flatten(1).cpu() for each in zip(*rows, strict=True))
+            require_finite(logits.numpy(), video, "the logits of the tokens", "dvae", job)
+            yield video.name, codes.to(torch.int16).numpy()
 
     return map_shards(job, frames, config.videos_per_shard, "tokens", tokens)

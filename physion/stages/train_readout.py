@@ -23,10 +23,11 @@ from physion.training.engine import Task, best_device, fit, initial_model, load_
 from physion.training.precision import arithmetic
 
 EPOCHS = "epochs/"
+MOST_EPOCHS = 100  # whose weights are kept, evenly spaced; the published training has 50
 
 
 class ReadoutTask(Task):
-    """Slots of a video in, binary cross-entropy of its outcome out. The weights after every epoch are kept."""
+    """Slots of a video in, binary cross-entropy of its outcome out. The weights after every epoch are kept, of many of some."""
 
     def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
         _, count, size = slots.shape("slots")
@@ -37,6 +38,9 @@ class ReadoutTask(Task):
         self.heldout: LabelledSlots = heldout_videos(slots, frames)
         self.capturable = isinstance(self.model, Readout)
         self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
+        last = -(-self.steps // self.epoch_steps)
+        every = -(-last // MOST_EPOCHS)  # where a batch is as large as the set, each step is an epoch
+        self.kept_epochs = [*range(every, last, every), last]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Binary cross-entropy."""
@@ -47,15 +51,15 @@ class ReadoutTask(Task):
 
     def after_step(self, done: int) -> None:
         """Keep the weights of an epoch: the published protocol chooses among them (`paper_protocol`)."""
-        if done % self.epoch_steps == 0 or done == self.steps:
-            epoch = -(-done // self.epoch_steps)
+        epoch = -(-done // self.epoch_steps)
+        if (done % self.epoch_steps == 0 or done == self.steps) and epoch in self.kept_epochs:
             path = self.output.scratch / "epoch"
             save_weights(path, self.model, self.kind, self.sizes)
             self.output.add_part(f"epoch-{epoch:05d}", {f"{EPOCHS}{epoch:05d}.safetensors": path})
 
     def keep_epochs(self) -> None:
         """Make those of an earlier run of this training, which was interrupted, part of the artifact."""
-        for epoch in range(1, -(-self.steps // self.epoch_steps) + 1):
+        for epoch in self.kept_epochs:
             self.output.keep(f"epoch-{epoch:05d}")
 
 

@@ -22,6 +22,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -50,6 +51,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 HISTORY = "history.json"
 EAGER_STEPS = 3  # before a step is captured: libraries set themselves up in the first ones
+PREFETCHED, IN_HAND = 4, 2  # batches that a data worker is ahead, and that the training has
+PAGE, LOCKS = 4096, 2**20  # bytes that shared memory is given in, and that the workers' locks and queues take of it at most
+SHARED_MEMORY = Path("/dev/shm")  # where data workers hand their batches over
 LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is seen
 PICTURED = 4  # held-out clips in a picture
 SIGNALS = (None, "SIGINT", "SIGTERM")  # what ranks vote on; the later one wins
@@ -219,6 +223,7 @@ class Training:
     def run(self) -> list[dict[str, float]]:
         """Train to the end. Returns the history."""
         optim, name = self.optim, self.job.instance
+        workers = self._data_workers()
         state = self.ranks.on_rank_0(self._take_over)
         state.load(self.model, self.adam, self.scaler)
         start, self.history = state.step, state.history
@@ -230,7 +235,7 @@ class Training:
         if not self.history.rows:
             self._measure(0)
         batches = StepBatches(len(self.task.train), optim.batch_size, self.config.seed, start, optim.steps, self.share)
-        loader = iter(_loader(self.task.train, batches, self.config, self.device))
+        loader = iter(_loader(self.task.train, batches, workers, self.device))
         with progress(name, optim.steps, "steps", start) as bar:
             self.model.train()
             self.watch.restart_clock(start)
@@ -245,6 +250,33 @@ class Training:
         self.watchdog.doing("publishing what was watched")
         self.ranks.on_rank_0(self._finish)
         return self.history.rows
+
+    def _data_workers(self) -> int:
+        """How many processes load batches; by default, no more than shared memory is free for.
+
+        Raises ConfigError when it is too small for as many as are asked for: a worker that finds no room waits for ever.
+        """
+        wanted, ranks = self.config.loader_workers, 1
+        if self.device.type == "cuda":
+            ranks = max(1, torch.cuda.device_count())  # one a GPU
+            wanted = min(8, max(1, cores() // ranks)) if wanted is None else wanted
+        if not wanted or not SHARED_MEMORY.is_dir():
+            return wanted or 0
+        rows = self.share.stop - self.share.start
+        size = sum(PAGE * -(-tensor.nbytes * rows // PAGE) for tensor in self.task.train[[0]].values())
+        free = shutil.disk_usage(SHARED_MEMORY).free // min(ranks, self.ranks.count)
+        fit = max(0, int((free - LOCKS) / max(1, size) - IN_HAND) // PREFETCHED)
+        if fit >= wanted:
+            return wanted
+        few = (
+            f"{self.who}: {wanted} data workers hand over {PREFETCHED * wanted + IN_HAND} batches of {size / 1e6:,.2f} MB in "
+            f"{SHARED_MEMORY}, which has {free / 1e6:,.2f} MB free for them"
+        )
+        if self.config.loader_workers is not None:
+            option = f"--set {self.job.output.stage}.loader-workers={fit}"
+            raise ConfigError(f"{few}: make it larger (docker run --shm-size 2g), or {option}")
+        say(f"{few}: there are {fit} workers instead")
+        return fit
 
     def _train(self, batch: Batch, step: int) -> None:
         """One optimizer step, on all ranks together."""
@@ -465,11 +497,7 @@ def publish_weights(
     }
 
 
-def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, device: torch.device) -> Iterable[Batch]:
-    workers = config.loader_workers
-    if workers is None:
-        share = cores() // max(1, torch.cuda.device_count())  # one rank per GPU
-        workers = min(8, max(1, share)) if device.type == "cuda" else 0
+def _loader(clips: Clips, batches: StepBatches, workers: int, device: torch.device) -> Iterable[Batch]:
     return DataLoader(
         cast(Any, clips),
         sampler=batches,
@@ -477,7 +505,7 @@ def _loader(clips: Clips, batches: StepBatches, config: TrainingStage, device: t
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=False,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=_ignore_interrupt,
     )
 

@@ -49,6 +49,9 @@ def test_import_export_import_is_the_identity(physion, published, goldens, name,
         (lambda state: state, {}),
         (lambda state: {"state_dict": state, "optimizer": {"state": {0: torch.ones(2)}, "lr": 1e-3}, "epoch": 20}, {}),
         (lambda state: state, {"_use_new_zipfile_serialization": False}),
+        (lambda state: {"model": state, "optimizer": {}}, {}),
+        (lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}}, {}),
+        (lambda state: {"model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}}, {}),
     ],
 )
 def test_bare_and_wrapped_state_dicts(physion, published, goldens, wrap, options, tmp_path):
@@ -57,6 +60,40 @@ def test_bare_and_wrapped_state_dicts(physion, published, goldens, wrap, options
     artifact = find_weights(LocalStore(tmp_path / "store"), "readout-readout")
     assert artifact.manifest.origin["file"] == "readout.pth"
     assert len(artifact.manifest.origin["sha256"]) == 64
+    plain = published("readout")
+    assert physion("weights", "import", plain, "--as", "readout", "-s", tmp_path / "store", "--name", "plain").code == 0
+    assert find_weights(LocalStore(tmp_path / "store"), "plain").manifest.files == artifact.manifest.files
+
+
+def circle():
+    """A dict that holds itself."""
+    tree = {}
+    tree["model"] = tree
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("wrap", "found"),
+    [
+        (
+            lambda state: {"net": state, "epoch": 3, "a\x1b\nb": 1},
+            "bare or under state_dict or model; found: net (dict), epoch (int), a\ufffd\ufffdb (int)",
+        ),
+        (lambda state: list(state.values()), "found: list"),
+        (lambda state: {}, "found: nothing"),
+        (lambda state: circle(), "found: model (dict)"),
+        (lambda state: {"model": {"weights": state}}, "found: model (dict)"),
+        (
+            lambda state: {f"backbone.{key}": value for key, value in state.items()},
+            "its 5 keys, such as backbone.comb_idx, backbone.linear1.weight, backbone",
+        ),
+    ],
+)
+def test_what_a_file_holds_instead_is_said(physion, published, wrap, found, tmp_path):
+    ended = physion("weights", "import", published("readout", wrap=wrap), "--as", "readout", "-s", tmp_path / "store")
+    assert (ended.code, ended.err.count("\n")) == (3, 1)
+    assert found in ended.err
+    assert nothing_published(tmp_path / "store")
 
 
 @pytest.mark.parametrize("name", ["steve", "slotformer"])

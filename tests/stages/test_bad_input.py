@@ -1,6 +1,7 @@
 """What a person can get wrong: an exit code, one clear line a problem, and nothing half-written in the store."""
 
 import codecs
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from fnmatch import fnmatch
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from physion.config.schema import SUBSETS
 from physion.data.video import write_mp4
@@ -276,6 +279,55 @@ def test_a_manifest_from_a_newer_version(stage, study_store):
         ended = stage(*arguments, store=study_store.uri)
         (line,) = clearly(ended, 2, "has format 3, this physion reads up to 2: update physion")
         assert "manifest.json" in line
+
+
+def rewritten(store, instance, pattern, change):
+    """Change the tensors of an artifact's files, as if they had been made so; its prefix."""
+    changed = []
+    for path in store.glob("artifacts/*/*/manifest.json"):
+        manifest = json.loads(path.read_bytes())
+        for record in manifest["files"]:
+            if manifest["instance"] == instance and fnmatch(record["name"], pattern):
+                file = path.parent / record["name"]
+                with safe_open(file, "np") as tensors:
+                    facts = tensors.metadata()
+                    arrays = {name: change(name, tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118
+                save_file(arrays, file, facts)
+                record |= {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+                changed.append(path.parent.relative_to(store).as_posix())
+        path.write_text(json.dumps(manifest))
+    return changed[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "what", "frame"),
+    [
+        ("train-dvae", ["tokenize"], "tokenize: the logits of the tokens", 0),
+        ("train-steve", ["extract-slots", "--subset", "test"], "extract-slots-test: the slots", 0),
+        ("train-slotformer", ["rollout", "--subset", "test"], "rollout-test: the predicted slots", 4),
+    ],
+)
+def test_weights_that_overflow_are_named_where_it_begins(stage, store, kind, arguments, what, frame):
+    """Every weight is a finite number."""
+    at = rewritten(store, kind, "weights.safetensors", lambda name, array: np.full_like(array, 3e38))
+    for path in (store / "artifacts" / arguments[0]).iterdir():
+        shutil.rmtree(path)
+    video = "pilot_collide_0000_img" if "tokenize" in arguments else "pilot_collide-redyellow_0000_img"
+    said = f"{what} of {video} are not finite from frame {frame} on, as {kind} in {store.as_uri()}/{at} has them"
+    assert len(clearly(stage(*arguments), 3, said)) == 1
+    assert nothing_published(store, arguments[0]) == ["study.json"]
+
+
+def test_slots_that_are_not_finite_are_named_by_who_reads_them(stage, store):
+    def change(name, slots):
+        if name == "pilot_drop-redyellow_0001_img/slots":
+            slots[2, 0, 0] = np.nan
+        return slots
+
+    rewritten(store, "extract-slots-test", "*.safetensors", change)
+    shutil.rmtree(store / "artifacts" / "rollout")
+    said = "rollout-test: the slots of pilot_drop-redyellow_0001_img are not finite from frame 2 on, as extract-slots-test in "
+    assert len(clearly(stage("rollout", "--subset", "test"), 3, said)) == 1
 
 
 def test_a_stage_whose_input_is_not_there(stage, tmp_path):

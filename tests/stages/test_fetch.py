@@ -17,10 +17,11 @@ import pytest
 import yaml
 from test_bad_input import clearly, nothing_published, stage  # noqa: F401 (a fixture)
 
-from physion.config.schema import SUBSETS, Fetch
+from physion.config.schema import SUBSETS, Fetch, shown_source, without_secrets
 from physion.data import sources
 from physion.data.layout import GLITCHY, LABELS, shipped_glitchy
 from physion.stages import fetch
+from physion.store.artifacts import ArtifactWriter
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -29,7 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.breaks, self.refusals, self.ranges, self.asked = {}, 0, 0, True, []
-        self.refusal, self.longer, self.user, self.replaced = 503, 0, None, {}
+        self.refusal, self.longer, self.user, self.replaced, self.location = 503, 0, None, {}, None
 
     def url(self, name):
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -45,6 +46,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append((self.path, wanted))
         if server.refusals:
             server.refusals -= 1
+            if server.location:
+                self.send_response(server.refusal)
+                self.send_header("Location", server.location)
+                return self.end_headers()
             return self.send_error(server.refusal)
         name = self.path.partition("?")[0]
         if name not in server.files:
@@ -529,16 +534,15 @@ def test_an_interrupted_copy_of_a_folder_that_changed_is_begun_again(
     mended,
 ):
     monkeypatch.setattr(fetch, "FILES_PER_PART", 2)
-    copied = []
+    add = ArtifactWriter.add_part
 
-    def killed(stream, file):
-        copied.append(stream.name)
-        if len(copied) == 6:
+    def killed(writer, part, *more):
+        if part.endswith("00002"):
             raise SystemExit(9)
-        file.write(stream.read())
+        return add(writer, part, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfileobj", killed)
+        patch.setattr(ArtifactWriter, "add_part", killed)
         assert stage("fetch", "--subset", "training", dataset=dataset).code == 9
     assert len(list(tmp_path.glob("store/artifacts/fetch/*/parts/*"))) == 2
     first, other, *_ = dataset.videos("training")
@@ -630,6 +634,63 @@ def test_where_the_official_videos_are():
     }
 
 
+def test_two_queries_are_two_places_and_a_name_stays_as_it_is_shown():
+    first, second = (shown_source(f"https://host/download?id={number}") for number in (1, 2))
+    assert first != second
+    assert shown_source(first) == without_secrets(first) == first
+    assert shown_source(f"https://host/a.zip?id=1#sha256={'0' * 64}") == shown_source("https://host/a.zip?id=1")
+    assert (
+        without_secrets(f"https://host/a.zip#sha256={'0' * 64}, s3://a/b") == f"https://host/a.zip#sha256={'0' * 64}, s3://a/b"
+    )
+    assert without_secrets("at ftp://u:p@h/x?y: no") == f"at {shown_source('ftp://h/x?y')}: no"
+
+
+def test_what_a_server_says_is_shown_without_signatures(from_server, archives, tmp_path):
+    """Where it sends us on is an address, too."""
+    archives.refusals, archives.refusal, archives.location = 99, 302, "gopher://elsewhere/x.zip?X-Amz-Signature=hidden"
+    (line,) = refused(from_server("--subset", "test"), tmp_path / "store", "the server answers 302 Found", code=2)
+    assert "gopher://elsewhere/x.zip" in line
+    assert "=hidden" not in line
+
+
+# --------------------------------------------------------------------------------------------------------- sizes
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_download_that_is_larger_than_allowed(from_server, archives, tmp_path, promised):
+    size = len(archives.files["/Physion.zip"])
+    archives.longer = 0 if promised else 10 - size
+    ended = from_server("--subset", "test", **{"largest-gb": size / 1.01 / 1e9 if promised else 1e-9})
+    refused(ended, tmp_path / "store", "Physion.zip: holds more than ", code=3)
+
+
+def test_what_is_taken_from_an_archive_or_a_folder_has_a_bound(from_server, stage, dataset, archives, tmp_path):  # noqa: F811
+    """An archive of zeros is small until it is unpacked."""
+    with zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("Drop/mp4s-redyellow/a.mp4", bytes(2 * 10**6))
+    archives.files["/Physion.zip"] = packed.getvalue()
+    said = "holds more than 0.001 GB; if that is right, --set fetch.largest-gb=... allows more"
+    refused(from_server("--subset", "test", **{"largest-gb": 0.001}), tmp_path / "store", f"Physion.zip: {said}")
+    said = f"{dataset.root}: holds more than 1e-06 GB"
+    refused(stage("fetch", "--set=fetch.largest-gb=1e-6", dataset=dataset), tmp_path / "store", *[said])
+
+
+def test_a_label_file_that_is_none_by_its_size(from_server, archives, tmp_path):
+    put(archives, lambda file: file.writestr("Physion/glitchy_stimuli.txt", b"x\n" * (fetch.LARGEST_TEXT // 2 + 1)))
+    said = "Physion/glitchy_stimuli.txt: has more than 50 MB, which no list of videos has"
+    refused(from_server("--subset", "test"), tmp_path / "store", said)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_would_fill_the_memory(from_server, archives, tmp_path, kind):
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, 2 << 20
+    with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("first"))
+        file.addfile(entry, io.BytesIO(bytes(entry.size)))
+    archives.files["/Train.tar.gz"] = packed.getvalue()
+    said = "Train.tar.gz: not a readable archive (one of its headers has 2,097,152 bytes); download it again"
+    refused(from_server("--subset", "training"), tmp_path / "store", said)
+
+
 def test_credentials_are_neither_printed_nor_stored(from_server, archives, pristine, tmp_path, physion, preset):
     archives.user, archives.refusals = b"me:pa ss", 1
     address = archives.url("Physion.zip").replace("//", "//me:pa%20ss@") + "?X-Amz-Signature=hidden"
@@ -639,7 +700,11 @@ def test_credentials_are_neither_printed_nor_stored(from_server, archives, prist
     again = from_server("--subset", "test", archives={"test": address.replace("hidden", "renewed")})
     assert "cached" in again.out  # it is the same place
     told = [ended.out, ended.err, again.out, again.err]
-    wrong = [address.replace("Physion", "none"), address.replace("http:", "ftp:")]
+    other = archives.url("Physion.zip").replace("//", "//me:pa%20ss@") + "?dl=hid-den"  # no name tells that it is secret
+    archives.refusals = 1
+    complete(from_server("--subset", "test", "--force", archives={"test": other}), tmp_path / "store", pristine, ["test"])
+    wrong = [address.replace("Physion", "none"), address.replace("http:", "ftp:"), other.replace("Physion", "none")]
+    wrong += [other.replace("me:", "me:/"), other.replace("me:pa", "[me:pa"), f"{other}#token=hid-den"]
     for bad in (*wrong, f"{address} x", f"{{{address}", f"{address}#sha256=1"):
         for command in (["stage", "fetch", "--subset", "test"], ["config", "show"]):
             where = ["-s", tmp_path / "other"] if command[0] == "stage" else []
@@ -648,6 +713,7 @@ def test_credentials_are_neither_printed_nor_stored(from_server, archives, prist
     told += [physion("submit", "-p", "paper", "--set", f"fetch.archives.test={address}").err]
     assert "put it into a preset file" in told[-1]
     told += [path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [text for text in told if "pa ss" in text or "pa%20ss" in text or "hidden" in text]
+    assert not [text for text in told if "pa ss" in text or "pa%20ss" in text or "=hidden" in text or "hid-den" in text]
+    assert not [text for text in told if "Traceback" in text]
     ended = from_server("--subset", "test", "--force", archives={"test": archives.url("Physion.zip")})
     clearly(ended, 2, "answers 401 Unauthorized")

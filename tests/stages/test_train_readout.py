@@ -1,6 +1,9 @@
-"""Which weights of a readout answer."""
+"""Which weights of a readout answer, and which it keeps."""
 
 import json
+import shutil
+
+import pytest
 
 
 def test_the_best_weights_answer_where_they_are_asked_for(physion, preset, store):
@@ -21,3 +24,17 @@ def test_the_best_weights_answer_where_they_are_asked_for(physion, preset, store
     assert (best / "history.json").read_bytes() == (last / "history.json").read_bytes()
     assert chosen["heldout_loss"] == facts["best_heldout_loss"] < facts["heldout_loss"]
     assert not (best / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(("steps", "every", "last"), [(6, 1, 6), (230, 3, 230)])
+def test_weights_of_at_most_a_hundred_epochs_are_kept(physion, preset, store, steps, every, last):
+    """A batch of four of six videos: each step is an epoch."""
+    shutil.rmtree(store / "artifacts" / "train-readout")
+    command = ["stage", "train-readout", "--features", "observed", "--seed", "0", "-p", preset, "-s", store]
+    ended = physion(*command, "--set", f"train-readout.optim.steps={steps}")
+    assert ended.code == 0, ended.err
+    (manifest,) = store.glob("artifacts/train-readout/*/manifest.json")
+    names = [record["name"] for record in json.loads(manifest.read_bytes())["files"]]
+    epochs = sorted(int(name[7:12]) for name in names if name.startswith("epochs/"))
+    assert epochs == sorted({*range(every, last + 1, every), last})
+    assert len(epochs) <= 100

@@ -1,5 +1,8 @@
 """What is stuck or does not fit ends the job, and says where."""
 
+import ctypes
+import multiprocessing
+import os
 import sys
 import time
 
@@ -87,6 +90,47 @@ def test_compiling_for_a_gpu_needs_triton(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"needs Triton and a C compiler \(no-such-compiler\) for a cuda device"):
         require_compilers(job, gpu)
+
+
+class Ballast(TinyTask):
+    """A task whose samples take ten kilobytes."""
+
+    def __init__(self):
+        super().__init__()
+        read = self.train.__class__.__getitem__
+        with_more = {"__getitem__": lambda points, clips: read(points, clips) | {"more": torch.zeros(len(clips), 2500)}}
+        self.train.__class__ = type("Heavy", (self.train.__class__,), with_more)
+
+
+def train_with_little_shared_memory(folder, workers):
+    """In a /dev/shm of our own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    private = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC: nothing of it is seen outside
+    if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, private, None):
+        os._exit(77)
+    if libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=1400k"):
+        os._exit(77)
+    multiprocessing.current_process()._config["daemon"] = False  # which may have no children
+    multiprocessing.set_start_method("fork", force=True)  # as on the command line
+    try:
+        train(folder, task=Ballast(), loader_workers=workers, stuck_after=20.0)
+    except ConfigError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+
+@pytest.mark.parametrize(("workers", "code"), [(2, 2), (1, 0)])
+def test_too_little_shared_memory_for_data_workers_is_said_at_once(tmp_path, workers, code):
+    ranks = Ranks(1, train_with_little_shared_memory, str(tmp_path / "store"), workers, log=tmp_path / "log")
+    (ended,) = ranks.wait()
+    if ended == 77:
+        pytest.skip("mounting a small file system needs root")
+    said = (
+        "train-dvae: 2 data workers hand over 10 batches of 0.06 MB in /dev/shm, which has 1.43 MB free for them: make it "
+        "larger (docker run --shm-size 2g), or --set train-dvae.loader-workers=1\n"
+    )
+    assert (ended, ranks.said()) == (code, said if code else "")
+    assert (tmp_path / "store").exists() == (not code)
 
 
 class Large(TinyTask):
