@@ -76,7 +76,7 @@ def main() -> NoReturn:
     Output.argo_file = Path(argo_file) if argo_file else None
     code = None
     try:
-        code = app(standalone_mode="--json" not in sys.argv)
+        code = app(prog_name="physion", standalone_mode="--json" not in sys.argv)
     except PhysionError as error:
         _fail(error)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see physion/cli.py
 
+import re
 import shutil
 import subprocess
 import sys
@@ -168,6 +169,42 @@ def finished(preset, tmp_path_factory):
     )
     assert ended.returncode == 0, ended.stderr
     return root
+
+
+def _keys(value, path=""):
+    """The keys of metrics.json as docs/metrics.md writes them: an interval is one, the entries of a list end in []."""
+    if isinstance(value, dict):
+        interval = ("value", "low", "high", "n", "spread") if {"value", "low", "high"} <= value.keys() else ()
+        if interval:
+            yield path
+        for key, inner in ((key, inner) for key, inner in value.items() if key not in interval):
+            yield from _keys(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for inner in value:
+            yield from _keys(inner, f"{path}[]")
+    else:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def undocumented():
+    """Of a metrics.json those keys that docs/metrics.md has no row for, and those rows that it has no key for."""
+    rows = re.findall(r"^\| `([^`]+)` \|", (Path(__file__).parents[1] / "docs/metrics.md").read_text(), re.MULTILINE)
+    # <name> stands for any one, {one,other} for either.
+    either = re.compile(r"\\{(.+?)\\}")
+    patterns = {
+        row: re.compile(either.sub(lambda found: f"({found[1].replace(',', '|')})", re.sub("<.+?>", "[^.]+", re.escape(row))))
+        for row in rows
+    }
+
+    def compare(metrics):
+        keys = set(_keys(metrics))
+        return (
+            sorted(key for key in keys if not any(pattern.fullmatch(key) for pattern in patterns.values())),
+            [row for row, pattern in patterns.items() if not any(map(pattern.fullmatch, keys))],
+        )
+
+    return compare
 
 
 @pytest.fixture

@@ -39,9 +39,15 @@ def test_help_says_what_it_does_and_how(physion, command):
         assert "Exit codes: 0 done, 2 configuration or usage, 3 bad data, 75 try again later" in text
 
 
-def test_short_help_and_completion(physion):
+def test_short_help(physion):
     assert "Usage: physion store ls" in plain(physion("store", "ls", "-h").out)
-    assert "_PHYSION_COMPLETE" in physion("--show-completion", "bash").out
+
+
+def test_bash_completes_commands(physion, monkeypatch):
+    """What the script of `physion --show-completion` asks."""
+    for name, value in {"_PHYSION_COMPLETE": "complete_bash", "COMP_WORDS": "physion sto", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert physion().out.split() == ["store"]
 
 
 @pytest.mark.parametrize(

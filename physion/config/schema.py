@@ -181,7 +181,7 @@ def shown_source(source: str) -> str:
     """
     source = _EXPECTED.sub("", source)
     if "://" not in source:
-        return os.path.abspath(source)
+        return os.path.abspath(re.sub("^//+", "/", source))  # POSIX leaves two slashes, and what they mean, to the system
     try:
         url = urlsplit(source)
         if url.port is None and url.netloc.endswith(":"):
@@ -215,6 +215,8 @@ def _checked_source(source: str) -> str:
         raise ValueError(f"{shown_source(source)}: neither a path nor an address that begins with https:// or http://")
     if shown_source(source).endswith("://..."):
         raise ValueError(f"{shown_source(source)}: not a valid address")
+    if "://" in source and not urlsplit(source).hostname:
+        raise ValueError(f"{shown_source(source)}: an address without a host")
     if "#sha256=" in source and not _EXPECTED.search(source):
         raise ValueError(f"{shown_source(source.partition('#')[0])}: after #sha256= come 64 hexadecimal digits (0-9, a-f)")
     return source
@@ -413,6 +415,9 @@ class TrainReadout(TrainingStage):
         description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights that answer: the last, as published, or those with the lowest held-out loss"
+    )
 
 
 Source = Literal[

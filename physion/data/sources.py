@@ -62,7 +62,7 @@ def folder_members(root: Path) -> Iterator[Member]:
 
     Raises DataError when the folder, or one that would hold videos, cannot be read.
     """
-    seen = set()
+    seen, met = set(), set()
 
     def failed(error: OSError) -> None:
         path = Path(error.filename)
@@ -70,11 +70,16 @@ def folder_members(root: Path) -> Iterator[Member]:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
     for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
+        facts, below = os.stat(folder), Path(folder).relative_to(root)
+        itself, place = (facts.st_dev, facts.st_ino), place_of((below / "x.mp4").as_posix())
+        # The names of the last two folders say what a file is; who comes by others looks again, who comes by these does not.
+        if (itself, route := place or below.parts[-2:]) in seen:
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((itself, route))
+        if place is None and itself in met:
+            names = []
+        met.add(itself)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folders.sort(key=lambda name, folder=folder: os.path.islink(os.path.join(folder, name)))  # type: ignore[misc]
         for name in sorted(names):
@@ -196,7 +201,7 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
     Raises ConfigError when it is not there, DataError when another SHA-256 was expected, TransientError when it cannot be
     downloaded now.
     """
-    shown, expected = shown_source(source), expected_sha256(source)
+    shown = shown_source(source)
     if "://" not in source:
         path = Path(shown)
         if not path.is_file():
@@ -216,9 +221,14 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
                     raise
                 kept[source] = folder / "download", sha256_of(folder / "download")
             path, sha256 = kept[source]
-    if expected not in (None, sha256):
-        raise DataError(f"{shown}: its SHA-256 is {sha256}, not {expected} as the configuration says")
+    require_expected(source, sha256)
     return path, sha256
+
+
+def require_expected(source: str, sha256: str) -> None:
+    """Raise DataError unless that is the SHA-256 that the source is said to have, if any."""
+    if (expected := expected_sha256(source)) not in (None, sha256):
+        raise DataError(f"{shown_source(source)}: its SHA-256 is {sha256}, not {expected} as the configuration says")
 
 
 def forget_downloads(store: Store) -> None:
@@ -243,7 +253,7 @@ def _download_all(source: str, path: Path, job: Job) -> None:
             elif error.code < 500 and error.code not in AGAIN:
                 raise ConfigError(f"{shown}: the server answers {error.code} {_said(error.reason)}") from error
             reason = error
-        except http.client.InvalidURL as error:  # whose text may hold a part that is secret
+        except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
             raise ConfigError(f"{shown}: not a valid address") from error
         except (OSError, http.client.HTTPException, TransientError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:

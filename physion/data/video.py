@@ -38,6 +38,8 @@ def decode(source: str | BinaryIO) -> Iterator[np.ndarray]:
         if not container.streams.video:
             raise ValueError("there is no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("its codec is unknown")
         if stream.width * stream.height > MAX_PIXELS:
             raise ValueError(f"its pictures have {stream.width}x{stream.height} pixels, more than {MAX_PIXELS} in all")
         stream.codec_context.options = STRICT

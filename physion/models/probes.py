@@ -5,7 +5,8 @@ Shapes: N videos, T frames, S slots, D slot size, K coordinates, X samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,24 @@ class Probe:
     """What one learns of a body from slots [X, S, D], of which number `best` [X] is its own, and its places [X, K]."""
 
     def __init__(self, slots_XSD: np.ndarray, best_X: np.ndarray, places_XK: np.ndarray) -> None:
-        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        slots, size = slots_XSD.shape[1:]
+        self._learnt_from = slots_XSD, best_X
         its_own = slots_XSD[np.arange(len(best_X)), best_X]
         self._places: Any = make_pipeline(StandardScaler(), Ridge(PENALTY)).fit(its_own, places_XK)
-        self._picker: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
+        self.mean_place: np.ndarray = places_XK.mean(0)
+
+    @cached_property
+    def _picker(self) -> Any:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        slots_XSD, best_X = self._learnt_from
+        slots, size = slots_XSD.shape[1:]
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
             slots_XSD.reshape(-1, size), (np.arange(slots) == best_X[:, None]).ravel()
         )
 
@@ -47,6 +58,20 @@ def folds(families_N: Sequence[str]) -> np.ndarray:
     return numbers
 
 
+def learn_apart(
+    slots_NTSD: np.ndarray, best_NT: np.ndarray, places_NTK: np.ndarray, seen_NT: np.ndarray, families_N: Sequence[str]
+) -> Iterator[tuple[Probe, np.ndarray]]:
+    """Probes, each with the videos, bool [N], that it may be asked about: it has learnt from those of other families.
+
+    Only from frames where the body is seen; where there is nothing to learn from, there is no probe.
+    """
+    of = folds(families_N)
+    for fold in np.unique(of):
+        learn = seen_NT & (of != fold)[:, None]
+        if learn.any():
+            yield Probe(slots_NTSD[learn], best_NT[learn], places_NTK[learn]), of == fold
+
+
 def probe(
     slots_NTSD: np.ndarray, best_NT: np.ndarray, places_NTK: np.ndarray, seen_NT: np.ndarray, families_N: Sequence[str]
 ) -> dict[str, np.ndarray]:
@@ -54,13 +79,11 @@ def probe(
 
     Only where the body is seen; elsewhere, and where there is nothing to learn from, NaN.
     """
-    of = folds(families_N)
     found = {way: np.full(places_NTK.shape, np.nan) for way in ("best", "picked")}
-    for fold in np.unique(of):
-        learn, ask = seen_NT & (of != fold)[:, None], seen_NT & (of == fold)[:, None]
-        if not learn.any() or not ask.any():
-            continue
-        learnt, slots = Probe(slots_NTSD[learn], best_NT[learn], places_NTK[learn]), slots_NTSD[ask]
-        found["best"][ask] = learnt.places(slots, best_NT[ask])
-        found["picked"][ask] = learnt.places(slots, learnt.pick(slots))
+    for learnt, mine in learn_apart(slots_NTSD, best_NT, places_NTK, seen_NT, families_N):
+        ask = seen_NT & mine[:, None]
+        if ask.any():
+            slots = slots_NTSD[ask]
+            found["best"][ask] = learnt.places(slots, best_NT[ask])
+            found["picked"][ask] = learnt.places(slots, learnt.pick(slots))
     return found

@@ -11,7 +11,16 @@ from typing import Any
 import jinja2
 
 from physion.progress import byte_count, duration
-from physion.report.plots import MODE_COLOURS, loss_curve, plot_binding, plot_losses, plot_norms
+from physion.report.plots import (
+    MODE_COLOURS,
+    loss_curve,
+    plot_binding,
+    plot_distances,
+    plot_errors,
+    plot_likeness,
+    plot_losses,
+    plot_norms,
+)
 from physion.report.published import HUMAN_BY_SCENARIO, PUBLISHED, SOURCE
 from physion.store.artifacts import Manifest
 
@@ -45,6 +54,26 @@ SLOT_MEASURES = {
     "kept_index": "slots of a body whose index is that body's in the next frame",
     "kept_places": "slots whose nearest slot of the next frame has their index",
 }
+ROLLED = {
+    "rollout": "rollout, as given",
+    "copied": "last observed frame, as given",
+    "rollout_ordered": "rollout, order of slots restored",
+    "copied_ordered": "last observed frame, likewise",
+}
+READ = {"rollout": "the rollout", "copied": "its slot of the last observed frame", "true": "true slots", "mean": "nothing"}
+DRAWN = {"reconstructed": "from the dVAE's tokens", "slots": "from true slots", "rollouts": "from the rollout"}
+LINKS = {
+    "states": "accuracy from the true states of agent and patient in the whole video",
+    "explained": "variance of the pixels that comes back from the tokens",
+    "place_agent": "R² of the agent's place in the picture, read from its slot",
+    "place_patient": "R² of the patient's place in the picture, read from its slot",
+    "kept_places": "slots that keep their index from frame to frame",
+    "against_copying": "error of the rollout, by that of copying the last observed frame",
+    "answers_observed": "accuracy of the readout, from the observed frames",
+    "answers_rollout": "accuracy of the readout, from the rollout",
+    "answers_full": "accuracy of the readout, from the whole video",
+}
+SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}  # sections
 FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
 
 
@@ -71,6 +100,9 @@ class ReportContext:
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
     regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
     slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by set of videos (`evaluate`)
+    dynamics: Mapping[str, Any] = field(default_factory=dict)  # `physion.stages.dynamics.dynamics_numbers`
+    pictures: Mapping[str, Any] = field(default_factory=dict)  # by what is drawn: `physion.report.pictures.likeness`
+    verdicts: Sequence[Mapping[str, Any]] = ()  # `physion.report.verdicts.verdicts`
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
     plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
     videos: Sequence[VideoPanel] = ()
@@ -110,6 +142,13 @@ def render_report(context: ReportContext) -> str:
         sources=SOURCES,
         sets=SETS,
         slot_measures=SLOT_MEASURES,
+        links=LINKS,
+        shown_in=_shown_in(context),
+        rolled=ROLLED,
+        read=READ,
+        drawn=DRAWN,
+        dynamics_plots=_dynamics(context.dynamics),
+        likeness=plot_likeness(context.pictures) if DRAWN.keys() & context.pictures.keys() else "",
         norms=plot_norms({SETS[name]: found["norm"] for name, found in context.slots.items()}) if context.slots else "",
         mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
         columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
@@ -119,6 +158,21 @@ def render_report(context: ReportContext) -> str:
         published_source=SOURCE,
         training=[_training(stage, history) for stage, history in context.histories.items()],
     )
+
+
+def _shown_in(context: ReportContext) -> dict[str, str]:
+    """The section that has a link's pictures and further numbers, of those that the page has."""
+    drawn = DRAWN.keys() & context.pictures.keys()
+    there = {"videos": context.videos, "slots": context.stills or context.slots, "dynamics": context.dynamics or drawn}
+    return {link: section for link, section in SHOWN_IN.items() if there.get(section, True)}
+
+
+def _dynamics(measured: Mapping[str, Any]) -> dict[str, str]:
+    """SVG by title of how far rollouts are from the truth."""
+    plots = {"How far rollouts are from the slots that came": plot_errors(measured)} if measured else {}
+    if "places" in measured:
+        plots["How far from its place a body is put"] = plot_distances(measured["places"], measured["watched"])
+    return plots
 
 
 def _training(stage: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -298,15 +298,23 @@ def over_videos(
 ) -> dict[str, float | int | None]:
     """The sum of parts [N] by that of wholes [N], with its interval over the N videos and in how many there is a whole.
 
-    With wholes of 1, the mean over videos. Nothing but the number where there is no whole.
+    With wholes of 1, the mean over videos. Nothing but the number where there is no whole. Videos that are alone in their
+    scenario are drawn from together: each by itself would always be drawn, and the interval be a point.
     """
     count = int((wholes > 0).sum())
     if not count:
         return {"value": None, "low": None, "high": None, "n": 0}
-    weights = _resample_weights(np.asarray(scenarios), resamples, seed)
+    _, of, members = np.unique(np.asarray(scenarios), return_inverse=True, return_counts=True)
+    weights = _resample_weights(np.where(members[of] > 1, of, -1), resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = _ends((weights @ parts) / (weights @ wholes))
     return {"value": float(parts.sum() / wholes.sum()), "low": low, "high": high, "n": count}
+
+
+def complement(share: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
+    """1 minus what `over_videos` found, such as R2 from the share of the variance that is left."""
+    turned = {"value": share["value"], "low": share["high"], "high": share["low"]}
+    return {end: None if value is None else 1 - value for end, value in turned.items()} | {"n": share["n"]}
 
 
 def compare_modes(

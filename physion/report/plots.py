@@ -228,6 +228,75 @@ def plot_norms(by_set: Mapping[str, Sequence[float]]) -> str:
     return _svg(figure, "norms", "Mean length of the slots in each frame")
 
 
+@_styled
+def plot_errors(dynamics: Mapping[str, Any]) -> str:
+    """The rollout's error over time, and that of copying the last observed frame, as given and with slots in order."""
+    figure, axes = _figure(9.4, 3.0)
+    named = {
+        "rollout": (0, (0, (1, 1)), "rollout"),
+        "copied": (1, (0, (1, 1)), "last observed frame"),
+        "rollout_ordered": (0, "-", "rollout, order of slots restored"),
+        "copied_ordered": (1, "-", "last observed frame, likewise"),
+    }
+    for way, (colour, dashes, label) in named.items():
+        curve = dynamics["error"][way]
+        _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLOURS[colour], linestyle=dashes, label=label)
+    axes.axhline(1, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=0)
+    axes.axvline(dynamics["watched"] - 0.5, color=FAINT, linewidth=1.1, linestyle=(0, (1, 2)), zorder=0)
+    axes.set_ylim(0, None)
+    axes.set_ylabel("error by variance")
+    figure.legend(loc="outside upper left", ncols=2)
+    return _svg(figure, "errors", "Error of the rollout against true slots in each frame, by the variance of the slots")
+
+
+@_styled
+def plot_distances(places: Mapping[str, Mapping[str, Any]], watched: int) -> str:
+    """How far from its place in the room a body is put over time, by body and by what it is read from."""
+    figure = Figure(figsize=(9.4, 3.0), layout="constrained")
+    figure.patch.set_visible(False)
+    named = {"rollout": "rollout", "copied": "last observed frame", "true": "true slots", "mean": "the mean place"}
+    for number, (body, spaces) in enumerate(places.items()):
+        axes = figure.add_subplot(1, len(places), number + 1)
+        axes.patch.set_visible(False)
+        for colour, (way, label) in enumerate(named.items()):
+            curve = spaces["room"][way]
+            shown = label if number == 0 else None
+            _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLOURS[colour], label=shown)
+        axes.axvline(watched - 0.5, color=FAINT, linewidth=1.1, linestyle=(0, (1, 2)), zorder=0)
+        axes.set_ylim(0, None)
+        axes.set_title(body, fontsize=9.5)
+        axes.set_ylabel("distance, m")
+    figure.legend(loc="outside upper left", ncols=len(named))
+    return _svg(figure, "distances", "Distance of a body's place read from slots to its true place, in each frame")
+
+
+@_styled
+def plot_likeness(pictures: Mapping[str, Any]) -> str:
+    """PSNR and SSIM of what is drawn against the shown frames, over time."""
+    figure = Figure(figsize=(9.4, 2.8), layout="constrained")
+    figure.patch.set_visible(False)
+    named = {"reconstructed": "tokens", "slots": "true slots", "rollouts": "rollout"}
+    for number, (measure, label) in enumerate((("psnr", "PSNR, dB"), ("ssim", "SSIM"))):
+        axes = figure.add_subplot(1, 2, number + 1)
+        axes.patch.set_visible(False)
+        for colour, (what, name) in enumerate(named.items()):
+            if what in pictures:
+                curve = pictures[what][measure]["by_frame"]
+                shown = name if number == 0 else None
+                _over_frames(axes, pictures["frames"], curve, color=MODE_COLOURS[colour], label=shown)
+        axes.set_ylabel(label)
+    figure.legend(loc="outside upper left", ncols=len(named))
+    return _svg(figure, "likeness", "PSNR and SSIM of what is drawn against the shown frames, over time")
+
+
+def _over_frames(axes: Axes, frames: Sequence[int], values: Sequence[float | None], **style: Any) -> None:
+    """A curve, with gaps where there is no value."""
+    few = "o" if len(frames) <= 30 else ""
+    drawn = [np.nan if value is None else value for value in values]
+    axes.plot(frames, drawn, linewidth=1.5, marker=few, markersize=3.5, **style)
+    axes.set_xlabel("frame")
+
+
 def loss_curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps at which one loss is given and finite, and its values there."""
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]

@@ -398,7 +398,7 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=6,
+        version=7,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,

@@ -26,8 +26,10 @@ from physion.report import pictures
 from physion.report.html import ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
+from physion.report.verdicts import verdicts
+from physion.stages.dynamics import measure_dynamics
 from physion.stages.extract_slots import load_slot_model
-from physion.stages.links import measure_slot_model
+from physion.stages.links import look_at_sets, slot_numbers
 from physion.stages.regress import ANSWERS, FITS, read_answers
 from physion.stages.train_readout import EPOCHS, predict
 from physion.store.artifacts import Artifact
@@ -35,6 +37,7 @@ from physion.training.engine import HISTORY, WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
+METRICS_VERSION = 1  # of the keys of metrics.json, docs/metrics.md: raise it when one gets another meaning or goes
 
 
 @dataclass
@@ -60,9 +63,12 @@ def run(job: Job) -> dict[str, Any]:
     metrics["regressions"] = _regressions(config, job, predictions)
     model = load_slot_model(job.inputs)
     with arithmetic(torch.float32):
-        metrics["slots"] = measure_slot_model(job, config, model)
+        looked = look_at_sets(job, config, model)
+        metrics["slots"] = {name: slot_numbers(seen, truth, config) for name, (seen, truth) in looked.items()}
+        metrics["dynamics"] = measure_dynamics(job, config, *looked.pop("test"))
     dataset = job.inputs["dataset"].manifest
-    panels, stills = _pictures(job, config, predictions, model) if config.videos else ([], {})
+    panels, stills, metrics["pictures"] = _pictures(job, config, predictions, model) if config.videos else ([], {}, {})
+    metrics["verdicts"] = verdicts(metrics)
     made_from = [artifact.manifest for artifact in job.inputs.values()]
     simulated = bool(dataset.metrics.get("simulated"))
     plots = _plots(metrics["modes"], predictions, simulated)
@@ -75,6 +81,9 @@ def run(job: Job) -> dict[str, Any]:
             comparisons=metrics["comparisons"],
             regressions=metrics["regressions"],
             slots=metrics["slots"],
+            dynamics=metrics["dynamics"],
+            verdicts=metrics["verdicts"],
+            pictures=metrics["pictures"],
             paper_protocol=predictions.paper_protocol,
             plots=plots,
             videos=panels,
@@ -131,6 +140,7 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
             p_value = paired_p_value(*videos, said[mode], said["observed"], config.seed)
             comparisons[f"{mode} - observed"] = difference.as_json() | {"p_value": p_value}
     return {
+        "version": METRICS_VERSION,
         "headline": headline(modes),
         "dataset": dataset.manifest.stage,
         "modes": modes,
@@ -202,8 +212,12 @@ def _histories(job: Job) -> dict[str, Any]:
 
 @arithmetic(torch.float32)
 @torch.inference_mode()
-def _pictures(job: Job, config: Evaluate, found: Predictions, model: SlotModel) -> tuple[list[VideoPanel], dict[str, bytes]]:
-    """Videos with masks and decoded slots, and stills of where the slots look and of what the slot model is shown."""
+def _pictures(
+    job: Job, config: Evaluate, found: Predictions, model: SlotModel
+) -> tuple[list[VideoPanel], dict[str, bytes], dict[str, Any]]:
+    """Videos with masks and decoded slots, stills of where the slots look and of what the slot model is shown, and how like
+    the shown frames are what is `reconstructed` and the decoded `slots` and `rollouts`.
+    """
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
     shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
@@ -212,8 +226,9 @@ def _pictures(job: Job, config: Evaluate, found: Predictions, model: SlotModel) 
     observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
     predicted = [bool(frame >= observed) for frame in shown]
-    middle = min(observed, total - 1)
+    middle = predicted.index(True) if any(predicted) else len(shown) - 1
     panels, inputs, reconstructions, slot_rows = [], [], [], []
+    drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     chosen = _spread_over_scenarios(found.videos, config.videos)
     with progress("pictures", len(chosen), "videos") as bar:
         for number in chosen:
@@ -222,26 +237,32 @@ def _pictures(job: Job, config: Evaluate, found: Predictions, model: SlotModel) 
             images = frames.images(video.name, 0, total)
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             masks = see_video(model, batch[None], frames.image_size)[1][0].numpy()
-            clips = {"video": images[shown], "slot masks": pictures.overlay_masks(images[shown], masks[shown])}
+            images, batch, masks = images[shown], batch[shown], masks[shown]
+            clips = {"video": images, "slot masks": pictures.overlay_masks(images, masks)}
             border = {caption: [False] * len(shown) for caption in clips}
             for caption, source in shards.items():
                 decoded = model.decode(torch.from_numpy(source.read(video.name, "slots")[shown]).to(device))
                 if decoded is not None:
                     clips[caption] = pictures.from_unit(decoded.cpu().numpy())
+                    drawn.setdefault(sources[caption], []).append((images, clips[caption]))
                     border[caption] = predicted if sources[caption] == "rollouts" else [False] * len(shown)
             marked = {caption: pictures.mark_predicted(clip, border[caption]) for caption, clip in clips.items()}
             panels.append(_panel(job, found, number, marked))
-            rebuilt = model.reconstruct(batch[middle : middle + 1])
+            rebuilt = model.reconstruct(batch)
             if rebuilt is not None:
+                drawn.setdefault("reconstructed", []).append((images, pictures.from_unit(rebuilt.cpu().numpy())))
                 inputs.append(images[middle])
-                reconstructions.append(pictures.from_unit(rebuilt.cpu().numpy())[0])
+                reconstructions.append(drawn["reconstructed"][-1][1][middle])
             slot_rows.append(np.stack([images[middle], *pictures.show_slots(images[middle], masks[middle])]))
             bar.advance()
     stills = {}
     if inputs:
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
         stills["Test frames (top) and their reconstructions (bottom)"] = pictures.png(rows)
-    return panels, stills | {"Slots: test frames (left) and where each slot looks": pictures.png(pictures.grid(slot_rows))}
+    stills["Slots: test frames (left) and where each slot looks"] = pictures.png(pictures.grid(slot_rows))
+    likeness = {what: pictures.likeness(pairs, config.resamples, config.seed) for what, pairs in drawn.items()
+                if all(one.shape == other.shape for one, other in pairs)}  # fmt: skip
+    return panels, stills, {"videos": len(chosen), "frames": shown.tolist()} | likeness
 
 
 def _panel(job: Job, found: Predictions, number: int, clips: Mapping[str, np.ndarray]) -> VideoPanel:

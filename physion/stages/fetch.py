@@ -21,7 +21,16 @@ from physion.data.layout import (
     require_both_outcomes,
     shipped_glitchy,
 )
-from physion.data.sources import Member, archive_members, folder_members, forget_downloads, local_copy, readable, too_large
+from physion.data.sources import (
+    Member,
+    archive_members,
+    folder_members,
+    forget_downloads,
+    local_copy,
+    readable,
+    require_expected,
+    too_large,
+)
 from physion.errors import DataError, TransientError
 from physion.job import Job
 from physion.store.keys import LONGEST_NAME, is_key, one_line
@@ -173,6 +182,7 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
         _store(job, part, shown, folder_members(Path(source)), found)
     elif finished := job.output.parts().get(part):
         (known,) = finished.items
+        require_expected(source, known["sha256"])
         found.videos |= known["videos"]
         found.texts |= {where: text.encode("latin-1") for where, text in known["texts"].items()}
         found.sha256[shown] = known["sha256"]

@@ -24,12 +24,13 @@ from physion.models.probes import probe
 from physion.models.slots import SlotModel, see_video
 from physion.progress import progress
 from physion.report.binding import best_slots, measure_slots, norms, overlaps_in
-from physion.report.metrics import over_videos
+from physion.report.metrics import complement, over_videos
 from physion.store.artifacts import Artifact
 from physion.training.engine import best_device
 
 PROBED = 5  # frames between two of those that probes learn from and are asked about
 BODIES = {"agent": AGENT, "patient": PATIENT}
+SPACES = {"picture": slice(0, 2), "room": slice(2, 5)}  # of places: parts of the picture's side, and metres
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Seen:
     overlap: np.ndarray | None
 
 
-def measure_slot_model(job: Job, config: Evaluate, model: SlotModel) -> dict[str, Any]:
-    """The slots on test videos, as extracted, and on those held out from the training of the slot model."""
+def look_at_sets(job: Job, config: Evaluate, model: SlotModel) -> dict[str, tuple[list[Seen], TruthShards | None]]:
+    """Some test videos, with the slots that were extracted, and some that were held out from the slot model's training."""
     sets = {"test": ("frames", "dataset"), "heldout": ("heldout", "heldout-dataset")}
     found = {}
     for name, (role, known_by) in sets.items():
@@ -51,8 +52,8 @@ def measure_slot_model(job: Job, config: Evaluate, model: SlotModel) -> dict[str
         frames, truth = FrameShards(job.inputs[role]), truth_of(job.inputs, known_by)
         videos = frames.videos if name == "test" else frames.select(heldout=True)
         chosen = [videos[number] for number in spread(len(videos), config.measured_videos)]
-        seen = look(job, model, frames, chosen, truth, Shards(job.inputs["slots"]) if name == "test" else None)
-        found[name] = slot_numbers(seen, truth, config)
+        slots = Shards(job.inputs["slots"]) if name == "test" else None
+        found[name] = look(job, model, frames, chosen, truth, slots), truth
     return found
 
 
@@ -85,7 +86,7 @@ def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evalua
     """`measure_slots` and the slots' mean length in every frame, over all videos; with truth, what probes read from them."""
     measured = [measure_slots(each.slots, each.overlap) for each in seen]
     scenarios = [each.video.scenario for each in seen]
-    found: dict[str, Any] = {"videos": len(seen), "truth": truth is not None}
+    found: dict[str, Any] = {"videos": len(seen), "slots": seen[0].slots.shape[1], "truth": truth is not None}
     for name in dict.fromkeys(name for one in measured for name in one):
         there = np.array([name in one for one in measured])
         values = np.array([one.get(name, 0.0) for one in measured])
@@ -96,20 +97,39 @@ def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evalua
     return found
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What probes are asked of a body in every PROBED-th frame: its places [N, T, 5] in the picture and in the room.
+
+    Its slot `best` among slots [N, T, S, D] by its mask, and whether it is seen, [N, T].
+    """
+
+    slots: np.ndarray
+    best: np.ndarray
+    there: np.ndarray
+    places: np.ndarray
+    families: list[str]
+
+    @staticmethod
+    def of(body: int, seen: Sequence[Seen], truth: TruthShards) -> Asked:
+        """Put the videos together."""
+        bound = [best_slots(each.overlap[::PROBED]) for each in seen if each.overlap is not None]
+        best, there = (np.stack([each[which][:, body] for each in bound]) for which in (0, 2))
+        rows = slice(0, len(seen[0].slots), PROBED)
+        picture = np.stack([truth.picture(each.video.name)[rows, body, :2] for each in seen])
+        room = np.stack([truth.states(each.video.name)[rows, body, :3] for each in seen])
+        slots = np.stack([each.slots[::PROBED] for each in seen])
+        places = np.concatenate([picture, room], -1).astype(np.float64)
+        return Asked(slots, best, there, places, [family(each.video.name) for each in seen])
+
+
 def _probed(seen: Sequence[Seen], truth: TruthShards, body: int, config: Evaluate) -> dict[str, Any]:
     """How well a body's place can be read from the slot that fits it best, and from one that is picked without its mask."""
-    slots = np.stack([each.slots[::PROBED] for each in seen])
-    bound = [best_slots(each.overlap[::PROBED]) for each in seen if each.overlap is not None]
-    best, there = (np.stack([each[which][:, body] for each in bound]) for which in (0, 2))
-    rows = slice(0, len(seen[0].slots), PROBED)
-    picture = np.stack([truth.picture(each.video.name)[rows, body, :2] for each in seen])
-    room = np.stack([truth.states(each.video.name)[rows, body, :3] for each in seen])
-    places = np.concatenate([picture, room], -1).astype(np.float64)
-    said = probe(slots, best, places, there, [family(each.video.name) for each in seen])
+    asked = Asked.of(body, seen, truth)
+    said = probe(asked.slots, asked.best, asked.places, asked.there, asked.families)
     scenarios = [each.video.scenario for each in seen]
-    spaces = {"picture": slice(0, 2), "room": slice(2, 5)}
     return {
-        way: {space: _fit(where[..., axes], places[..., axes], scenarios, config) for space, axes in spaces.items()}
+        way: {space: _fit(where[..., axes], asked.places[..., axes], scenarios, config) for space, axes in SPACES.items()}
         for way, where in said.items()
     }
 
@@ -122,6 +142,4 @@ def _fit(said_NTK: np.ndarray, places_NTK: np.ndarray, scenarios: Sequence[str],
     wrong = np.where(asked, ((said_NTK - places_NTK) ** 2).sum(-1), 0.0)
     apart = np.where(asked, ((places_NTK - places_NTK[asked].mean(0)) ** 2).sum(-1), 0.0)
     share = over_videos(wrong.sum(1), apart.sum(1), scenarios, config.resamples, config.seed)
-    turned = {"value": share["value"], "low": share["high"], "high": share["low"]}
-    r2 = {end: None if value is None else 1 - value for end, value in turned.items()}
-    return {"r2": r2 | {"n": share["n"]}, "median_error": float(np.median(np.sqrt(wrong[asked])))}
+    return {"r2": complement(share), "median_error": float(np.median(np.sqrt(wrong[asked])))}

@@ -19,7 +19,7 @@ from physion.models.readout import Readout
 from physion.models.weights import build_model, save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
 from physion.store.artifacts import ArtifactWriter
-from physion.training.engine import Task, best_device, fit, initial_model, publish_weights
+from physion.training.engine import Task, best_device, fit, initial_model, load_best, publish_weights
 from physion.training.precision import arithmetic
 
 EPOCHS = "epochs/"
@@ -73,7 +73,8 @@ def run(job: Job) -> dict[str, Any]:
     rows = fit(task, config, job)
     job.ranks.on_rank_0(task.keep_epochs)
     model = task.model.cpu().eval()
-    metrics = publish_weights(model, task.kind, task.sizes, rows, job)
+    kept = load_best(model, rows, job) if config.keep == "best" else rows[-1]
+    metrics = publish_weights(model, task.kind, task.sizes, rows, job, kept)
     return metrics | {"frames": job.settings["frames"]} | choose_on_heldout(model, task.heldout)
 
 

@@ -448,20 +448,38 @@ class Training:
             yield
 
 
+def load_best(model: nn.Module, rows: list[dict[str, float]], job: Job) -> dict[str, float]:
+    """Give a model, on the CPU, the weights with the lowest held-out loss; returns their row. Raises DataError without them."""
+    best = best_row(rows)
+    if best is not rows[-1]:
+        tensors = best_weights(job.output, int(best["step"]))
+        if tensors is None:
+            raise DataError(
+                f"{job.output.prefix}: the checkpoint of step {best['step']}, the best one, is gone: --force trains again"
+            )
+        model.load_state_dict(tensors)
+    return best
+
+
 def publish_weights(
-    model: nn.Module, kind: str, sizes: dict[str, Any], rows: list[dict[str, float]], job: Job
+    model: nn.Module,
+    kind: str,
+    sizes: dict[str, Any],
+    rows: list[dict[str, float]],
+    job: Job,
+    kept: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Make the trained weights, the best ones if an earlier step's were better, and the history the files of the artifact.
 
-    Returns the headline metrics.
+    kept: the row whose weights the model has; default: the last. Returns the headline metrics.
     """
-    best = best_row(rows)
+    best, kept = best_row(rows), kept or rows[-1]
 
     def publish() -> None:
         files = {name: job.output.scratch / name for name in (WEIGHTS, HISTORY)}
         save_weights(files[WEIGHTS], model.cpu(), kind, sizes)
         files[HISTORY].write_text(json.dumps(rows), encoding="utf-8")
-        if best is not rows[-1] and (tensors := best_weights(job.output, int(best["step"]))):
+        if best is not kept and (tensors := best_weights(job.output, int(best["step"]))):
             files[BEST] = job.output.scratch / BEST
             best_model = copy.deepcopy(model)
             best_model.load_state_dict(tensors)
@@ -473,7 +491,7 @@ def publish_weights(
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "steps": rows[-1]["step"],
         "heldout_loss_before": rows[0]["heldout_loss"],
-        "heldout_loss": rows[-1]["heldout_loss"],
+        "heldout_loss": kept["heldout_loss"],
         "best_heldout_loss": best["heldout_loss"],
         "best_step": best["step"],
     }

@@ -57,6 +57,10 @@ def test_an_override_of_a_section_the_preset_leaves_out():
         ("train-slotformer.model.heads=3", "d-model 16 cannot be shared by heads 3"),
         ("train-readout.frames.full=151", "train-readout.frames.full takes 151 frames, more than frames.frames=150"),
         ("rollout.observed=14", "rollout.observed=14 is less than train-slotformer.model burn-in 5 times stride 3"),
+        (
+            "train-readout.frames.rollout=45",
+            "frames.rollout=45 holds no predicted frame after rollout.observed=45",
+        ),
         ("train-readout.seeds=[]", "'train-readout.seeds'"),
         ("train-readout.seeds=[1, 1]", "'train-readout.seeds': the values must differ from each other"),
         ("train-readout.features=[sight]", "'observed', 'rollout' or 'full'"),

@@ -75,6 +75,12 @@ def test_a_video_with_damage_in_the_middle(mp4):
         read_frames(mp4, 20)
 
 
+def test_a_video_of_an_unknown_codec(mp4):
+    mp4.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(DataError, match=r"clip\.mp4: cannot be decoded after 0 frames \(its codec is unknown\)"):
+        read_frames(mp4, 20)
+
+
 def test_something_else_under_the_name_of_a_video(tmp_path):
     (tmp_path / "page.mp4").write_text("<html>not found</html>" * 100)
     with pytest.raises(DataError, match=r"page\.mp4: cannot be decoded"):

@@ -1,5 +1,6 @@
 """The whole chain on really simulated video, undisturbed, interrupted at random instants, and twice at once."""
 
+import html
 import json
 import os
 import random
@@ -69,7 +70,7 @@ def undisturbed(tmp_path_factory):
     return store, out, err, time.monotonic() - started
 
 
-def test_from_nothing_to_a_report(undisturbed):
+def test_from_nothing_to_a_report(undisturbed, undocumented):
     store, out, err, _ = undisturbed
     assert verify(store) == 32
     report = result(store, "report.html").decode()
@@ -85,7 +86,23 @@ def test_from_nothing_to_a_report(undisturbed):
         assert measured["truth"]
         assert len(measured["norm"]) == 150
         for name in ("ari", "ari_frames", "miou", "miou_frames", "own_agent", "own_patient", "kept_places"):
-            assert measured[name]["low"] <= measured[name]["value"] <= measured[name]["high"] <= 1
+            low, value, high = (round(measured[name][part], 12) for part in ("low", "value", "high"))
+            assert low <= value <= high <= 1
+    missing, not_there = undocumented(metrics)
+    assert missing == []
+    assert [row for row in not_there if "kept_object" not in row] == []  # hardly trained slots may hold no body
+    assert [row["link"] for row in metrics["verdicts"]] == ["video", "tokens", "slots", "dynamics", "answer"]
+    assert all(row["verdict"] in html.unescape(report) for row in metrics["verdicts"])
+    dynamics = metrics["dynamics"]
+    assert (dynamics["videos"], dynamics["observed"], dynamics["watched"]) == (8, 45, 75)
+    assert [row["frame"] for row in dynamics["error"]["rollout_ordered"]["at"]] == [45, 59, 74, 111, 149]
+    for body in ("agent", "patient"):
+        curves = dynamics["places"][body]["room"]
+        assert curves["rollout"]["frames"] == list(range(45, 150, 5))
+        assert {way: curve["at"][0]["n"] > 0 for way, curve in curves.items()} == dict.fromkeys(
+            ("rollout", "copied", "true", "mean"), True
+        )
+    assert "Distance of a body" in report
     (history,) = (json.loads(path.read_bytes()) for path in store.glob("artifacts/train-steve/*/history.json"))
     assert all({"ari", "miou", "kept_places", "norm_last"} <= row.keys() for row in history)
     assert "Foreground ARI and kept places of the slots during train-steve" in report

@@ -161,7 +161,7 @@ def test_labels_mended_at_the_source_are_noticed_by_all_that_stands_on_them(phys
         labels.write_text(original)
 
 
-@pytest.mark.parametrize("written", ["{}/", "{}/.", "{}/../{name}", "//{}"])
+@pytest.mark.parametrize("written", ["{}/", "{}/.", "{}/../{name}", "/{}", "//{}"])
 def test_a_path_is_what_is_there_not_how_it_is_written(pristine, preset, graph, monkeypatch, written):
     monkeypatch.chdir(pristine.root.parent)
     for path in (written.format(pristine.root, name=pristine.root.name), pristine.root.name):

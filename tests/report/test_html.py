@@ -5,13 +5,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from physion.report.html import ReportContext, VideoPanel, render_report
+from physion.report.html import UNKNOWN, ReportContext, VideoPanel, render_report
 from physion.report.metrics import Interval, evaluate_predictions, paper_protocol
 from physion.report.plots import plot_accuracy
 from physion.store.artifacts import FileRecord, Manifest
 
 HOSTILE = '<script>alert("x")</script>'
 VOID = {"meta", "img", "br", "link"}
+NUMBER = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 12}
 MP4, PNG = b"not really mp4 \x00\xff", b"not really png"
 
 
@@ -61,6 +62,13 @@ def context(**changes):
         simulated=True,
         metrics=metrics,
         comparisons={HOSTILE: Interval(0.05, -0.01, 0.11).as_json() | {"p_value": 0.123}},
+        verdicts=[
+            {"link": "slots", "measure": "place_agent", "number": NUMBER, "chance": 0.0, "ceiling": 1.0}
+            | {"state": "at chance", "verdict": HOSTILE},
+            {"link": "dynamics", "state": "not measured", "verdict": HOSTILE},
+            {"link": "answer", "measure": "answers_rollout", "number": NUMBER, "chance": 0.5, "ceiling": None}
+            | {"state": "above chance", "verdict": "Above chance."},
+        ],
         paper_protocol={"rollout": paper_protocol(scores[:, None], labels)},
         plots={HOSTILE: plot_accuracy(metrics, simulated=True)},
         videos=[
@@ -135,11 +143,24 @@ def test_official_videos_are_compared_like_with_like():
 
 
 def test_empty_sections_are_left_out():
-    empty = {"comparisons": {}, "plots": {}, "videos": (), "stills": {}, "provenance": ()}
+    empty = {"verdicts": (), "comparisons": {}, "plots": {}, "videos": (), "stills": {}, "provenance": ()}
     page = Page(render_report(context(**empty, paper_protocol={}, histories={}, config_yaml="")))
     headings = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
     assert headings == {"results", "scenarios", "published"}
     assert "It picked" not in page.words()
+
+
+def test_it_begins_with_the_verdicts():
+    page = Page(render_report(context()))
+    assert next(attributes["id"] for tag, attributes in page.elements if tag == "section") == "chain"
+    cells = "".join(page.text.split())
+    place = "R² of the agent's place in the picture, read from its slot 0.700 [0.600, 0.800] 0.000 1.000"
+    for row in (
+        f"slots {HOSTILE} {place}",
+        f"dynamics {HOSTILE} not measured {3 * UNKNOWN}",
+        f"answer Above chance. accuracy of the readout, from the rollout 0.700 [0.600, 0.800] 0.500 {UNKNOWN}",
+    ):
+        assert "".join(row.split()) in cells
 
 
 def test_one_class_is_said():

@@ -16,6 +16,7 @@ from physion.report.metrics import (
     compare_modes,
     evaluate_predictions,
     headline,
+    over_videos,
     paired_p_value,
     paper_protocol,
     reliability,
@@ -380,3 +381,13 @@ def test_headline():
     assert sentence.startswith(f"Observed {value:.1f} % [")
     assert f", rollout {value:.1f} % [" in sentence
     assert sentence.endswith("(120 test videos).")
+
+
+def test_videos_alone_in_their_scenario_are_drawn_together():
+    values, ones = np.arange(8.0), np.ones(8)
+    alone = over_videos(values, ones, list("abcdefgh"), 500)
+    assert alone == over_videos(values, ones, ["a"] * 8, 500)
+    assert alone["low"] < alone["value"] == 3.5 < alone["high"]
+    # Those of a scenario that has several are drawn within it.
+    levels = np.array([0, 0, 0, 0, 9, 9, 9, 9.0])
+    assert over_videos(levels, ones, ["a"] * 4 + ["b"] * 4, 500) == {"value": 4.5, "low": 4.5, "high": 4.5, "n": 8}

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from physion.report.metrics import evaluate_predictions
-from physion.report.plots import loss_curve, plot_accuracy, plot_losses, plot_roc, plot_scenarios
+from physion.report.plots import (
+    loss_curve,
+    plot_accuracy,
+    plot_distances,
+    plot_errors,
+    plot_likeness,
+    plot_losses,
+    plot_roc,
+    plot_scenarios,
+)
 
 NAMES = [f"v{index}" for index in range(16)]
 LABELS = np.arange(16) % 3 == 0
@@ -24,13 +33,23 @@ def texts(svg):
     return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
 
 
+def curves(*ways):
+    return {way: {"frames": [45, 50, 55], "by_frame": [0.1, None, 0.3]} for way in ways}
+
+
 def all_plots():
     scores = np.random.default_rng(0).random((2, 16))
+    errors = curves("rollout", "copied", "rollout_ordered", "copied_ordered")
+    room = {"room": curves("rollout", "copied", "true", "mean")}
+    drawn = {measure: {"by_frame": [1.0, 0.5, 0.7]} for measure in ("psnr", "ssim")}
     return [
         plot_accuracy({"observed": metrics(), "rollout": metrics()}, simulated=True),
         plot_scenarios({"observed": metrics()}, simulated=False),
         plot_roc(LABELS, {"rollout": scores}),
         plot_losses("train-dvae", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.1, "heldout_loss": 0.3}]),
+        plot_errors({"error": errors, "watched": 55}),
+        plot_distances({"agent": room, "patient": room}, 55),
+        plot_likeness({"frames": [0, 5, 10], "reconstructed": drawn}),
     ]
 
 

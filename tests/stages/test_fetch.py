@@ -460,8 +460,9 @@ def damage_suffixes(dataset):
 
 
 def damage_outcomes(dataset):
-    labels = dataset.labels("test")
-    labels.write_text(labels.read_text().replace("False", "True"))
+    for subset in ("readout", "test"):
+        labels = dataset.labels(subset)
+        labels.write_text(labels.read_text().replace("False", "True"))
 
 
 def glitchy(content):
@@ -498,6 +499,12 @@ def test_a_folder_with_a_problem(stage, dataset, tmp_path, damage, said):  # noq
     damage(dataset)
     ended = stage("fetch", "--subset", "test", dataset=dataset)
     assert len(refused(ended, tmp_path / "store", said.format(root=dataset.root))) <= 2  # some below "1 problem in the dataset"
+
+
+def test_readout_videos_of_one_outcome(stage, dataset, tmp_path):  # noqa: F811
+    damage_outcomes(dataset)
+    ended = stage("fetch", "--subset", "readout", dataset=dataset)
+    refused(ended, tmp_path / "store", "the outcome of all 8 readout videos is True: some of the other are needed")
 
 
 def test_a_list_of_ones_own_and_no_list_at_all(stage, dataset, tmp_path):  # noqa: F811
@@ -596,6 +603,35 @@ def test_what_was_read_is_recorded_and_can_be_demanded(from_server, archives, pr
     (tmp_path / "store").rename(tmp_path / "first")
     said = f"Physion.zip: its SHA-256 is {hashlib.sha256(archives.files['/Physion.zip']).hexdigest()}, not {'0' * 64} as"
     clearly(read(), 3, said)
+
+
+def test_what_an_interrupted_run_read_is_held_to_what_is_demanded_of_it_now(from_server, archives, tmp_path):
+    def read(demand=""):
+        return from_server(
+            "--subset", "test", archives={"test": [archives.url("Physion.zip") + demand, archives.url("none.zip")]}
+        )
+
+    assert read().code == 2
+    assert list(tmp_path.glob("store/artifacts/fetch/*/parts/source-0*"))
+    archives.files["/none.zip"] = archives.files["/Train.tar.gz"]
+    clearly(read(f"#sha256={'0' * 64}"), 3, f"not {'0' * 64} as the configuration says")
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [("http://127.0.0.1:1/\u00e4.zip", 2, "not a valid address"), ("http:///x.zip", 2, "an address without a host")],
+)
+def test_an_address_that_is_none(from_server, tmp_path, address, code, said):
+    clearly(from_server("--subset", "test", archives={"test": address}), code, said)
+
+
+def test_where_the_official_videos_are():
+    of = Fetch().archives
+    assert {subset: [url.rsplit("/", 1)[1] for url in urls] for subset, urls in of.items()} == {
+        "training": ["PhysionTrainMP4s.tar.gz"],
+        "readout": ["PhysionTrainMP4s.tar.gz", "readout_labels.csv"],
+        "test": ["Physion.zip"],
+    }
 
 
 def test_two_queries_are_two_places_and_a_name_stays_as_it_is_shown():

@@ -8,12 +8,12 @@ import pytest
 
 @pytest.fixture
 def frames(physion, preset, dataset, tmp_path):
-    """The stage for the test videos of a dataset of the test's own."""
+    """The stage for videos of a dataset of the test's own."""
 
-    def command():
-        where = ["-p", preset, "-s", tmp_path / "store", "--set", f"fetch.root={dataset.root}"]
-        assert physion("stage", "fetch", "--subset", "test", *where).code == 0
-        return physion("stage", "frames", "--subset", "test", *where)
+    def command(subset="test", *options):
+        where = ["-p", preset, "-s", tmp_path / "store", "--set", f"fetch.root={dataset.root}", *options]
+        assert physion("stage", "fetch", "--subset", subset, *where).code == 0
+        return physion("stage", "frames", "--subset", subset, *where)
 
     return command
 
@@ -42,6 +42,13 @@ def test_videos_of_another_rate_are_named(frames, dataset, tmp_path):
         assert f"{video.stem} ({rate})" in said
     (manifest,) = (tmp_path / "store").glob("artifacts/frames/*/manifest.json")
     assert json.loads(manifest.read_text())["metrics"]["other_rates"] == 2
+
+
+def test_held_out_videos_that_choose_no_threshold_are_told(frames):
+    assert "thresholds will not be chosen" not in frames("readout").err
+    ended = frames("readout", "--set", "frames.heldout=0.125")  # one of eight
+    assert ended.code == 0
+    assert "held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5" in ended.err
 
 
 DEADLY = """

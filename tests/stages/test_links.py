@@ -71,7 +71,7 @@ def test_without_truth_only_what_slots_alone_show(finished):
         "heldout": (2, False),
     }
     for found in metrics["slots"].values():
-        assert found.keys() == {"videos", "truth", "norm_first", "norm_last", "kept_places", "norm"}
+        assert found.keys() == {"videos", "slots", "truth", "norm_first", "norm_last", "kept_places", "norm"}
         assert found["norm"][0] == found["norm_first"]["value"]
         assert 0 <= found["kept_places"]["value"] <= 1
     (history,) = (json.loads(path.read_bytes()) for path in finished.glob("artifacts/train-steve/*/history.json"))

@@ -142,6 +142,9 @@ def linked(root, pristine):
     for path in elsewhere.glob("PhysionTestMP4s/*/mp4s-redyellow/*.mp4"):
         path.rename(path.with_suffix(".MP4"))
     (root / "again").symlink_to(root)
+    (root / "A").mkdir()
+    for path in [elsewhere, *elsewhere.glob("PhysionTrainMP4s/*_MP4s")]:  # by a name that says nothing, and comes first
+        (root / "A" / path.name.replace("_MP4s", "")).symlink_to(path)
 
 
 def archived(root, pristine):
