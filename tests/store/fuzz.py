@@ -4,12 +4,17 @@ An input is a good record with some of it changed, as text, as JSON or as bytes.
 PhysionError; what it takes leads to no path outside of the store.
 """
 
+import contextlib
 import copy
 import hashlib
+import io
 import json
 import sys
+import tarfile
 import tempfile
 import time
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +25,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from physion.config.load import load_config, preset_text
-from physion.data.layout import Video
+from physion.config.schema import Fetch
+from physion.data.layout import GLITCHY, LABELS, Video, read_subset, write_labels
 from physion.data.shards import FrameShards, encode_frames, index_bytes, index_item, write_shard
 from physion.errors import PhysionError
+from physion.job import Job
 from physion.models.published import load_copies, read_published
 from physion.models.weights import build_model, load_model, save_weights
-from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
+from physion.stages import fetch
+from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, json_of, read_manifest
 from physion.store.keys import safe_key
 from physion.store.local import LocalStore
 from physion.store.pretrained import find_weights, list_weights
@@ -33,6 +41,9 @@ from physion.store.survey import judge, survey
 from physion.training.checkpoints import Checkpoints, History, State, read_state
 
 PAGE = "f" * 20
+PACKED = ["zip", "", "gz", "xz"]
+GOOD = [(f"x/Drop/mp4s-redyellow/pilot_{name}-redyellow_0000_img.mp4", b"video", None) for name in "ab"]
+GOOD += [("x/labels.csv", write_labels([("pilot_a_0000_img", True), ("pilot_b_0000_img", False)]), None)]
 STRINGS = ["", ".", "..", "../../evil", "/etc/passwd", "a//b", "\x1b]0;x\x07", "a\nb", "\x00", "[/x]", "[bold]", "x" * 300, "é"]
 STRINGS += ["\u202e", "\ud800", "0" * 64, "2026-01-01", "2026-01-01T00:00:00", "9999-12-31T23:59:59+00:00", "nan", "None", "{}"]
 STRINGS += ["*a", "!!python/name:os.system"]
@@ -131,6 +142,13 @@ class Readers:
             "published": (changed_bytes(self._published()), self.published),
             "index": (changed_json(json.loads(self._index())), self.index),
             "shard": (changed_safetensors(self._shard()), self.shard),
+            "labels": (changed_bytes(self._labels()) | self._tables(), self.labels),
+            "glitchy list": (changed_bytes(b"pilot_a_0000\r\npilot_b\n"), self.glitchy),
+            "archive": (self._archives(), self.archive),
+            "damaged archive": (
+                st.sampled_from(PACKED).flatmap(lambda how: changed_bytes(self._packed(how, GOOD))),
+                self.archive,
+            ),
             "preset": (self._presets(), self.preset),
             "overrides": (st.lists(self._overrides(), min_size=1, max_size=3), self.overrides),
         }
@@ -303,6 +321,72 @@ class Readers:
         shards = self._read_shards(self._index(), data)
         assert shards.video_frames >= -1
 
+    # ----------------------------------------------------------------------------------------------- datasets of others
+    def _labels(self):
+        return write_labels([("pilot_a_0000_img", True), ("pilot_b_0000_img", False)])
+
+    def _tables(self):
+        cells = st.sampled_from(["", "pilot_a_0000_img", "True", "False", "ground truth outcome", '"', ",", *STRINGS])
+        rows = st.lists(st.lists(cells, max_size=4).map(",".join), max_size=5)
+        return rows.map(lambda rows: "\n".join(rows).encode("utf-8", "surrogatepass"))
+
+    def _read(self, **texts):
+        """The test videos that there are, with these texts in the place of good ones."""
+        known = {LABELS["test"]: texts.get("labels", self._labels()), GLITCHY: texts.get("glitchy", b"pilot_c\n")}
+        videos = [f"PhysionTestMP4s/Drop/mp4s-redyellow/pilot_{name}-redyellow_0000_img.mp4" for name in "ab"]
+        read = read_subset("test", [*videos, *known], known.__getitem__)
+        assert {video.path for video in read} <= set(videos)
+        assert all(video.label in (True, False) for video in read)
+
+    def labels(self, data):
+        self._read(labels=data)
+
+    def glitchy(self, data):
+        self._read(glitchy=data)
+
+    def _archives(self):
+        """Of members with good and bad names, and of links from some to others."""
+        parts = st.sampled_from(
+            [*STRINGS, "Drop", "mp4s-redyellow", "a.mp4", "labels.csv", "glitchy_stimuli.txt", "..", "n" * 252 + ".mp4"]
+        )
+        videos = st.tuples(parts, parts).map(lambda pair: f"{pair[0]}/Drop/mp4s-redyellow/{pair[1]}")
+        names = videos | st.lists(parts, min_size=1, max_size=4).map("/".join) | st.sampled_from([name for name, _, _ in GOOD])
+        links = st.none() | st.none() | st.tuples(st.sampled_from([tarfile.SYMTYPE, tarfile.LNKTYPE]), names)
+        more = st.tuples(names, st.sampled_from([b"", b"x", self._labels()]), links)
+        return st.tuples(st.sampled_from(PACKED), st.lists(more, max_size=4)).map(
+            lambda given: self._packed(given[0], [*GOOD, *given[1]])
+        )
+
+    def _packed(self, how, members):
+        packed = io.BytesIO()
+        with warnings.catch_warnings(action="ignore"), contextlib.suppress(ValueError):  # of names that no writer writes
+            if how == "zip":
+                with zipfile.ZipFile(packed, "w") as file:
+                    for name, data, _ in members:
+                        file.writestr(name.encode("utf-8", "replace").decode().partition("\0")[0] or "x", data)
+                return packed.getvalue()
+            with tarfile.open(fileobj=packed, mode=f"w:{how}") as file:
+                for name, data, link in members:
+                    entry = tarfile.TarInfo(name)
+                    entry.size = 0 if link else len(data)
+                    entry.type, entry.linkname = link or (tarfile.REGTYPE, "")
+                    file.addfile(entry, io.BytesIO(data))
+        return packed.getvalue()
+
+    def archive(self, data):
+        (self.root / "source.archive").write_bytes(data)
+        writer = ArtifactWriter(self.store, "fetch", PAGE)
+        try:
+            config = Fetch(archives={"test": [str(self.root / "source.archive")]})
+            metrics = fetch.run(Job("fetch-test", config, {}, writer, {"subset": "test"}))
+            assert metrics["videos"] >= 1
+            for part in writer.kept.values():
+                self.check(part)
+            json_of(json.dumps(metrics).encode())  # it can be read again
+        finally:
+            writer.erase()
+            writer.close()
+
     # ----------------------------------------------------------------------------------------------------- configuration
     def _presets(self):
         text = preset_text("tiny")
@@ -337,7 +421,7 @@ class Readers:
 
 
 NAMES = ["manifest", "weights manifest", "part", "study", "names", "checkpoint", "weights", "published", "index", "shard"]
-NAMES += ["preset", "overrides"]
+NAMES += ["labels", "glitchy list", "archive", "damaged archive", "preset", "overrides"]
 
 
 def fuzz(readers, name, examples, **options):
