@@ -165,9 +165,10 @@ def _glitchy_note(config: Any, params: Params, metrics: Mapping[str, Any] | None
     choice = config.fetch.model_dump(mode="json")["glitchy"]
     if choice == "keep":
         return "glitchy stimuli are kept (fetch.glitchy=keep)"
-    whose = "the authors' list" if choice == "leave-out" else choice
-    official = OFFICIAL_TEST - OFFICIAL["test"]
-    return f"glitchy stimuli will be left out ({whose}); of the official {OFFICIAL_TEST:,} the authors' list has {official}"
+    if choice != "leave-out":
+        return f"glitchy stimuli will be left out ({choice})"
+    official = f"{OFFICIAL_TEST - OFFICIAL['test']} of the official {OFFICIAL_TEST:,}"
+    return f"glitchy stimuli will be left out (the list among the videos, else the authors', which has {official})"
 
 
 def _engine() -> dict[str, str]:

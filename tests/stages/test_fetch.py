@@ -525,6 +525,19 @@ def test_a_list_of_ones_own_and_no_list_at_all(stage, dataset, tmp_path):  # noq
     )
 
 
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("leave-out", "the list among the videos, else the authors', which has 26 of the official 1,200"),
+        ("/x/mine.txt", "glitchy stimuli will be left out (/x/mine.txt)"),
+        ("keep", "glitchy stimuli are kept (fetch.glitchy=keep)"),
+    ],
+)
+def test_which_list_it_will_be_is_planned(physion, preset, tmp_path, choice, said):
+    out = physion("plan", "-p", preset, "-s", tmp_path, f"--set=fetch.glitchy={choice}").out
+    assert said in " ".join(out.split())
+
+
 @pytest.mark.parametrize("mended", [False, True], ids=["removed", "mended"])
 def test_an_interrupted_copy_of_a_folder_that_changed_is_begun_again(
     stage,  # noqa: F811
