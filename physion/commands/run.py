@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -98,17 +99,21 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
 
     finished: set[str] = set()
-    measured = Measured(graph.values(), target, device)
+
+    @functools.cache
+    def measured() -> Measured:
+        return Measured(graph.values(), target, device)
 
     def left() -> str:
         """What of the run is still to come, by what its stages took here; empty where nothing tells."""
         nodes = [node for name, node in graph.items() if name not in finished]
-        seconds = {node.name: took for node in nodes if (took := measured.seconds(node)) is not None}
+        seconds = {node.name: took for node in nodes if (took := measured().seconds(node)) is not None}
         if not seconds:
             return ""
         return f"; {'about' if len(seconds) == len(nodes) else 'at least'} {duration(wall_clock(nodes, seconds, machine))} left"
 
     def starting(node: Node, claim: Claim) -> None:
+        measured()  # what was there before; a run that finds all done need not read it
         taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
         together = f" ({claim.processes} processes)" if claim.processes > 1 else ""
         say(f"{node.name}: {taken or node.stage.summary}{together}")
@@ -116,7 +121,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
     def done(result: Done) -> None:
         finished.add(result.node.name)
         if not result.cached:
-            measured.add(result.manifest)
+            measured().add(result.manifest)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         rest = "" if result.cached else left()
         say(f"{result.node.name}: {took}{headline(result.manifest.metrics)} [{len(finished)} of {len(graph)} stages{rest}]")

@@ -60,10 +60,10 @@ class TruthShards(Shards):
         super().__init__(artifact, TRUTH)
         self.scenes = {entry["name"]: Scene.model_validate(entry["scene"]) for entry in artifact.json(TRUTH)["videos"]}
 
-    @staticmethod
-    def told_by(dataset: Artifact) -> bool:
-        """Whether a dataset says what is true of its videos."""
-        return TRUTH in dataset.names()
+    @classmethod
+    def of(cls, dataset: Artifact | None) -> TruthShards | None:
+        """What a dataset says is true of its videos; None where it says nothing, or there is none."""
+        return cls(dataset) if dataset is not None and TRUTH in dataset.names() else None
 
     def states(self, video: str) -> np.ndarray:
         """Float32 [T, B, 13]: centre (m), quaternion, velocity (m/s), angular velocity (rad/s), all in the room."""

@@ -77,11 +77,17 @@ def best_slots(overlap_TBS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return best, own, bodies >= SEEN * overlap_TBS[0].sum()
 
 
+def steps(slots_TSD: np.ndarray) -> np.ndarray:
+    """Squared distances of each slot of a frame (first index) to each of the next frame, float64 [T - 1, S, S]."""
+    slots = slots_TSD.astype(np.float64)
+    squares, products = (slots**2).sum(-1), np.einsum("tsd,trd->tsr", slots[:-1], slots[1:])
+    apart: np.ndarray = squares[:-1, :, None] + squares[1:, None] - 2 * products
+    return apart
+
+
 def followed(slots_TSD: np.ndarray) -> np.ndarray:
     """For each slot of a frame the one of the next frame that is nearest to it, int64 [T - 1, S]."""
-    squares = (slots_TSD.astype(np.float64) ** 2).sum(-1)
-    products = np.einsum("tsd,trd->tsr", slots_TSD[:-1], slots_TSD[1:], dtype=np.float64)
-    nearest: np.ndarray = (squares[1:, None, :] - 2 * products).argmin(-1)
+    nearest: np.ndarray = steps(slots_TSD).argmin(-1)
     return nearest
 
 

@@ -19,7 +19,7 @@ from physion.data.truth import TruthShards
 from physion.job import Job
 from physion.models.probes import learn_apart
 from physion.progress import progress
-from physion.report.binding import best_slots
+from physion.report.binding import best_slots, steps
 from physion.report.metrics import over_videos
 from physion.stages.links import BODIES, PROBED, SPACES, Asked, Seen
 
@@ -59,11 +59,8 @@ def tracked(slots_TSD: np.ndarray) -> np.ndarray:
     """The number of each of the first frame's slots in every frame, int64 [T, S]: one to one the nearest of the next frame."""
     from scipy.optimize import linear_sum_assignment
 
-    slots = slots_TSD.astype(np.float64)
-    squares, products = (slots**2).sum(-1), np.einsum("tsd,trd->tsr", slots[:-1], slots[1:])
-    apart = squares[:-1, :, None] + squares[1:, None] - 2 * products
-    order = [np.arange(slots.shape[1])]
-    for costs in apart:
+    order = [np.arange(slots_TSD.shape[1])]
+    for costs in steps(slots_TSD):
         order.append(linear_sum_assignment(costs[order[-1]])[1])
     return np.stack(order)
 

@@ -170,10 +170,8 @@ def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, An
 
 def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:
     """The frame of first contact of each video; None where the dataset tells no truth."""
-    if not TruthShards.told_by(dataset):
-        return None
-    scenes = TruthShards(dataset).scenes
-    return [scenes[video.name].first_contact for video in videos]
+    truth = TruthShards.of(dataset)
+    return None if truth is None else [truth.scenes[video.name].first_contact for video in videos]
 
 
 def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> dict[str, str]:

@@ -5,7 +5,7 @@ Shapes: N videos, T frames, B bodies, S slots, D slot size, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from physion.models.slots import SlotModel, see_video
 from physion.progress import progress
 from physion.report.binding import best_slots, measure_slots, norms, overlaps_in
 from physion.report.metrics import complement, over_videos
-from physion.store.artifacts import Artifact
 from physion.training.engine import best_device
 
 PROBED = 5  # frames between two of those that probes learn from and are asked about
@@ -49,17 +48,12 @@ def look_at_sets(job: Job, config: Evaluate, model: SlotModel) -> dict[str, tupl
     for name, (role, known_by) in sets.items():
         if role not in job.inputs:
             continue
-        frames, truth = FrameShards(job.inputs[role]), truth_of(job.inputs, known_by)
+        frames, truth = FrameShards(job.inputs[role]), TruthShards.of(job.inputs.get(known_by))
         videos = frames.videos if name == "test" else frames.select(heldout=True)
         chosen = [videos[number] for number in spread(len(videos), config.measured_videos)]
         slots = Shards(job.inputs["slots"]) if name == "test" else None
         found[name] = look(job, model, frames, chosen, truth, slots), truth
     return found
-
-
-def truth_of(inputs: Mapping[str, Artifact], role: str) -> TruthShards | None:
-    """What is true of a dataset's videos, where it tells."""
-    return TruthShards(inputs[role]) if role in inputs and TruthShards.told_by(inputs[role]) else None
 
 
 @torch.inference_mode()

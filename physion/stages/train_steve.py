@@ -68,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
     tokens = Shards(job.inputs["tokens"])
     for shards in (frames, tokens):
         shards.prefetch_all()
-    truth = TruthShards(job.inputs["dataset"]) if "dataset" in job.inputs else None
+    truth = TruthShards.of(job.inputs.get("dataset"))
     task = STEVETask(config, frames, tokens, codes, truth)
     rows = fit(task, config, job)
     sizes = {"model": config.model.model_dump(), "image_size": frames.image_size, "codes": codes}
