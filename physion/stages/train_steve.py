@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class STEVETask(SlotTask):
         model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
         super().__init__(model, frames, config.clip_frames, tokens, truth)
         self.config = config
+        self.worth = worth(tokens, codes, config.balance) if config.balance else None
         self.sample_flops = 3 * steve_clip_flops(config, frames.image_size, codes)
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
 
@@ -57,7 +59,18 @@ class STEVETask(SlotTask):
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Cross-entropy of all tokens of every frame."""
         slots = self.model.encode(to_unit(batch["images"])).slots
-        return self.model.loss(slots, batch["tokens"])
+        if self.worth is None or not self.model.training:
+            return self.model.loss(slots, batch["tokens"])
+        return self.model.loss(slots, batch["tokens"], self.worth.to(slots.device))
+
+
+def worth(tokens: Shards, codes: int, balance: float) -> Tensor:
+    """How much a token of each code counts, float32 [V]: its frequency to the power of -balance, on average over tokens 1."""
+    counts_V = np.zeros(codes, np.int64)
+    for video in tokens.select(heldout=False):
+        counts_V += np.bincount(tokens.read(video.name, "tokens").ravel(), minlength=codes)
+    powers_V = np.where(counts_V, np.maximum(counts_V, 1.0) ** -balance, 0.0)
+    return torch.from_numpy(powers_V * counts_V.sum() / (powers_V * counts_V).sum()).float()
 
 
 def run(job: Job) -> dict[str, Any]:
