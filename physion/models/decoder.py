@@ -140,11 +140,11 @@ class TokenDecoder(nn.Module):
     def loss(self, slots_NSD: Tensor, tokens_NL: Tensor, worth_V: Tensor | None = None) -> Tensor:
         """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time.
 
-        worth_V: what the token's cross-entropy is multiplied by before; default: 1.
+        worth_V: float32, what the cross-entropy of a token of each code is multiplied by; default: 1.
         """
         hidden_PD, weight_VD = self(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
         if hidden_PD.device.type != "cpu":
-            on_gpu: Tensor = self.cross_entropy(hidden_PD, weight_VD, tokens_NL.flatten())
+            on_gpu: Tensor = self.cross_entropy(hidden_PD, weight_VD, tokens_NL.flatten(), worth_V)
             return on_gpu
         device = hidden_PD.device.type
         if torch.is_autocast_enabled(device):
@@ -188,12 +188,13 @@ class _TokenLoss(torch.autograd.Function):
             highest_p, chosen_p = logits_pV.amax(-1), logits_pV.gather(1, tokens_p1).squeeze(1)
             chances_pV = softmax_in_place(logits_pV)
             losses.append(highest_p - chances_pV.amax(-1).log() - chosen_p)
-            if worth_V is not None:
-                losses[-1] *= worth_V[tokens_p1[:, 0]]
+            worth_p1 = None if worth_V is None else worth_V[tokens_p1]
+            if worth_p1 is not None:
+                losses[-1] *= worth_p1[:, 0]
             if wanted:
                 grad_pV = chances_pV.scatter_add_(1, tokens_p1, -torch.ones_like(chosen_p)[:, None]).to(hidden_pD.dtype)
-                if worth_V is not None:
-                    grad_pV *= worth_V[tokens_p1].to(grad_pV.dtype)
+                if worth_p1 is not None:
+                    grad_pV *= worth_p1
                 grad_PD[chunk] = grad_pV @ weight_VD
                 grad_VD += grad_pV.t() @ hidden_pD
         ctx.save_for_backward(grad_PD, grad_VD)

@@ -151,7 +151,7 @@ class STEVE(SlotModel):
         return logits_XNV.view(*tokens_BTN.shape, self.codes)
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor, worth_V: Tensor | None = None) -> Tensor:
-        """Cross-entropy of all tokens of all frames, mean: a scalar. worth_V: what one of each code is multiplied by."""
+        """Cross-entropy of all tokens of all frames, mean: a scalar. worth_V: a factor for the tokens of each code."""
         return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1), worth_V)
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
