@@ -369,6 +369,11 @@ class TrainSTEVE(ReplaceableStage):
     model: STEVEModel = STEVEModel()
     clip_frames: PositiveInt = Field(6, description="successive frames a training clip")
     decoder_lr: PositiveFloat = Field(3e-4, description="peak learning rate of the decoder (the rest: optim.lr)")
+    balance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="a token counts in the loss by its code's frequency to the power of minus this; not in the paper. At 1 all "
+        "codes count alike, and small objects of a rare colour as much as the floor",
+    )
 
 
 class ExtractSlots(Section):

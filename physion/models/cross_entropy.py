@@ -20,24 +20,28 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.chunk = LossAndGradient()
 
-    def forward(self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor) -> Tensor:
-        """Hidden [X, D], weight [V, D] and targets int64 [X] -> a scalar."""
-        loss: Tensor = _Chunked.apply(to_autocast(hidden_XD), to_autocast(weight_VD), targets_X, self.chunk)
+    def forward(self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, worth_V: Tensor | None = None) -> Tensor:
+        """Hidden [X, D], weight [V, D] and targets int64 [X] -> a scalar; worth_V: a factor for each target's part of it."""
+        loss: Tensor = _Chunked.apply(to_autocast(hidden_XD), to_autocast(weight_VD), targets_X, self.chunk, worth_V)
         return loss
 
 
 class LossAndGradient(nn.Module):
     """Of a chunk. A module, to be compiled: it is many passes over the logits otherwise."""
 
-    def forward(self, logits_xV: Tensor, targets_x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, logits_xV: Tensor, targets_x: Tensor, worth_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, float32, and its gradient with respect to the logits, in their precision."""
         log_xV = torch.log_softmax(logits_xV, -1, dtype=torch.float32)
-        loss = -log_xV.gather(1, targets_x[:, None]).sum()
+        worth_x1 = None if worth_V is None else worth_V[targets_x, None]
+        losses_x1 = -log_xV.gather(1, targets_x[:, None])
+        loss = (losses_x1 if worth_x1 is None else losses_x1 * worth_x1).sum()
         if torch.compiler.is_compiling():
             is_target_xV = torch.arange(logits_xV.shape[1], device=logits_xV.device) == targets_x[:, None]
-            return loss, (log_xV.exp() - is_target_xV.float()).to(logits_xV.dtype)
+            grad_xV = log_xV.exp() - is_target_xV.float()
+            return loss, (grad_xV if worth_x1 is None else grad_xV * worth_x1).to(logits_xV.dtype)
         grad_xV = log_xV.exp_().to(logits_xV.dtype)
-        return loss, grad_xV.scatter_add_(1, targets_x[:, None], grad_xV.new_full((), -1).expand(len(targets_x), 1))
+        grad_xV.scatter_add_(1, targets_x[:, None], grad_xV.new_full((), -1).expand(len(targets_x), 1))
+        return loss, grad_xV if worth_x1 is None else grad_xV.mul_(worth_x1)
 
 
 def to_autocast(x: Tensor) -> Tensor:
@@ -48,13 +52,15 @@ def to_autocast(x: Tensor) -> Tensor:
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, chunk: LossAndGradient) -> Tensor:
+    def forward(
+        ctx: Any, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, chunk: LossAndGradient, worth_V: Tensor | None
+    ) -> Tensor:
         """Gradients are kept for a mean of 1 a position: divided by X they would underflow in float16."""
         loss = hidden_XD.new_zeros((), dtype=torch.float32)
         grad_XD, grad_VD = torch.empty_like(hidden_XD), torch.zeros_like(weight_VD, dtype=torch.float32)
         with torch.autocast(hidden_XD.device.type, enabled=False):
             for hidden_xD, targets_x, grad_xD in zip(*(t.split(CHUNK) for t in (hidden_XD, targets_X, grad_XD)), strict=True):
-                part, grad_xV = chunk(hidden_xD @ weight_VD.t(), targets_x)
+                part, grad_xV = chunk(hidden_xD @ weight_VD.t(), targets_x, worth_V)
                 loss += part
                 torch.mm(grad_xV, weight_VD, out=grad_xD)
                 grad_VD += grad_xV.t() @ hidden_xD
@@ -65,4 +71,4 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_XD, grad_VD = ctx.saved_tensors
         scale = grad / len(grad_XD)
-        return grad_XD * scale.to(grad_XD.dtype), (grad_VD * scale).to(grad_XD.dtype), None, None
+        return grad_XD * scale.to(grad_XD.dtype), (grad_VD * scale).to(grad_XD.dtype), None, None, None

@@ -137,17 +137,20 @@ class TokenDecoder(nn.Module):
         out_NLD: Tensor = self.tf_dec.layer_norm(x_NLD)
         return out_NLD
 
-    def loss(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time."""
+    def loss(self, slots_NSD: Tensor, tokens_NL: Tensor, worth_V: Tensor | None = None) -> Tensor:
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time.
+
+        worth_V: float32, what the cross-entropy of a token of each code is multiplied by; default: 1.
+        """
         hidden_PD, weight_VD = self(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
         if hidden_PD.device.type != "cpu":
-            on_gpu: Tensor = self.cross_entropy(hidden_PD, weight_VD, tokens_NL.flatten())
+            on_gpu: Tensor = self.cross_entropy(hidden_PD, weight_VD, tokens_NL.flatten(), worth_V)
             return on_gpu
         device = hidden_PD.device.type
         if torch.is_autocast_enabled(device):
             hidden_PD, weight_VD = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_PD, weight_VD))
         with torch.autocast(device, enabled=False):
-            loss: Tensor = _TokenLoss.apply(hidden_PD, weight_VD, tokens_NL.flatten())
+            loss: Tensor = _TokenLoss.apply(hidden_PD, weight_VD, tokens_NL.flatten(), worth_V)
         return loss
 
     @torch.no_grad()
@@ -170,7 +173,7 @@ class _TokenLoss(torch.autograd.Function):
     """Mean cross-entropy of P tokens from what `head` reads. The gradients come along, while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor, worth_V: Tensor | None) -> Tensor:
         exact = torch.promote_types(hidden_PD.dtype, torch.float32)
         wanted, count, rows = any(ctx.needs_input_grad), len(tokens_P), max(1, CHUNK[hidden_PD.device.type] // len(weight_VD))
         grad_PD, grad_VD = torch.empty_like(hidden_PD), torch.zeros_like(weight_VD, dtype=exact)
@@ -185,8 +188,13 @@ class _TokenLoss(torch.autograd.Function):
             highest_p, chosen_p = logits_pV.amax(-1), logits_pV.gather(1, tokens_p1).squeeze(1)
             chances_pV = softmax_in_place(logits_pV)
             losses.append(highest_p - chances_pV.amax(-1).log() - chosen_p)
+            worth_p1 = None if worth_V is None else worth_V[tokens_p1]
+            if worth_p1 is not None:
+                losses[-1] *= worth_p1[:, 0]
             if wanted:
                 grad_pV = chances_pV.scatter_add_(1, tokens_p1, -torch.ones_like(chosen_p)[:, None]).to(hidden_pD.dtype)
+                if worth_p1 is not None:
+                    grad_pV *= worth_p1
                 grad_PD[chunk] = grad_pV @ weight_VD
                 grad_VD += grad_pV.t() @ hidden_pD
         ctx.save_for_backward(grad_PD, grad_VD)
@@ -196,7 +204,7 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_PD, grad_VD = ctx.saved_tensors
         scale = grad / len(grad_PD)
-        return (grad_PD * scale).to(grad_PD.dtype), (grad_VD * scale).to(grad_PD.dtype), None
+        return (grad_PD * scale).to(grad_PD.dtype), (grad_VD * scale).to(grad_PD.dtype), None, None
 
 
 def causal_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -150,9 +150,9 @@ class STEVE(SlotModel):
         logits_XNV: Tensor = self.trans_decoder.head(hidden_XND)
         return logits_XNV.view(*tokens_BTN.shape, self.codes)
 
-    def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor) -> Tensor:
-        """Cross-entropy of all tokens of all frames, mean: a scalar."""
-        return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1))
+    def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor, worth_V: Tensor | None = None) -> Tensor:
+        """Cross-entropy of all tokens of all frames, mean: a scalar. worth_V: a factor for the tokens of each code."""
+        return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1), worth_V)
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
         """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from physion.job import Job
 from physion.models.flops import steve_clip_flops
 from physion.models.steve import STEVE
 from physion.models.weights import load_model
-from physion.training.engine import WEIGHTS, fit, initial_model, publish_weights
+from physion.training.engine import WEIGHTS, best_device, fit, initial_model, publish_weights
 from physion.training.slot_task import SlotTask
 
 
@@ -31,6 +32,7 @@ class STEVETask(SlotTask):
         model = initial_model(config.seed, lambda: STEVE(config.model, frames.image_size, codes))
         super().__init__(model, frames, config.clip_frames, tokens, truth)
         self.config = config
+        self.worth = worth(tokens, codes, config.balance).to(best_device()) if config.balance else None
         self.sample_flops = 3 * steve_clip_flops(config, frames.image_size, codes)
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
 
@@ -55,9 +57,18 @@ class STEVETask(SlotTask):
         setattr(model, "_project", torch.compile(model._project))  # noqa: B010 (mypy lets no method be assigned)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Cross-entropy of all tokens of every frame."""
+        """Cross-entropy of all tokens of every frame; of held-out ones without `balance`, to be compared."""
         slots = self.model.encode(to_unit(batch["images"])).slots
-        return self.model.loss(slots, batch["tokens"])
+        return self.model.loss(slots, batch["tokens"], self.worth if self.model.training else None)
+
+
+def worth(tokens: Shards, codes: int, balance: float) -> Tensor:
+    """How much a token of each code counts, float32 [V]: its frequency to the power of -balance; over all tokens, 1 on average."""
+    counts_V = np.zeros(codes, np.int64)
+    for video in tokens.select(heldout=False):
+        counts_V += np.bincount(tokens.read(video.name, "tokens").ravel(), minlength=codes)
+    powers_V = np.where(counts_V, np.maximum(counts_V, 1.0) ** -balance, 0.0)
+    return torch.from_numpy(powers_V * counts_V.sum() / (powers_V * counts_V).sum()).float()
 
 
 def run(job: Job) -> dict[str, Any]:

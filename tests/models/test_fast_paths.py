@@ -221,23 +221,26 @@ def test_dropout_drops_the_same_in_the_backward_pass(relu):
     torch.testing.assert_close(*(torch.autograd.grad(result, x, direction)[0] for result in (out, plain * kept)))
 
 
-def test_the_loss_of_tokens_is_the_cross_entropy_of_their_logits(monkeypatch):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_loss_of_tokens_is_the_cross_entropy_of_their_logits(monkeypatch, balanced):
     monkeypatch.setitem(physion.models.decoder.CHUNK, "cpu", 100)
     steve, slots, tokens = tiny_steve().double(), torch.randn(3, 3, 16).double().requires_grad_(), torch.randint(20, (3, 64))
     steve.eval()
     logits = steve.logits(slots[:, None], tokens[:, None])[:, 0]
-    losses = steve.trans_decoder.loss(slots, tokens), F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    worth = torch.rand(20, dtype=torch.float64) * 3 if balanced else None
+    each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), worth, reduction="none")
+    losses = steve.trans_decoder.loss(slots, tokens, worth), each.mean()
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     wanted = [slots, *steve.trans_decoder.parameters()]
     for grad, plain in zip(*(torch.autograd.grad(loss * 3, wanted) for loss in losses), strict=True):
         torch.testing.assert_close(grad, plain, rtol=1e-9, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(steve.trans_decoder.loss(slots, tokens), losses[1])
+        torch.testing.assert_close(steve.trans_decoder.loss(slots, tokens, worth), losses[1])
 
 
 def test_an_unlikely_token_has_a_finite_loss():
     hidden, weight = torch.tensor([[300.0]]), torch.tensor([[1.0], [-1.0]])
-    assert _TokenLoss.apply(hidden, weight, torch.tensor([1])).item() == 600
+    assert _TokenLoss.apply(hidden, weight, torch.tensor([1]), None).item() == 600
 
 
 def test_noise_has_its_distribution_and_repeats_from_the_seed():
@@ -301,17 +304,20 @@ def test_a_training_step_of_every_model_at_64_pixels(autocast):
         assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
 
 
-def test_cross_entropy_in_chunks_is_that_of_all_logits(monkeypatch):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_cross_entropy_in_chunks_is_that_of_all_logits(monkeypatch, balanced):
     monkeypatch.setattr("physion.models.cross_entropy.CHUNK", 7)
     hidden, weight = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     targets = torch.randint(30, (20,))
-    losses = CrossEntropy()(hidden, weight, targets), F.cross_entropy(hidden @ weight.T, targets)
+    worth = torch.rand(30) * 3 if balanced else None
+    plainly = F.cross_entropy(hidden @ weight.T, targets, worth, reduction="sum") / 20
+    losses = CrossEntropy()(hidden, weight, targets, worth), plainly
     torch.testing.assert_close(*losses)
     ours, plain = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in losses)
     torch.testing.assert_close(ours, plain)
     compiled = torch.compile(LossAndGradient(), backend="aot_eager", fullgraph=True)
     logits = torch.randn(20, 30).bfloat16()
-    loss, gradient = compiled(logits, targets)
-    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="sum"))
-    torch.testing.assert_close(gradient, LossAndGradient()(logits, targets)[1])
+    loss, gradient = compiled(logits, targets, worth)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, worth, reduction="sum"))
+    torch.testing.assert_close(gradient, LossAndGradient()(logits, targets, worth)[1])
     assert gradient.dtype == torch.bfloat16
