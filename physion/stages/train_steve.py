@@ -63,7 +63,7 @@ class STEVETask(SlotTask):
 
 
 def worth(tokens: Shards, codes: int, balance: float) -> Tensor:
-    """How much a token of each code counts, float32 [V]: its frequency to the power of -balance; over all tokens, 1 on average."""
+    """How much a token of each code counts, float32 [V]: the code's frequency to the power of -balance, on average 1."""
     counts_V = np.zeros(codes, np.int64)
     for video in tokens.select(heldout=False):
         counts_V += np.bincount(tokens.read(video.name, "tokens").ravel(), minlength=codes)
