@@ -32,6 +32,7 @@ from physion.machine import device_name, this_machine
 from physion.pipeline.graph import Node
 from physion.progress import byte_count, duration, say
 from physion.store.artifacts import Artifact
+from physion.store.pretrained import reference_of
 
 
 def run(
@@ -114,7 +115,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
 
     def starting(node: Node, claim: Claim) -> None:
         measured()  # what was there before; a run that finds all done need not read it
-        taken = next((f"take {artifact.prefix}" for artifact in node.weights.values()), None)
+        taken = next((f"take {reference_of(artifact)}" for artifact in node.weights.values()), None)
         together = f" ({claim.processes} processes)" if claim.processes > 1 else ""
         say(f"{node.name}: {taken or node.stage.summary}{together}")
 

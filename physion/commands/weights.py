@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,11 +23,21 @@ from physion.stages import copied_here, trained
 from physion.store.artifacts import Artifact, Manifest
 from physion.store.checksums import sha256_of
 from physion.store.keys import shown
-from physion.store.pretrained import PREFIX, copy_weights, find_weights, list_weights, publish_weights, remove_weights, role_of
+from physion.store.pretrained import (
+    PREFIX,
+    SHIPPED,
+    copy_weights,
+    find_weights,
+    list_weights,
+    publish_weights,
+    remove_weights,
+    role_of,
+)
 from physion.store.protocol import Store
+from physion.store.uri import BUILTIN
 
 weights_app = typer.Typer(help="Bring in published checkpoints, share and fetch named weights.", no_args_is_help=True)
-Source = Annotated[str, typer.Argument(help="pretrained/<name>, or a trained stage such as train-steve.")]
+Source = Annotated[str, typer.Argument(help="pretrained/<name>, builtin/<name>, or a trained stage such as train-steve.")]
 Features = Annotated[str | None, typer.Option(help="Of a trained readout: observed, rollout or full.")]
 Seed = Annotated[int | None, typer.Option(help="Of a trained readout.")]
 Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or the name alone.")]
@@ -76,7 +86,7 @@ def export(
     if file.exists():
         raise ConfigError(f"{file} exists; choose another name, or remove it first")
     config = load_config(preset, overrides)
-    if source.startswith(f"{PREFIX}/"):
+    if source.startswith((f"{PREFIX}/", f"{SHIPPED}/")):
         kind, model, frozen = _named(source, chosen_store(store))
     else:
         kind, model, frozen, _ = _trained(source, chosen_store(store), config, preset, features, seed)
@@ -108,7 +118,7 @@ def push(
 ) -> None:
     """Share what was trained or imported here, as named weights of a store."""
     origin, target = chosen_store(store), chosen_store(to or store)
-    if source.startswith(f"{PREFIX}/"):
+    if source.startswith((f"{PREFIX}/", f"{SHIPPED}/")):
         if name is not None:
             raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")
         _say(target, copy_weights(find_weights(origin, source), target, cache_options.pulls))
@@ -132,23 +142,32 @@ def pull(
     _say(target, copy_weights(find_weights(chosen_store(source), name), target, cache_options.pulls))
 
 
-@weights_app.command("list")
-def list_command(store: StoreURI, as_json: AsJSON = False) -> None:
-    """List the named weights of a store."""
-    found, problems = list_weights(chosen_store(store))
+@weights_app.command("list", epilog="Examples: physion weights list builtin    |    physion weights list -s runs/paper")
+def list_command(
+    which: Annotated[
+        Literal["builtin"] | None, typer.Argument(help="Those that came with physion; default: a store's.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Of which store.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """List the named weights that came with physion, or those of a store."""
+    if which is None and store is None:
+        raise ConfigError("say whose weights to list: `physion weights list builtin`, or --store")
+    place = BUILTIN if which else str(store)
+    found, problems = list_weights(chosen_store(place))
     if as_json:
         print(json.dumps([json.loads(manifest.model_dump_json()) for manifest in found], indent=1))
         raise_each(problems)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "for", "parameters", "bytes", "made", "from"):
+    for column in ("reference", "for", "parameters", "bytes", "made", "from"):
         table.add_column(column, overflow="fold", justify="right" if column in ("parameters", "bytes") else "left")
     for manifest in found:
         size = sum(record.size for record in manifest.files)
         origin = str(manifest.origin.get("file") or manifest.origin.get("stage", ""))
         cells = (f"{manifest.metrics['parameters']:,}", f"{size:,}", manifest.created[:10], origin)
-        table.add_row(manifest.instance, manifest.stage, *map(escape, cells))
-    Console().print(table if found else escape(f"no named weights in {store}"))
+        table.add_row(f"{which or PREFIX}/{manifest.instance}", manifest.stage, *map(escape, cells))
+    Console().print(table if found else escape(f"no named weights in {place}"))
     raise_each(problems)
 
 
@@ -159,7 +178,7 @@ def remove(name: Reference, store: StoreURI) -> None:
 
 
 def _named(source: str, store: Store) -> tuple[str, Any, dict[str, Any]]:
-    """Kind, model and frozen copies of `pretrained/<name>`."""
+    """Kind, model and frozen copies of named weights."""
     from physion.models.published import load_copies
     from physion.models.weights import kind_of_weights, load_model
 
@@ -178,7 +197,9 @@ def _trained(
     from physion.training.engine import WEIGHTS
 
     if source not in MODELS.trainings():
-        raise ConfigError(f"'{source}' is neither {PREFIX}/<name> nor a trained stage ({', '.join(MODELS.trainings())})")
+        raise ConfigError(
+            f"'{source}' is neither {PREFIX}/<name>, {SHIPPED}/<name> nor a trained stage ({', '.join(MODELS.trainings())})"
+        )
     graph = build_graph(config, store)
     node = select_one(graph, source, {"features": features, "seed": seed})
 

@@ -337,7 +337,7 @@ class ReplaceableStage(TrainingStage):
     """A stage whose weights can be given instead of trained."""
 
     weights: str | None = Field(
-        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store instead of training"
+        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store, or builtin/<name>, instead of training"
     )
 
 
@@ -417,7 +417,7 @@ class TrainReadout(TrainingStage):
     weights: dict[Features, str] = Field(
         {},
         json_schema_extra=KNOB,
-        description="by feature mode: take pretrained/<name> of the store instead of training; {seed} in it is the seed",
+        description="by feature mode, as of other trainings: weights to take instead; {seed} in a name is the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
     keep: Literal["last", "best"] = Field(

@@ -1,5 +1,7 @@
 """Named weights: `pretrained/<name>/` of a store, a manifest and the files it names, published like an artifact.
 
+`builtin/<name>` are those that come with the package.
+
 A name never changes what it means. The files' names carry the start of their SHA-256, so that two writers of one name cannot
 mix theirs, whatever the moment one of them dies at.
 """
@@ -22,28 +24,37 @@ from physion.store.checksums import sha256_of
 from physion.store.folders import locked, own_folder, real_folder
 from physion.store.keys import sha256_name
 from physion.store.protocol import Store
+from physion.store.uri import BUILTIN, open_store
 
 PREFIX = "pretrained"
+SHIPPED = "builtin"
 CHUNK = 8 * 2**20
 
 
 def name_of(reference: str) -> str:
-    """The name in `pretrained/<name>` or `<name>`. Raises ConfigError when it cannot be one."""
-    name = reference.removeprefix(f"{PREFIX}/")
+    """The name in `pretrained/<name>`, `builtin/<name>` or `<name>`. Raises ConfigError when it cannot be one."""
+    name = reference.removeprefix(f"{PREFIX}/").removeprefix(f"{SHIPPED}/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
         raise ConfigError(f"weights '{reference}': a name has letters, digits, '-', '_' and '.' only: {PREFIX}/steve-physion")
     return name
 
 
 def find_weights(store: Store, reference: str) -> Artifact:
-    """The named weights of a store. Raises ConfigError when there are none of that name, naming the nearest."""
+    """The named weights of a store or of the package. Raises ConfigError when there are none, naming the nearest."""
     name = name_of(reference)
+    if reference.startswith(f"{SHIPPED}/"):
+        store = open_store(BUILTIN)
     manifest = _manifest(store, name)
     if manifest is None:
         known = _names(store)
         there = f"; there are: {', '.join(known)}" if known else ": `physion weights import` or `pull` brings some in"
         raise ConfigError(f"no weights '{name}' in {store.uri}/{PREFIX}{nearest(name, known)}{there}")
     return Artifact(store, manifest, f"{PREFIX}/{name}", _advice(name))
+
+
+def reference_of(weights: Artifact) -> str:
+    """How a configuration names these weights: `pretrained/<name>` or `builtin/<name>`."""
+    return f"{SHIPPED if weights.store.uri == BUILTIN else PREFIX}/{weights.manifest.instance}"
 
 
 def list_weights(store: Store) -> tuple[list[Manifest], list[str]]:

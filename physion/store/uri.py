@@ -13,9 +13,29 @@ from physion.store.protocol import Store
 if TYPE_CHECKING:
     from physion.store.cache import ShardCache
 
+BUILTIN = "builtin:"
+
+
+class BuiltinStore(LocalStore):
+    """The weights that come with the package; nothing is written there."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(__file__).parents[1] / "builtin")
+        self.uri = BUILTIN
+
+    def scratch(self) -> Path:
+        """Raises ConfigError."""
+        raise self._read_only()
+
+    def _own_path(self, key: str) -> Path:
+        raise self._read_only()
+
+    def _read_only(self) -> ConfigError:
+        return ConfigError(f"{BUILTIN} holds the weights that came with physion and takes no others: name another --store")
+
 
 def open_store(uri: str, cache: ShardCache | None = None) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///path` or a plain path.
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path; `builtin:` is what came with the package.
 
     A remote one keeps what it fetches in `cache`, and beside that its files on their way.
 
@@ -34,6 +54,8 @@ def open_store(uri: str, cache: ShardCache | None = None) -> Store:
 
         beside = Path.home() / ".cache" / "physion" / "physion-cache" if cache is None else cache.root
         return S3Store(*parse_uri(uri), scratch=beside.with_name("physion-scratch"), cache=cache)
+    if uri == BUILTIN:
+        return BuiltinStore()
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise ConfigError(f"store {uri}: a file URI has three slashes: file:///path")
