@@ -19,7 +19,7 @@ from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
 from physion.models.kinds import MODELS, ReadoutKind
 from physion.pipeline.graph import Node, build_graph, select_one
-from physion.stages import copied_here, trained
+from physion.stages import copied_here, last_stage, trained
 from physion.store.artifacts import Artifact, Manifest
 from physion.store.checksums import sha256_of
 from physion.store.keys import shown
@@ -115,6 +115,7 @@ def push(
     overrides: Overrides = [],  # noqa: B006
     features: Features = None,
     seed: Seed = None,
+    licence: Annotated[str | None, typer.Option("--license", help="For the model card: an SPDX name such as mit.")] = None,
 ) -> None:
     """Share what was trained or imported here, as named weights of a store."""
     origin, target = chosen_store(store), chosen_store(to or store)
@@ -127,7 +128,7 @@ def push(
         raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
     config = load_config(preset, overrides)
     kind, model, frozen, node = _trained(source, origin, config, preset, features, seed)
-    facts = {"stage": node.name, "fingerprint": node.fingerprint}
+    facts = _facts(origin, config, node) | ({"license": licence} if licence else {})
     _say(target, _publish(target, name, kind, _sizes(config, kind), model, frozen, facts))
 
 
@@ -214,6 +215,17 @@ def _trained(
     kind = kind_of_weights(weights(node.name))
     copied = {other: load_model(weights(trained(config, other).name)) for other in copied_here(config, MODELS[kind])}
     return kind, load_model(weights(node.name)), copies_for(kind, copied), node
+
+
+def _facts(store: Store, config: Study, node: Node) -> dict[str, Any]:
+    """Of a stage that was trained here: how, on what, and what came out, of the whole study too if it is evaluated."""
+    manifest = node.manifest(store)
+    assert manifest is not None
+    data = {role: record.model_dump(exclude_defaults=True) for role, record in manifest.inputs.items()}
+    facts = {"stage": node.name, "fingerprint": node.fingerprint, "preset": config.preset, "training": manifest.config}
+    facts |= {"metrics": manifest.metrics, "inputs": data, "host": manifest.host}
+    evaluated = build_graph(config, store)[last_stage().name].manifest(store)
+    return facts | ({"answers": evaluated.metrics["headline"]} if evaluated else {})
 
 
 def _sizes(config: Study, kind: str) -> dict[str, Any]:

@@ -84,19 +84,37 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
 def read_preset(preset: str, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
     """What a preset says, with `key.path=value` overrides (values are YAML), unchecked; its plug-ins are imported.
 
+    A preset may begin with `base: <preset>` and say only what it changes.
+
     Raises ConfigError.
     """
+    tree = _tree(preset)
+    tree["preset"] = Path(preset).stem
+    for override in overrides:
+        _apply(tree, override)
+    _import_plugins(preset, tree.get("plugins"))
+    return tree
+
+
+def _tree(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The YAML of a preset, laid over that of its base. Raises ConfigError."""
     try:
         tree = yaml.safe_load(preset_text(preset))
     except yaml.YAMLError as error:
         raise ConfigError(f"preset {preset}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {preset}: holds no mapping of stages")
-    tree["preset"] = Path(preset).stem
-    for override in overrides:
-        _apply(tree, override)
-    _import_plugins(preset, tree.get("plugins"))
-    return tree
+    if (base := tree.pop("base", None)) is None:
+        return tree
+    if not isinstance(base, str) or base in (*above, preset):
+        raise ConfigError(f"preset {preset}: 'base' is not the name of another preset, but {base!r}")
+    return _laid_over(_tree(base, (*above, preset)), tree)
+
+
+def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _laid_over(base[key], tree[key]) for key in base.keys() & tree.keys()
+            if isinstance(base[key], dict) and isinstance(tree[key], dict)}  # fmt: skip
+    return base | tree | both
 
 
 def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:

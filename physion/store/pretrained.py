@@ -20,6 +20,7 @@ from physion import __version__
 from physion.errors import ConfigError, DataError, TransientError, nearest
 from physion.progress import Bar, progress
 from physion.store.artifacts import MANIFEST, Artifact, Manifest, PrefixWriter, manifest_at
+from physion.store.card import write_card
 from physion.store.checksums import sha256_of
 from physion.store.folders import locked, own_folder, real_folder
 from physion.store.keys import sha256_name
@@ -176,6 +177,7 @@ def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Pa
     part = output.add_part("weights", paths, sha256={file: sha256 for file, (sha256, _) in files.items()})
     standing = output.publish(manifest.model_copy(update={"files": sorted(part.files, key=lambda record: record.name)}))
     _require_same(store, standing, manifest.fingerprint)
+    write_card(store, f"{PREFIX}/{name}", standing)
     return standing
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,13 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from physion.config.load import load_config
 from physion.errors import ConfigError, TransientError
+from physion.models.weights import load_model
 from physion.pipeline.graph import build_graph
 from physion.store import pretrained
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, role_of
+from physion.store.uri import BUILTIN, open_store
 
 MODES = ("observed", "rollout", "full")
 READOUTS = [(mode, seed) for mode in MODES for seed in (0, 1)]
@@ -246,13 +250,70 @@ def test_push_pull_list(physion, preset, shared, tmp_path):
     for arguments, message in {
         ("push", "train-steve"): "say under which name to share train-steve: --name my-steve",
         ("push", "pretrained/mini-steve", "--name", "x"): "has a name already",
-        ("push", "simulate", "--name", "x"): "neither pretrained/<name> nor a trained stage",
+        ("push", "simulate", "--name", "x"): "neither pretrained/<name>, builtin/<name> nor a trained stage",
         ("push", "train-readout", "--name", "x"): "has 6 instances; say which: --features",
         ("push", "train-dvae", "--name", "x"): "train-dvae of preset",
     }.items():
         ended = physion("weights", *arguments, "-p", preset, "-s", shared, *(["--to", here] if "push" in arguments else []))
         assert ended.code == 2, arguments
         assert message in ended.err
+
+
+def test_a_model_card_lies_beside_them(physion, shared, tmp_path):
+    """Where they come from, what was measured, and two lines that load them; a copy carries the same."""
+    folder = shared / "pretrained" / "mini-steve"
+    assert {path.name.partition("-")[0] for path in folder.iterdir()} == {
+        "weights",
+        "frozen",
+        "manifest.json",
+        "README.md",
+        "config.json",
+    }
+    text, manifest = (folder / "README.md").read_text(), find_weights(LocalStore(shared), "mini-steve").manifest
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "physion",
+        "license": "unknown",
+        "tags": ["physion", "slotformer", "video"],
+    }
+    assert manifest.origin["answers"] in body
+    assert f"| held-out loss | {manifest.origin['metrics']['heldout_loss']:.4g} |" in body
+    code = re.findall(r"^    (.*(?:import|load_model).*)$", body, re.M)
+    loaded = {}
+    exec("\n".join(code).replace('Path("', f'Path("{folder}/'), {}, loaded)
+    assert sum(parameter.numel() for parameter in loaded["model"].parameters()) == manifest.metrics["parameters"]
+    assert json.loads((folder / "config.json").read_text())["model"] == manifest.config
+    assert physion("weights", "pull", "mini-steve", "--from", shared, "-s", tmp_path).code == 0
+    for name in ("README.md", "config.json"):
+        assert (tmp_path / "pretrained" / "mini-steve" / name).read_bytes() == (folder / name).read_bytes()
+    assert physion("weights", "remove", "mini-steve", "-s", tmp_path).code == 0
+    assert not (tmp_path / "pretrained" / "mini-steve").exists()
+
+
+def test_those_that_come_with_the_package(physion, tmp_path):
+    """Listed, loaded, given to a study by name, and copied into a store; nothing is written beside them."""
+    listed = json.loads(physion("weights", "list", "builtin", "--json").out)
+    names = {row["instance"]: row["stage"] for row in listed}
+    assert {"cpu-dvae", "cpu-steve", "cpu-slotformer"} <= names.keys()
+    weights = build_graph(load_config("demo"), LocalStore(tmp_path / "none"))
+    assert {name for name in weights if name.startswith("train-")} == {
+        f"train-readout-{mode}-{seed}" for mode in MODES for seed in load_config("demo").train_readout.seeds
+    }
+    for name in names:
+        artifact = find_weights(open_store(BUILTIN), f"builtin/{name}")
+        assert (
+            sum(p.numel() for p in load_model(role_of(artifact, "weights")).parameters())
+            == artifact.manifest.metrics["parameters"]
+        )
+        assert artifact.manifest.origin["license"] == "mit"
+    ended = physion("weights", "push", "builtin/cpu-steve", "--to", tmp_path / "store", "-s", tmp_path / "store")
+    assert (ended.code, "--set train-steve.weights=pretrained/cpu-steve" in ended.out) == (0, True)
+    ended = physion("weights", "push", "pretrained/cpu-steve", "--to", "builtin:", "-s", tmp_path / "store")
+    assert (ended.code, "takes no others: name another --store" in ended.err) == (2, True)
+    ended = physion("weights", "list")
+    assert (ended.code, "`physion weights list builtin`, or --store" in ended.err) == (2, True)
+    ended = physion("plan", "-p", "demo", "-s", tmp_path / "none", "--set", "train-steve.weights=builtin/cpu-stev")
+    assert (ended.code, "did you mean 'cpu-steve'" in ended.err) == (2, True)
 
 
 def test_through_a_bucket(physion, preset, shared, s3, tmp_path):

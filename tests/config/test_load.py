@@ -37,6 +37,28 @@ def test_overrides_are_yaml_and_reach_any_depth():
     assert config.train_steve.optim.clip is None
 
 
+def test_a_preset_may_say_only_what_it_changes(tmp_path):
+    """Of a shipped one or of a file; what is laid over a section leaves the rest of it."""
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("base: smoke\ntrain-dvae: {optim: {lr: 0.5, steps: 3}}\ntrain-readout: {seeds: [4]}\n")
+    two.write_text(f"base: {one}\ntrain-dvae: {{optim: {{steps: 7}}}}\n")
+    wanted = ["train-dvae.optim.lr=0.5", "train-dvae.optim.steps=7", "train-readout.seeds=[4]"]
+    config = load_config(str(two))
+    assert config.preset == "two"
+    assert config.model_copy(update={"preset": "smoke"}) == load_config("smoke", wanted)
+    assert load_config(str(two), ["train-dvae.optim.steps=9"]).train_dvae.optim.steps == 9
+
+
+@pytest.mark.parametrize("base", ["smok", "[smoke]", "{path}", "{other}"])
+def test_a_base_that_is_none(tmp_path, base):
+    path, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    path.write_text("base: " + base.format(path=path, other=other))
+    other.write_text(f"base: {path}")
+    said = "did you mean 'smoke'" if base == "smok" else "'base' is not the name of another preset"
+    with pytest.raises(ConfigError, match=said):
+        load_config(str(path))
+
+
 def test_an_override_of_a_section_the_preset_leaves_out():
     assert load_config("paper", ["train-steve.model.slots=7"]).train_steve.model.slots == 7
 
