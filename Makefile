@@ -8,7 +8,7 @@ UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 .PHONY: demo test test-containers test-cluster test-chaos test-gpu check lock env clean
 
 demo: $(VENV)/ready
-	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
+	@$(VENV)/bin/physion run --preset demo --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
@@ -61,7 +61,7 @@ env: .env
 .env:
 	@umask 077; key() { head -c 64 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | head -c $$1; }; printf '%s\n' \
 		"# docker compose reads this file. docs/compose.md says how to use a bucket of AWS instead." \
-		"COMPOSE_PROFILES=s3" "PHYSION_PRESET=small" "PHYSION_STORE=s3://physion/study" "AWS_ENDPOINT_URL=http://s3:8333" \
+		"COMPOSE_PROFILES=s3" "PHYSION_PRESET=gpu" "PHYSION_STORE=s3://physion/study" "AWS_ENDPOINT_URL=http://s3:8333" \
 		"AWS_REGION=us-east-1" "AWS_ACCESS_KEY_ID=$$(key 20)" "AWS_SECRET_ACCESS_KEY=$$(key 40)" > $@
 	@echo "wrote .env: now docker compose up"
 

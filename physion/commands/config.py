@@ -14,7 +14,7 @@ from physion.config.load import load_config, preset_text, read_preset, study_cla
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
 
 
-@config_app.command("show", epilog="Example: physion config show --preset small --set frames.image-size=96")
+@config_app.command("show", epilog="Example: physion config show --preset gpu --set frames.image-size=96")
 def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = False) -> None:  # noqa: B006
     """Print a preset with every default and override filled in."""
     tree = load_config(preset, overrides).model_dump(mode="json")

@@ -68,7 +68,7 @@ def import_command(
     _say(target, _publish(target, f"{kind}-{file.stem}" if name is None else name, kind, sizes[kind], model, frozen, origin))
 
 
-@weights_app.command("export", epilog="Example: physion weights export train-steve steve.pth -p small -s runs/small")
+@weights_app.command("export", epilog="Example: physion weights export train-steve steve.pth -p gpu -s runs/gpu")
 def export(
     source: Source,
     file: Annotated[Path, typer.Argument(help="File to write, for the authors' code.")],
@@ -103,7 +103,7 @@ def export(
 
 
 @weights_app.command(
-    epilog="Examples: physion weights push train-steve --name my-steve --to s3://bucket/physion -p small -s runs/small    |    "
+    epilog="Examples: physion weights push train-steve --name my-steve --to s3://bucket/physion -p gpu -s runs/gpu    |    "
     "physion weights push pretrained/steve-physion --to s3://bucket/physion -s runs/paper"
 )
 def push(

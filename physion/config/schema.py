@@ -132,17 +132,17 @@ SUBSETS: tuple[Subset, ...] = ("training", "readout", "test")
 
 
 class Videos(Section):
-    """Videos of each subset, spread evenly over the eight scenarios."""
+    """Videos of each subset, spread evenly over the eight scenarios. Default: those of the benchmark PhysionSim-v1."""
 
-    training: PositiveInt
-    readout: PositiveInt
-    test: PositiveInt
+    training: PositiveInt = 4000
+    readout: PositiveInt = 2000
+    test: PositiveInt = 1000
 
 
 class Simulate(Section):
     """PhysionSim videos: simulated by MuJoCo, ray cast, encoded, in Physion's own layout."""
 
-    videos: Videos
+    videos: Videos = Videos()
     seed: NonNegativeInt = 0
     image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
     antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")

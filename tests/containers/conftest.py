@@ -66,7 +66,7 @@ class Project:
         for name in ("docker-compose.yml", "docker-compose.cpu.yml", "Makefile"):
             shutil.copy(ROOT / name, folder)
         run("make", "-s", "env", cwd=folder)
-        text = (folder / ".env").read_text().replace("PHYSION_PRESET=small", "PHYSION_PRESET=smoke")
+        text = (folder / ".env").read_text().replace("PHYSION_PRESET=gpu", "PHYSION_PRESET=smoke")
         (folder / ".env").write_text(text + "PHYSION_VERSION=test\n")
 
     def command(self, *arguments):
