@@ -32,6 +32,7 @@ from physion.store.pretrained import (
     publish_weights,
     remove_weights,
     role_of,
+    shared_weights,
 )
 from physion.store.protocol import Store
 from physion.store.uri import BUILTIN
@@ -132,15 +133,21 @@ def push(
     _say(target, _publish(target, name, kind, _sizes(config, kind), model, frozen, facts))
 
 
-@weights_app.command(epilog="Example: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper")
+@weights_app.command(
+    epilog="Examples: physion weights pull steve-physion --from s3://bucket/physion -s runs/paper    |    "
+    "physion weights pull https://example.org/steve-physion -s runs/paper"
+)
 def pull(
-    name: Reference,
-    source: Annotated[str, typer.Option("--from", help="Store to fetch from, such as s3://bucket/prefix.")],
+    name: Annotated[str, typer.Argument(help="A name in another store; or a folder, or web address, with a manifest.json.")],
     store: StoreURI,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Store to fetch a name from, such as s3://bucket/prefix.")
+    ] = None,
 ) -> None:
-    """Fetch named weights from another store; a download that broke off goes on where it was."""
+    """Fetch named weights from elsewhere; a download that broke off goes on where it was."""
     target = chosen_store(store)
-    _say(target, copy_weights(find_weights(chosen_store(source), name), target, cache_options.pulls))
+    given = find_weights(chosen_store(source), name) if source is not None else shared_weights(name)
+    _say(target, copy_weights(given, target, cache_options.pulls))
 
 
 @weights_app.command("list", epilog="Examples: physion weights list builtin    |    physion weights list -s runs/paper")

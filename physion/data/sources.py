@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import gzip
@@ -11,11 +10,9 @@ import lzma
 import os
 import posixpath
 import shutil
-import ssl
 import struct
 import tarfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import weakref
@@ -25,11 +22,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-import certifi
-
-from physion.config.schema import expected_sha256, shown_source, without_secrets
+from physion.config.schema import expected_sha256, shown_source
 from physion.data.layout import place_of
 from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Job
@@ -37,9 +32,8 @@ from physion.progress import progress, say
 from physion.store.checksums import sha256_of
 from physion.store.keys import one_line
 from physion.store.protocol import Store
+from physion.store.web import opened, persistently, said
 
-ATTEMPTS = 5
-AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
 
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -180,11 +174,6 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
-def _said(reason: object) -> str:
-    """What a server or a library says, in one line: it may hold an address with a signature, or controls of a terminal."""
-    return one_line(without_secrets((str(reason).splitlines() or [""])[0]))
-
-
 def too_large(source: str, limit: float) -> DataError:
     """What to say when a source holds more than fetch.largest-gb."""
     return DataError(f"{source}: holds more than {limit:g} GB; if that is right, --set fetch.largest-gb=... allows more")
@@ -215,11 +204,12 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
                 folder = job.output.store.scratch()
                 remove = weakref.finalize(job.output.store, shutil.rmtree, folder, ignore_errors=True)
                 try:
-                    _download_all(source, folder / "download", job)
+                    path = folder / "download"
+                    persistently(source, partial(_download, source, path, job), say)
                 except BaseException:
                     remove()
                     raise
-                kept[source] = folder / "download", sha256_of(folder / "download")
+                kept[source] = path, sha256_of(path)
             path, sha256 = kept[source]
     require_expected(source, sha256)
     return path, sha256
@@ -237,43 +227,17 @@ def forget_downloads(store: Store) -> None:
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def _download_all(source: str, path: Path, job: Job) -> None:
-    """Download, going on where a broken connection stopped."""
-    shown = shown_source(source)
-    reason: Exception | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            say(f"{shown}: {_said(reason)}; attempt {attempt + 1} of {ATTEMPTS}")
-            time.sleep(2 ** (attempt - 1))
-        try:
-            return _download(source, path, job)
-        except urllib.error.HTTPError as error:
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and path.exists():
-                path.unlink()  # the rest of another file than the one that is there now
-            elif error.code < 500 and error.code not in AGAIN:
-                raise ConfigError(f"{shown}: the server answers {error.code} {_said(error.reason)}") from error
-            reason = error
-        except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
-            raise ConfigError(f"{shown}: not a valid address") from error
-        except (OSError, http.client.HTTPException, TransientError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise
-            reason = error
-    raise TransientError(f"{shown}: cannot be downloaded ({_said(reason)}); run the same command again")
-
-
 def _download(source: str, path: Path, job: Job) -> None:
+    """Download, going on where what is there ends."""
     have = path.stat().st_size if path.exists() else 0
-    url = urlsplit(source)
-    user, _, host = url.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    if user:  # not handed on to where the server may send us
-        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
-    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
-    trusted.load_verify_locations(certifi.where())
-    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:
+    try:
+        response = opened(source, have)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        path.unlink()  # the rest of another file than the one that is there now
+        raise TransientError(f"the server answers {error.code} {said(error.reason)}") from error
+    with response:
         if response.status != 206:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -281,7 +245,10 @@ def _download(source: str, path: Path, job: Job) -> None:
             raise TransientError("the server sends another part than it was asked for")
         limit = job.config.largest_gb * 1e9
         total = have + int(response.headers.get("Content-Length") or 0)
-        with path.open("ab" if have else "wb") as file, progress(PurePosixPath(url.path).name, total, "bytes", have) as bar:
+        with (
+            path.open("ab" if have else "wb") as file,
+            progress(PurePosixPath(urlsplit(source).path).name, total, "bytes", have) as bar,
+        ):
             while chunk := response.read(1 << 20):
                 job.stop.check()
                 have += len(chunk)

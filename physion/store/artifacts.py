@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from physion.errors import ConfigError, DataError, TransientError
 from physion.store.checksums import sha256_of
 from physion.store.keys import CONTROL, Digest, Key, Word, shown
-from physion.store.protocol import Store
+from physion.store.protocol import Readable, Store
 
 R = TypeVar("R", bound="Record")
 FORMAT = 2
@@ -165,7 +165,7 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
     return manifest
 
 
-def manifest_at(store: Store, prefix: str, advice: str) -> Manifest | None:
+def manifest_at(store: Readable, prefix: str, advice: str) -> Manifest | None:
     """The manifest below a prefix; None when there is none. `advice` says what to do about a damaged one."""
     key = f"{prefix}/{MANIFEST}"
     data = store.read(key)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from physion import __version__
 from physion.errors import ConfigError, DataError, TransientError, nearest
@@ -24,8 +24,10 @@ from physion.store.card import write_card
 from physion.store.checksums import sha256_of
 from physion.store.folders import locked, own_folder, real_folder
 from physion.store.keys import sha256_name
-from physion.store.protocol import Store
+from physion.store.local import LocalStore
+from physion.store.protocol import Readable, Store
 from physion.store.uri import BUILTIN, open_store
+from physion.store.web import WebFolder
 
 PREFIX = "pretrained"
 SHIPPED = "builtin"
@@ -56,6 +58,30 @@ def find_weights(store: Store, reference: str) -> Artifact:
 def reference_of(weights: Artifact) -> str:
     """How a configuration names these weights: `pretrained/<name>` or `builtin/<name>`."""
     return f"{SHIPPED if weights.store.uri == BUILTIN else PREFIX}/{weights.manifest.instance}"
+
+
+class Shared(NamedTuple):
+    """Named weights outside any store, to be copied into one."""
+
+    store: Readable
+    prefix: str
+    manifest: Manifest
+
+
+def shared_weights(place: str) -> Shared:
+    """The named weights in a folder or at a web address, with their manifest.json.
+
+    Raises ConfigError when there are none, DataError when they are damaged, TransientError when a server does not answer.
+    """
+    base, _, folder = place.rstrip("/").rpartition("/") if "://" in place else ("", "", Path(place).absolute().name)
+    store: Readable = WebFolder(base) if base else LocalStore(Path(place).absolute().parent)
+    manifest = manifest_at(store, folder, "get it again")
+    if manifest is None:
+        hint = "" if "/" in place else "; a name needs its store: --from"
+        raise ConfigError(f"there is no {MANIFEST} of named weights at {store.uri}/{folder}{hint}")
+    if why := _unfit(manifest, manifest.instance):
+        raise DataError(f"{store.uri}/{folder}/{MANIFEST} is no manifest of named weights: {why}")
+    return Shared(store, folder, manifest)
 
 
 def list_weights(store: Store) -> tuple[list[Manifest], list[str]]:
@@ -98,7 +124,7 @@ def publish_weights(
     return _publish(store, manifest, named)
 
 
-def copy_weights(source: Artifact, store: Store, pulls: Path) -> Manifest:
+def copy_weights(source: Artifact | Shared, store: Store, pulls: Path) -> Manifest:
     """Publish the same named weights in another store.
 
     What was read of a file so far stays in a folder of its own below `pulls`, and a copy that broke off goes on from there; of
@@ -122,7 +148,7 @@ def copy_weights(source: Artifact, store: Store, pulls: Path) -> Manifest:
             return copied
 
 
-def _read_all(source: Artifact, place: Path) -> dict[str, tuple[str, Path]]:
+def _read_all(source: Artifact | Shared, place: Path) -> dict[str, tuple[str, Path]]:
     """All files of named weights in a folder: name -> SHA-256 and local file."""
     files = {}
     with progress(source.manifest.instance, sum(record.size for record in source.manifest.files), "bytes") as bar:
@@ -142,7 +168,7 @@ def _read_all(source: Artifact, place: Path) -> dict[str, tuple[str, Path]]:
     return files
 
 
-def _read_rest(store: Store, key: str, path: Path, size: int, bar: Bar) -> str:
+def _read_rest(store: Readable, key: str, path: Path, size: int, bar: Bar) -> str:
     """Append to a file what it lacks of an object; returns its SHA-256."""
     with path.open("ab") as file:
         bar.advance(file.tell())

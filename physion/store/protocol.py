@@ -25,10 +25,20 @@ class Upload:
     """Seconds since it was begun, or since its newest part came."""
 
 
-class Store(Protocol):
-    """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
+class Readable(Protocol):
+    """Where objects can be read by their key."""
 
     uri: str
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; None when there is none. Raises DataError when it is larger than `MOST_READ`."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+
+
+class Store(Readable, Protocol):
+    """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
 
     @property
     def cache(self) -> ShardCache | None:
@@ -39,12 +49,6 @@ class Store(Protocol):
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when there is none."""
-
-    def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None when there is none. Raises DataError when it is larger than `MOST_READ`."""
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""

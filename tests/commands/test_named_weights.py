@@ -1,5 +1,6 @@
 """Named weights: shared and fetched between stores, and used in the place of trainings."""
 
+import http.server
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -329,6 +332,62 @@ def test_through_a_bucket(physion, preset, shared, s3, tmp_path):
     assert physion("weights", "pull", "mini-steve", "--from", bucket, "-s", here).code == 0
     one, two = (find_weights(LocalStore(root), "mini-steve") for root in (shared, here))
     assert all(one.path(name).read_bytes() == two.path(name).read_bytes() for name in one.names())
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """A file server that breaks the first connection to each file of weights in its middle."""
+
+    broken: set[str]
+    ranges = True
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        data, asked = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        start, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked and self.ranges else (0, len(data))
+        self.send_response(206 if asked and self.ranges else 200)
+        if asked and self.ranges:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        body = data[start:end]
+        if path.suffix == ".safetensors" and path.name not in self.broken:
+            self.broken.add(path.name)
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_from_a_folder_and_from_the_web(physion, shared, tmp_path, ranges):
+    """As a model hub keeps them: without a store around them."""
+    plain = tmp_path / "hub" / "some-folder"
+    shutil.copytree(shared / "pretrained" / "mini-steve", plain)
+    handler = type("Mine", (Hub,), {"broken": set(), "ranges": ranges})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(plain.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        for number, place in enumerate((plain, f"{address}/some-folder", f"{address}/some-folder/")):
+            ended = physion("weights", "pull", place, "-s", tmp_path / str(number))
+            assert (ended.code, "--set train-steve.weights=pretrained/mini-steve" in ended.out) == (0, True), ended.err
+            copy, one = (find_weights(LocalStore(root), "mini-steve") for root in (tmp_path / str(number), shared))
+            assert copy.manifest == one.manifest
+            assert all(copy.path(name).read_bytes() == one.path(name).read_bytes() for name in one.names())
+        assert handler.broken == set(one.names())
+        ended = physion("weights", "pull", f"{address}/other", "-s", tmp_path / "none")
+        assert (ended.code, f"no manifest.json of named weights at {address}/other" in ended.err) == (2, True)
+        (plain / "manifest.json").write_text("{}")
+        for place in (plain, f"{address}/some-folder"):
+            ended = physion("weights", "pull", place, "-s", tmp_path / "none")
+            assert (ended.code, "manifest.json is not a manifest; get it again" in ended.err) == (3, True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not (tmp_path / "none" / "pretrained").exists()
 
 
 class Breaking(LocalStore):

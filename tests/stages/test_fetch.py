@@ -18,9 +18,9 @@ import yaml
 from test_bad_input import clearly, nothing_published, stage  # noqa: F401 (a fixture)
 
 from physion.config.schema import SUBSETS, Fetch, shown_source, without_secrets
-from physion.data import sources
 from physion.data.layout import GLITCHY, LABELS, shipped_glitchy
 from physion.stages import fetch
+from physion.store import web
 from physion.store.artifacts import ArtifactWriter
 
 
@@ -198,7 +198,7 @@ def test_a_server_that_is_busy_for_a_while(refusal, from_server, archives, prist
 def test_a_server_that_stays_busy(code, reason, from_server, archives, tmp_path):
     archives.refusals, archives.refusal = 99, code
     clearly(from_server(), 75, f"cannot be downloaded (HTTP Error {code}: {reason}); run the same command again")
-    assert len(archives.asked) == sources.ATTEMPTS
+    assert len(archives.asked) == web.ATTEMPTS
     nothing_published(tmp_path / "store", "fetch")
 
 

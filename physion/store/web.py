@@ -1,0 +1,116 @@
+"""Files of a web server, read only."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import http.client
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import certifi
+
+from physion.config.schema import shown_source, without_secrets
+from physion.errors import ConfigError, DataError, TransientError
+from physion.store.keys import one_line
+from physion.store.protocol import MOST_READ
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
+
+
+def opened(address: str, start: int = 0, end: int | None = None) -> http.client.HTTPResponse:
+    """What a server answers to a request for a file, or for its bytes from `start` up to `end`, if it knows how to do that.
+
+    A user and password in the address are sent, and not handed on to where the server may send us.
+    """
+    url = urlsplit(address)
+    user, _, host = url.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))
+    if start or end is not None:
+        request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
+    if user:
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
+    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
+    trusted.load_verify_locations(certifi.where())
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=60, context=trusted)
+    return response
+
+
+def persistently(address: str, work: Callable[[], T], say: Callable[[str], None] = lambda _: None) -> T:
+    """Do what asks a server for `address`; again, and a few times, after what time can mend.
+
+    Raises ConfigError when the address is none or the server refuses, TransientError when it still does not work.
+    """
+    shown = shown_source(address)
+    reason: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            say(f"{shown}: {said(reason)}; attempt {attempt + 1} of {ATTEMPTS}")
+            time.sleep(2 ** (attempt - 1))
+        try:
+            return work()
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in AGAIN:
+                raise ConfigError(f"{shown}: the server answers {error.code} {said(error.reason)}") from error
+            reason = error
+        except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
+            raise ConfigError(f"{shown}: not a valid address") from error
+        except (OSError, http.client.HTTPException, TransientError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            reason = error
+    raise TransientError(f"{shown}: cannot be downloaded ({said(reason)}); run the same command again")
+
+
+def said(reason: object) -> str:
+    """What a server or a library says, in one line: it may hold an address with a signature, or controls of a terminal."""
+    return one_line(without_secrets((str(reason).splitlines() or [""])[0]))
+
+
+class WebFolder:
+    """A folder of a web server, such as a model hub's: its files can be read by name, not listed."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.uri = address.rstrip("/"), shown_source(address.rstrip("/"))
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small file; None when there is none. Raises as `persistently`, DataError when it is not small."""
+
+        def get() -> bytes | None:
+            try:
+                with opened(self._address(key)) as response:
+                    return response.read(MOST_READ + 1)
+            except urllib.error.HTTPError as error:
+                if error.code == http.HTTPStatus.NOT_FOUND:
+                    return None
+                raise
+
+        data = persistently(self._address(key), get)
+        if data is not None and len(data) > MOST_READ:
+            raise DataError(f"{self.uri}/{key} is larger than {MOST_READ} bytes")
+        return data
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes of a file from `start` on, fewer where it ends. Raises as `persistently`."""
+
+        def get() -> bytes:
+            with opened(self._address(key), start, start + length) as response:
+                if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # the whole file
+                    response.read(start)
+                elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                    raise TransientError("the server sends another part than it was asked for")
+                return response.read(length)
+
+        return persistently(self._address(key), get)
+
+    def _address(self, key: str) -> str:
+        url = urlsplit(self.address)
+        return urlunsplit(url._replace(path=f"{url.path}/{quote(key)}"))
