@@ -155,12 +155,13 @@ def _import_plugins(preset: str, names: typing.Any) -> None:
 
 
 def fingerprinted(section: BaseModel) -> dict[str, Any]:
-    """The part of a section that changes results, as plain JSON data: everything but the knobs."""
+    """The part of a section that changes results, as plain JSON data: everything but the knobs, and later options not used."""
     plain: dict[str, Any] = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         key = field.alias or name
         value = getattr(section, name)
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("knob"):
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if extra.get("knob") or (extra.get("later") and value == field.default):
             del plain[key]
         elif isinstance(value, BaseModel):
             plain[key] = fingerprinted(value)

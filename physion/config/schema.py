@@ -26,6 +26,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 KNOB: JsonDict = {"knob": True}
+LATER: JsonDict = {"later": True}
+"""An option that came when artifacts had been made without it: at its default it is not part of what they are known by."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
 
@@ -371,6 +373,7 @@ class TrainSTEVE(ReplaceableStage):
     decoder_lr: PositiveFloat = Field(3e-4, description="peak learning rate of the decoder (the rest: optim.lr)")
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
+        json_schema_extra=LATER,
         description="a token counts in the loss by its code's frequency to the power of minus this; not in the paper. At 1 all "
         "codes count alike, and small objects of a rare colour as much as the floor",
     )
@@ -456,6 +459,11 @@ class Evaluate(Section):
         200, description="test videos, and held-out ones of the training, on which slots are measured, evenly spaced over all"
     )
     videos: Annotated[int, Field(ge=0)] = Field(8, description="test videos shown in the report")
+    people: tuple[str, ...] = Field(
+        (),
+        json_schema_extra=LATER,
+        description="CSV files, or folders of them, of people's answers to the same stimuli (docs/reproduce.md)",
+    )
     shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
 
 

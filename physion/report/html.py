@@ -99,6 +99,7 @@ class ReportContext:
     left_out: str = ""  # how many test videos are not among those, and why
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
     regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
+    people: Mapping[str, Any] = field(default_factory=dict)  # from `compare_with_people`; empty without their answers
     slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by set of videos (`evaluate`)
     dynamics: Mapping[str, Any] = field(default_factory=dict)  # `physion.stages.dynamics.dynamics_numbers`
     pictures: Mapping[str, Any] = field(default_factory=dict)  # by what is drawn: `physion.report.pictures.likeness`

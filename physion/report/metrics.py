@@ -236,13 +236,13 @@ class _Measured:
     values: Sequence[float | None]
     samples: np.ndarray
 
-    def over_seeds(self, by_seed: np.ndarray) -> dict[str, float | None]:
-        """Mean and spread over seeds, and the interval of that mean; by_seed [B, R]."""
+    def over_seeds(self, by_seed: np.ndarray, least: float = 0) -> dict[str, float | None]:
+        """Mean and spread over seeds, and the interval of that mean; by_seed [B, R]. The metric is from `least` to 1."""
         known = [value for value in self.values if value is not None]
         samples = np.einsum("rb,br->b", self.samples, by_seed)
         if len(known) < len(self.values) or not np.isfinite(samples).any():
             return {"value": None, "low": None, "high": None, "spread": None}
-        low, high = _ends(samples.clip(0, 1))  # stretched, they may leave the range
+        low, high = _ends(samples.clip(least, 1))  # stretched, they may leave the range
         return {"value": float(np.mean(known)), "low": low, "high": high, "spread": _spread(known)}
 
 
@@ -291,6 +291,47 @@ def _by_first_contact(
         measured = _Measured(right[:, here].mean(axis=1).tolist(), samples)
         found.append({"from": low, "to": high - 1, "n": int(here.sum())} | measured.over_seeds(by_seed))
     return found
+
+
+class Resampling:
+    """The bootstrap of N videos within their scenario, crossed with one of R seeds, of measures that are no mode's.
+
+    Each gives `value` (mean over seeds), `low`, `high`, `spread` and `n`, the videos it is over.
+    """
+
+    def __init__(self, strata: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> None:
+        self.weights, self.resamples, self.seed = _resample_weights(strata, resamples, seed), resamples, seed
+
+    def mean(self, values: np.ndarray, members: np.ndarray | slice = slice(None)) -> dict[str, float | None]:
+        """Of values [R, N], 0 to 1, over the members [N]."""
+        values, weights = np.asarray(values, np.float64)[:, members], self.weights[:, members]
+        return self._told(values.mean(axis=1), values @ weights.T / values.shape[1], values.shape[1])
+
+    def root_mean(self, values: np.ndarray) -> dict[str, float | None]:
+        """The root of the mean of values [R, N], 0 to 1."""
+        return self._told(np.sqrt(values.mean(axis=1)), np.sqrt(values @ self.weights.T / values.shape[1]), values.shape[1])
+
+    def correlation(self, values: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+        """Pearson's, of values [R, N] with [N]; None where one of them is the same everywhere."""
+        found, samples = (
+            np.stack([_weighted_correlation(row, other, weights) for row in values])
+            for weights in (np.ones((1, len(other))), self.weights)
+        )
+        return self._told(found[:, 0], samples, len(other), least=-1)
+
+    def _told(self, values: np.ndarray, samples: np.ndarray, count: int, least: float = 0) -> dict[str, float | None]:
+        by_seed = _resample_seeds(len(values), self.resamples, self.seed)
+        return _Measured([_number(value) for value in values], samples).over_seeds(by_seed, least) | {"n": count}
+
+
+def _weighted_correlation(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[N], [N], [B, N] -> [B]; NaN where one does not vary."""
+    count = weights.sum(axis=1)
+    means = [weights @ each / count for each in (one, other)]
+    variances = [weights @ each**2 / count - mean**2 for each, mean in zip((one, other), means, strict=True)]
+    product = variances[0] * variances[1]
+    together = weights @ (one * other) / count - means[0] * means[1]
+    return np.where(product > 1e-18, together / np.sqrt(np.maximum(product, 1e-18)), np.nan)
 
 
 def over_videos(

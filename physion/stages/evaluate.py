@@ -25,6 +25,7 @@ from physion.progress import progress
 from physion.report import pictures
 from physion.report.html import ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
+from physion.report.people import compare_with_people, read_people
 from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
 from physion.report.verdicts import verdicts
 from physion.stages.dynamics import measure_dynamics
@@ -60,6 +61,8 @@ def run(job: Job) -> dict[str, Any]:
     config: Evaluate = job.config
     predictions = _predict(job)
     metrics = _measure(config, predictions, job.inputs["dataset"])
+    if config.people:
+        metrics["people"] = _people(config, predictions)
     metrics["regressions"] = _regressions(config, job, predictions)
     model = load_slot_model(job.inputs)
     with arithmetic(torch.float32):
@@ -80,6 +83,7 @@ def run(job: Job) -> dict[str, Any]:
             metrics=metrics["modes"],
             comparisons=metrics["comparisons"],
             regressions=metrics["regressions"],
+            people=metrics.get("people", {}),
             slots=metrics["slots"],
             dynamics=metrics["dynamics"],
             verdicts=metrics["verdicts"],
@@ -147,6 +151,14 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
         "comparisons": comparisons,
         "paper_protocol": found.paper_protocol,
     }
+
+
+def _people(config: Evaluate, found: Predictions) -> dict[str, Any]:
+    """What people said of the same stimuli."""
+    people, files = read_people(config.people)
+    videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
+    said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
+    return compare_with_people(people, *videos, said, config.resamples, config.seed) | {"files": files}
 
 
 def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, Any]:

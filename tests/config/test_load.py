@@ -175,3 +175,10 @@ def test_an_override_is_of_one_stage_also_where_an_anchor_shares_a_section(tmp_p
     assert "&id001" in path.read_text()
     config = load_config(str(path), ["train-dvae.optim.steps=7"])
     assert (config.train_dvae.optim.steps, config.train_slotformer.optim.steps) == (7, 60)
+
+
+def test_a_later_option_changes_nothing_until_it_is_used():
+    """What was made before there was this option keeps its name."""
+    unused, used = (load_config("smoke", [f"train-steve.balance={value}"]).train_steve for value in (0, 0.5))
+    assert "balance" not in fingerprinted(unused)
+    assert fingerprinted(used)["balance"] == 0.5
