@@ -53,7 +53,9 @@ app.command(
     epilog="Examples: physion plan -p paper -s runs/paper    |    physion plan train-steve --why -p paper -s runs/paper"
 )(plan)
 app.command(epilog="Example: physion runs -s runs/tiny")(runs)
-app.command(epilog="Example: physion compare 1a2b3c 4d5e6f -s runs/tiny")(compare)
+app.command(
+    epilog="Examples: physion compare 1a2b3c 4d5e6f -s runs/tiny    |    physion compare runs/a@ runs/b@tiny --report page.html"
+)(compare)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)

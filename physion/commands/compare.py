@@ -1,105 +1,116 @@
-"""`physion compare`: two studies of a store side by side."""
+"""`physion compare`: finished studies side by side."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store
+from physion.commands import AsJSON, chosen_store
 from physion.errors import ConfigError
+from physion.pipeline.studies import RecordedStudy, studies
+from physion.progress import say
 from physion.store.artifacts import Artifact
+from physion.store.protocol import Store
 
 if TYPE_CHECKING:
-    import numpy as np
+    from physion.report.comparison import Run
 
-    from physion.pipeline.studies import RecordedStudy
+Which = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN RUN...",
+        help="[STORE@]REPORT: REPORT is the start of a report's fingerprint, as `physion runs` shows it, or a preset, for its "
+        "newest report; STORE its store, default --store. STORE@ is the newest report there.",
+    ),
+]
 
-Report = Annotated[str, typer.Argument(help="The start of a report's fingerprint, as `physion runs` shows it.")]
 
+def compare(
+    which: Which,
+    store: Annotated[str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Of runs that name none.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="Also write an HTML page.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Put studies side by side: the options that differ, then accuracies, and how far each is from the first.
 
-@dataclass(frozen=True)
-class Answers:
-    """What a study's readouts say of the test videos, each of which is (name, scenario, label).
-
-    modes: probabilities [R, N], to the 6 decimals of predictions.csv, and thresholds [R]. measured: the modes of metrics.json.
+    All must have been tested on the same videos. The p-value is of a paired sign-flip test over these.
     """
+    if len(which) < 2:
+        raise ConfigError("compare takes two runs or more; `physion runs` lists those of a store")
+    from physion.report.comparison import compare_runs, render_comparison
 
-    videos: list[tuple[str, str, bool]]
-    modes: dict[str, tuple[np.ndarray, list[float]]]
-    measured: dict[str, Any]
-
-
-def compare(store: StoreURI, one: Report, other: Report, as_json: AsJSON = False) -> None:
-    """Put two studies side by side: the options that differ, then accuracies and their paired difference.
-
-    Both must have been tested on the same videos. The p-value is of a paired sign-flip test over these.
-    """
-    from physion.pipeline.studies import studies
-    from physion.report.metrics import compare_modes, paired_p_value
-
-    target = chosen_store(store)
-    found = studies(target)
-    chosen = [_chosen(found, name, target.uri) for name in (one, other)]
-    answers = []
-    for study in chosen:
-        assert study.report is not None
-        answers.append(_answers(Artifact(target, study.report)))
-    if answers[0].videos != answers[1].videos:
-        raise ConfigError(f"{one} and {other} were tested on other videos, so they cannot be compared video by video")
-    names, scenarios, labels = (list(column) for column in zip(*answers[0].videos, strict=True))
-    modes: dict[str, Any] = {}
-    for mode in (mode for mode in answers[0].modes if mode in answers[1].modes):
-        import numpy as np
-
-        both = answers[0].modes[mode], answers[1].modes[mode]
-        # The second minus the first: what the change has brought.
-        difference = compare_modes(names, scenarios, np.array(labels), both[1], both[0])
-        modes[mode] = {
-            "accuracy": [each.measured[mode]["overall"]["accuracy"] for each in answers],
-            "difference": difference.as_json(),
-            "p": paired_p_value(names, scenarios, np.array(labels), both[1], both[0]),
-        }
-    options = {option: [study.options.get(option) for study in chosen] for study in chosen for option in study.options}
-    differ = {option: values for option, values in options.items() if values[0] != values[1]}
+    known: dict[str, tuple[Store, list[RecordedStudy]]] = {}
+    runs = [_run(name, store, known) for name in which]
+    for name, run in zip(which, runs, strict=True):
+        if run.videos != runs[0].videos:
+            raise ConfigError(f"{which[0]} and {name} were tested on other videos, so they cannot be compared video by video")
+    found = compare_runs(runs)
+    if page is not None:
+        try:
+            page.write_text(render_comparison(found, runs), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{page}: cannot be written ({error.strerror})") from error
     if as_json:
-        print(json.dumps({"options": differ, "modes": modes}, indent=1))
+        print(json.dumps(found, indent=1))
         return
-    table = Table("", *(escape(name) for name in (one, other)), "difference", "p", box=None, pad_edge=False)
-    for option, values in differ.items():
-        table.add_row(escape(option), *("-" if value is None else escape(str(value)) for value in values), "", "")
-    for mode, row in modes.items():
-        said = [*row["accuracy"], row["difference"]]
-        cells = [f"{100 * s['value']:.1f} % [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in said]
-        table.add_row(f"accuracy, {mode}", *map(escape, cells), f"{row['p']:.3f}")
+    table = Table("", *(escape(run.facts["name"]) for run in runs), box=None, pad_edge=False)
+    for option, values in found["options"].items():
+        table.add_row(escape(option), *("-" if value is None else escape(str(value)) for value in values))
+    for mode, row in found["modes"].items():
+        cells = [_percent(each["accuracy"]) for each in row["overall"]]
+        table.add_row(f"accuracy, {mode}", *map(escape, cells))
+        apart = [f"{_percent(d)}, p {p:.3f}" if d else "-" for d, p in zip(row["difference"], row["p"], strict=True)]
+        table.add_row("  against the first", *map(escape, apart))
     for column in table.columns:
         column.overflow = "fold"
     Console().print(table)
+    if page is not None:
+        say(f"page: {page.absolute().as_uri()}")
 
 
-def _chosen(found: Sequence[RecordedStudy], name: str, where: str) -> RecordedStudy:
-    named = [study for study in found if study.report and study.report.fingerprint.startswith(name)]
+def _percent(entry: dict[str, float]) -> str:
+    return f"{100 * entry['value']:.1f} % [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+def _run(name: str, default: str | None, known: dict[str, tuple[Store, list[RecordedStudy]]]) -> Run:
+    place, at, report = name.rpartition("@")
+    where = place if at else default
+    if where is None:
+        raise ConfigError(f"say in which store '{name}' is: STORE@{name}, or --store")
+    if where not in known:
+        store = chosen_store(where)
+        known[where] = store, studies(store)
+    store, recorded = known[where]
+    done = [study for study in recorded if study.report]  # the newest first
+    of_preset = [study for study in done if report in ("", study.preset)][:1]
+    named = of_preset or [study for study in done if study.report and study.report.fingerprint.startswith(report)]
     if len(named) != 1:
-        raise ConfigError(f"'{name}' begins {len(named)} reports of {where}: `physion runs` lists them")
-    return named[0]
+        raise ConfigError(f"'{report}' begins {len(named)} reports of {store.uri}: `physion runs` lists them")
+    return _read(store, named[0], name)
 
 
-def _answers(report: Artifact) -> Answers:
+def _read(store: Store, study: RecordedStudy, name: str) -> Run:
     import numpy as np
 
-    measured = report.json("metrics.json")["modes"]
+    from physion.report.comparison import Run
+
+    assert study.report is not None
+    report = Artifact(store, study.report)
+    metrics = report.json("metrics.json")
     with report.path("predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    modes = {}
-    for mode, facts in measured.items():
+    said = {}
+    for mode, facts in metrics["modes"].items():
         seeds = facts["overall"]["per_seed"]
         scores = np.array([[float(row[f"{mode}-{number}"]) for row in rows] for number in range(len(seeds))])
-        modes[mode] = scores, [seed["threshold"] for seed in seeds]
-    return Answers([(row["video"], row["scenario"], row["label"] == "True") for row in rows], modes, measured)
+        said[mode] = scores, [seed["threshold"] for seed in seeds]
+    facts = {"name": name, "preset": study.preset, "fingerprint": study.report.fingerprint, "store": store.uri}
+    videos = [(row["video"], row["scenario"], row["label"] == "True") for row in rows]
+    return Run(facts | {"created": study.report.created}, study.options, videos, said, metrics)

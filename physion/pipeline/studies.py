@@ -93,7 +93,8 @@ def _recorded(
     members: Mapping[str, Manifest], presets: Mapping[str, Options], total: int, report: Manifest | None
 ) -> RecordedStudy:
     changes = {name: _changes(members.values(), options) for name, options in presets.items()}
-    nearest = min(changes, key=lambda name: len(changes[name]))
+    # First by the shape of the study: a preset without a training differs from it in a whole section, which counts as little.
+    nearest = min(changes, key=lambda name: (len(members.keys() - presets[name].keys()), len(changes[name])))
     options = {
         ".".join([manifest.stage, *path]): value
         for manifest in members.values()

@@ -113,18 +113,16 @@ class ReportContext:
     config_yaml: str = ""
 
 
-def render_report(context: ReportContext) -> str:
-    """The whole page as text, the same bytes for the same context. All text is escaped."""
-    if not context.metrics:
-        raise ValueError("a report needs the metrics of at least one feature mode")
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates of this folder, and what they write numbers with."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": lambda fraction: "n/a" if fraction is None else f"{100 * fraction:.1f}",
         "points": lambda fraction: f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}"),
         "data_uri": _data_uri,
@@ -132,32 +130,45 @@ def render_report(context: ReportContext) -> str:
         "size": byte_count,
         "loss": lambda loss: UNKNOWN if loss is None else f"{loss:.4g}",
     }
+    return made
+
+
+def render_report(context: ReportContext) -> str:
+    """The whole page as text, the same bytes for the same context. All text is escaped."""
+    if not context.metrics:
+        raise ValueError("a report needs the metrics of at least one feature mode")
     modes = list(context.metrics)
     scenarios = sorted({name for values in context.metrics.values() for name in values["per_scenario"]})
-    return environment.get_template("report.html.j2").render(
-        report=context,
-        first=context.metrics[modes[0]],
-        scenarios=scenarios,
-        scenario_facts={name: entry for values in context.metrics.values() for name, entry in values["per_scenario"].items()},
-        few_videos=FEW_VIDEOS,
-        sources=SOURCES,
-        sets=SETS,
-        slot_measures=SLOT_MEASURES,
-        links=LINKS,
-        shown_in=_shown_in(context),
-        rolled=ROLLED,
-        read=READ,
-        drawn=DRAWN,
-        dynamics_plots=_dynamics(context.dynamics),
-        likeness=plot_likeness(context.pictures) if DRAWN.keys() & context.pictures.keys() else "",
-        norms=plot_norms({SETS[name]: found["norm"] for name, found in context.slots.items()}) if context.slots else "",
-        mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
-        columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
-        mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},
-        humans={name: HUMAN_BY_SCENARIO.get(name.lower()) for name in scenarios},
-        published=PUBLISHED,
-        published_source=SOURCE,
-        training=[_training(stage, history) for stage, history in context.histories.items()],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=context,
+            first=context.metrics[modes[0]],
+            scenarios=scenarios,
+            scenario_facts={
+                name: entry for values in context.metrics.values() for name, entry in values["per_scenario"].items()
+            },
+            few_videos=FEW_VIDEOS,
+            sources=SOURCES,
+            sets=SETS,
+            slot_measures=SLOT_MEASURES,
+            links=LINKS,
+            shown_in=_shown_in(context),
+            rolled=ROLLED,
+            read=READ,
+            drawn=DRAWN,
+            dynamics_plots=_dynamics(context.dynamics),
+            likeness=plot_likeness(context.pictures) if DRAWN.keys() & context.pictures.keys() else "",
+            norms=plot_norms({SETS[name]: found["norm"] for name, found in context.slots.items()}) if context.slots else "",
+            mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
+            columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
+            mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},
+            humans={name: HUMAN_BY_SCENARIO.get(name.lower()) for name in scenarios},
+            published=PUBLISHED,
+            published_source=SOURCE,
+            training=[_training(stage, history) for stage, history in context.histories.items()],
+        )
     )
 
 

@@ -55,11 +55,11 @@ _MAX_POINTS = 400  # of a curve in the page; longer ones are averaged in equal b
 
 
 @_styled
-def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) -> str:
-    """Accuracy of each mode with its interval, against chance and people.
+def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool, of: str = "") -> str:
+    """Accuracy of each mode, or of each of several runs, with its interval, against chance and people.
 
-    `metrics` holds the result of `evaluate_predictions` by mode. On `simulated` videos the human mark is labelled as
-    measured on others.
+    `metrics` holds the result of `evaluate_predictions` by mode, or by run for the mode `of`. On `simulated` videos the human
+    mark is labelled as measured on others.
     """
     figure, axes = _figure(9.4, 1.25 + 0.42 * len(metrics))
     intervals = [_interval(values["overall"]["accuracy"]) for values in metrics.values()]
@@ -89,7 +89,8 @@ def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) -> 
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy on the test videos, %")
-    return _svg(figure, "accuracy", "Accuracy of each feature mode with its interval, against chance and humans")
+    what = f"Accuracy of each run, {of}," if of else "Accuracy of each feature mode"
+    return _svg(figure, f"accuracy-{of}" if of else "accuracy", f"{what} with its interval, against chance and humans")
 
 
 @_styled

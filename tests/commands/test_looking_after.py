@@ -123,7 +123,7 @@ def test_putting_a_file(look, store, tmp_path):
     assert not list((store / ".staging").iterdir())
 
 
-def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, monkeypatch):
+def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "400")
     (row,) = json.loads(physion("runs", "-s", store, "--json").out)
     assert row["preset"] in preset_names()
@@ -139,11 +139,25 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     both = newest["fingerprint"], older["fingerprint"][:8]
     found = json.loads(physion("compare", *both, "-s", store, "--json").out)
     assert found["options"] == {"evaluate.resamples": [100, 200]}
-    (accuracy, before), apart = found["modes"]["rollout"]["accuracy"], found["modes"]["rollout"]["difference"]
+    (accuracy, before) = (each["accuracy"] for each in found["modes"]["rollout"]["overall"])
+    _, apart = found["modes"]["rollout"]["difference"]
     assert apart["value"] == pytest.approx(before["value"] - accuracy["value"])
     assert apart["low"] <= apart["value"] <= apart["high"]
     assert "accuracy, rollout" in physion("compare", *both, "-s", store).out
     assert "begins 0 reports" in physion("compare", "zz", both[0], "-s", store).err
+    shutil.copytree(store, tmp_path / "elsewhere")
+    page = tmp_path / "page.html"
+    runs = both[0], f"{tmp_path / 'elsewhere'}@{both[1]}", f"{tmp_path / 'elsewhere'}@"
+    found = json.loads(physion("compare", *runs, "-s", store, "--report", page, "--json").out)
+    assert [run["fingerprint"][:8] for run in found["runs"]] == [both[0][:8], both[1], both[0][:8]]
+    assert found["options"] == {"evaluate.resamples": [100, 200, 100]}
+    assert [apart and apart["value"] for apart in found["modes"]["full"]["difference"]][::2] == [None, 0]
+    assert found["links"].keys() == {"video", "tokens", "slots", "dynamics", "answer"}
+    words = page.read_text()
+    assert all(run in words for run in (both[0], both[1], "evaluate.resamples", "Where each chain breaks"))
+    for arguments, said in (([both[0]], "two runs or more"), ([both[0], "a"], "say in which store")):
+        ended = physion("compare", *arguments)
+        assert (ended.code, said in ended.err) == (2, True)
     assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out
 
 
