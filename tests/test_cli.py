@@ -171,8 +171,8 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     assert ended.code == 0, ended.err
     report = ended.out.splitlines()[-1].removeprefix("report: file://")
     assert os.path.getsize(report) > 10_000
-    assert ended.err.count(": cached") == 29
-    assert "[29 of 29 stages]" in ended.err.splitlines()[-1]
+    assert ended.err.count(": cached") == 30
+    assert "[30 of 30 stages]" in ended.err.splitlines()[-1]
     result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)
     assert result["report"] == f"file://{report}"
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}

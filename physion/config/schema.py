@@ -433,6 +433,7 @@ Source = Literal[
     "scenario",
     "first-frame",
     "observed-frames",
+    "tokens-observed",
     "states-observed",
     "states-rollout",
     "states-full",

@@ -35,6 +35,7 @@ SOURCES = {
     "scenario": "which scenario it is",
     "first-frame": "pixels of the first frame",
     "observed-frames": "pixels of the observed frames",
+    "tokens-observed": "observed frames as drawn from the dVAE's tokens",
     "states-observed": "true states of agent and patient, observed frames",
     "states-rollout": "true states, to the rollout's last frame",
     "states-full": "true states of the whole video",

@@ -97,9 +97,16 @@ def readouts(config: Any) -> dict[str, Instance]:
 
 
 def regressions(config: Any) -> dict[str, Instance]:
-    """Every regression of the study, by its role in the test. Those on true states need a dataset that tells the truth."""
-    truth = all(known(config, subset) for subset in ("readout", "test"))
-    wanted = [on for on in config.regress.on if truth or not on.startswith("states")]
+    """Every regression of the study, by its role in the test.
+
+    Those on true states need a dataset that tells the truth, those on tokens a slot model that is decoded by way of the dVAE's.
+    """
+    without = set[str]()
+    if not all(known(config, subset) for subset in ("readout", "test")):
+        without.add("states")
+    if "dvae" not in slot_model_kind(config).decodes_with:
+        without.add("tokens")
+    wanted = [on for on in config.regress.on if on.partition("-")[0] not in without]
     return {f"regress-{on}": Instance("regress", {"on": on}) for on in wanted}
 
 
@@ -107,7 +114,8 @@ def _regression_inputs(config: Any, params: Params) -> dict[str, Source]:
     """What a regression answers from, for the videos it learns on and for those it is asked about."""
     kind, _, mode = str(params["on"]).partition("-")
     made_by = {"states": config.dataset, "slots": "rollout" if mode == "rollout" else "extract-slots"}.get(kind, "frames")
-    return {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
+    inputs: dict[str, Source] = {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
+    return inputs | ({"dvae": trained(config, "dvae")} if kind == "tokens" else {})
 
 
 def _regression_settings(config: Any, params: Params) -> dict[str, Any]:

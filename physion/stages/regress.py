@@ -1,4 +1,4 @@
-"""`regress`: the answers of regressions on slots, and on what needs no slot model: pixels, true states, the scenario alone.
+"""`regress`: the answers of regressions on slots, and on what needs none: pixels, tokens, true states, the scenario alone.
 
 Everything is learnt on the readout videos; of the test videos it reads features alone, never a label. What its answers are
 worth is for `evaluate` to say.
@@ -16,15 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from physion.config.schema import Regress
+from physion.data.clips import to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
 from physion.data.split import family
 from physion.data.truth import AGENT, PATIENT, TruthShards
 from physion.job import Job
 from physion.models.regression import Answerer, Kind, concatenated, fit, pooled
+from physion.models.weights import load_model
 from physion.progress import progress
+from physion.report.pictures import from_unit
+from physion.training.engine import WEIGHTS
+from physion.training.precision import arithmetic
 
 ANSWERS = "answers.csv"
 FITS = "fits.json"
@@ -51,7 +57,8 @@ def run(job: Job) -> dict[str, Any]:
     """Fit every variant on the readout videos, choose one by its folds, answer for the test videos."""
     config: Regress = job.config
     on = str(job.params["on"])
-    source = _Source(on, job.settings["frames"], config.stride)
+    dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae") if "dvae" in job.inputs else None
+    source = _Source(on, job.settings["frames"], config.stride, dvae)
     readout, test = (source.open(job.inputs[subset]) for subset in ("readout", "test"))
     scenarios = sorted({video.scenario for video in readout[0]})
     variants = source.variants()
@@ -80,6 +87,7 @@ class _Source:
     on: str
     frames: int
     stride: int
+    dvae: Any = None
 
     def variants(self) -> list[Variant]:
         """All ways to answer from it, the plainest first."""
@@ -101,12 +109,16 @@ class _Source:
             slots = Shards(artifact)
             return slots.videos, lambda video: slots.read(video, "slots", rows).reshape(len(range(self.frames)[rows]), -1)
         frames = FrameShards(artifact)
-        return frames.videos, lambda video: pixels(frames, video, rows)
+        return frames.videos, lambda video: pixels(frames, video, rows, self.dvae)
 
 
-def pixels(frames: FrameShards, video: str, rows: slice) -> np.ndarray:
-    """Some frames of a video, small: float32 [T, SIDE * SIDE * 3], 0 to 1."""
+def pixels(frames: FrameShards, video: str, rows: slice, dvae: Any = None) -> np.ndarray:
+    """Some frames of a video, or what a dVAE draws from their tokens, small: float32 [T, SIDE * SIDE * 3], 0 to 1."""
     images = np.concatenate([frames.images(video, start, 1) for start in range(rows.start, rows.stop, rows.step)])
+    if dvae is not None:
+        with torch.inference_mode(), arithmetic(torch.float32, threads=1):
+            tokens, _ = dvae.most_likely(to_unit(torch.from_numpy(images).permute(0, 3, 1, 2)))
+            images = from_unit(dvae.decode_tokens(tokens).numpy())
     side = min(SIDE, images.shape[1])
     edges = np.arange(side) * images.shape[1] // side
     small = np.add.reduceat(np.add.reduceat(images.astype(np.float32), edges, 1), edges, 2)

@@ -144,7 +144,9 @@ def test_what_given_readouts_depend_on(preset, shared):
     rollouts = {name for name in graph_with(preset, given, shared) if name.startswith("rollout-")}
     observed = {f"take-weights-readout-observed-{seed}" for seed in (0, 1)}
     rolled_out = {f"take-weights-readout-rollout-{seed}" for seed in (0, 1)}
-    followed = {"regress-observed-frames", "regress-slots-observed", "regress-slots-rollout", "evaluate"}
+    followed = {f"regress-{on}" for on in ("observed-frames", "tokens-observed", "slots-observed", "slots-rollout")} | {
+        "evaluate"
+    }
     assert changed(preset, shared, given, "rollout.observed=5") == rollouts | observed | rolled_out | followed
     for training in ("train-readout.optim.lr=0.5", "train-readout.seed=3", "train-dvae.optim.steps=7"):
         assert changed(preset, shared, given, training) == set()

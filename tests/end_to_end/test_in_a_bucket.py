@@ -29,7 +29,7 @@ def same_results(store, finished):
     """Every artifact is whole, nothing else is there, and the results are those of plain files."""
     keys = store.list("artifacts")
     manifests = [key for key in keys if key.endswith("/manifest.json")]
-    assert len(manifests) == 29
+    assert len(manifests) == 30
     named = set(manifests)
     for key in manifests:
         _, stage, fingerprint, _ = key.split("/")
@@ -50,7 +50,7 @@ def test_two_runners_at_once_end_as_on_plain_files(preset, finished, s3, tmp_pat
     same_results(S3Store("tests", "study", scratch=tmp_path / "scratch"), finished)
     code, out, err = ended(start(preset, uri))
     assert (code, out) == (0, both[0][1])
-    assert err.count(": cached") == 29
+    assert err.count(": cached") == 30
 
 
 waits = pytest.mark.skipif(not os.environ.get("PHYSION_TEST_SLOW"), reason="waits a minute; PHYSION_TEST_SLOW=1")

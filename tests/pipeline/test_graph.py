@@ -68,7 +68,7 @@ def test_a_section_of_several_instances_changes_them_all():
 
 def test_one_dial_for_the_observed_frames():
     observed = {name for name in prints() if name.startswith("train-readout-observed")}
-    observed |= {"regress-observed-frames", "regress-states-observed", "regress-slots-observed"}
+    observed |= {f"regress-{on}" for on in ("observed-frames", "tokens-observed", "states-observed", "slots-observed")}
     assert changed("rollout.observed=60") == downstream("rollout-readout", "rollout-test", *observed)
 
 
@@ -145,4 +145,6 @@ def test_regressions_on_states_are_part_of_a_study_whose_dataset_tells_the_truth
     assert graph["regress-states-full"].inputs == {"readout": "simulate-readout", "test": "simulate-test"}
     assert graph["regress-slots-rollout"].inputs == {"readout": "rollout-readout", "test": "rollout-test"}
     assert graph["regress-slots-full"].inputs == {"readout": "extract-slots-readout", "test": "extract-slots-test"}
-    assert graph["regress-first-frame"].inputs == {"readout": "frames-readout", "test": "frames-test"}
+    frames = {"readout": "frames-readout", "test": "frames-test"}
+    assert graph["regress-first-frame"].inputs == frames
+    assert graph["regress-tokens-observed"].inputs == frames | {"dvae": "train-dvae"}

@@ -37,6 +37,22 @@ def test_pixels_are_the_means_of_what_they_stand_for(size):
     np.testing.assert_allclose(found.reshape(3, side, side, 3), expected, atol=1e-5)
 
 
+class Negative:
+    """Stands for a dVAE: its tokens are the images themselves, and it draws them inverted."""
+
+    def most_likely(self, images):
+        return images, None
+
+    def decode_tokens(self, tokens):
+        return -tokens
+
+
+def test_pixels_drawn_from_tokens():
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    seen, drawn = (pixels(Frames(images), "a", slice(0, 7, 3), dvae) for dvae in (None, Negative()))
+    np.testing.assert_allclose(drawn, 1 - seen, atol=1 / 255)
+
+
 class Truth:
     """Two bodies of which one passes the other."""
 
@@ -112,6 +128,7 @@ def test_published_answers_are_read_back_and_measured(finished):
         "scenario",
         "first-frame",
         "observed-frames",
+        "tokens-observed",
         "slots-observed",
         "slots-rollout",
         "slots-full",
@@ -135,7 +152,7 @@ def test_published_answers_are_read_back_and_measured(finished):
 
 def test_the_row_s_command_makes_the_row_again(preset, store):
     before = {path: path.read_bytes() for path in store.glob("artifacts/regress/*/*.[cj]s*") if path.name != "manifest.json"}
-    assert len(before) == 14
+    assert len(before) == 16
     command = [
         sys.executable,
         "-m",
