@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,7 @@ def test_the_page_runs_from_top_to_bottom(preset, finished, tmp_path, monkeypatc
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    opened = 'physion.open("runs/demo", preset="tiny")'
+    opened = 'physion.open("runs/demo", preset="demo")'
     assert code.count(opened) == 1
     notebook = {}
     exec(code.replace(opened, f"physion.open({str(finished)!r}, preset={preset!r})"), notebook)
@@ -49,6 +50,22 @@ def test_the_page_runs_from_top_to_bottom(preset, finished, tmp_path, monkeypatc
     assert len(notebook["predictions"]) == len(notebook["videos"]) == len(study.slots("test"))
     assert type(notebook["steve"]).__name__ == "STEVE"
     assert not notebook["readout"].training
+
+
+def test_rows_for_trackers(preset, finished):
+    """The code of docs/training.md, with stand-ins for the two trackers, which are not installed."""
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGE.parent / "training.md").read_text(), re.DOTALL)
+    opened = 'physion.open("runs/gpu", preset="gpu")'
+    assert code.count(opened) == 1
+    tracker, logged = unittest.mock.Mock(), unittest.mock.Mock()
+    exec(
+        code.replace(opened, f"physion.open({str(finished)!r}, preset={preset!r})"),
+        {"mlflow": tracker, "run": logged},
+    )
+    assert len(tracker.log_metrics.mock_calls) == len(logged.log.mock_calls) > 3
+    assert all(type(value) in (int, float) for call in logged.log.mock_calls for value in call.args[0].values())
+    steps = [call.kwargs["step"] for call in tracker.log_metrics.mock_calls]
+    assert steps == sorted(steps)
 
 
 def test_predictions_have_types(preset, finished, monkeypatch):
