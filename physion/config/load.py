@@ -139,7 +139,7 @@ def _import_plugins(preset: str, names: typing.Any) -> None:
             for stage in STAGES.keys() - known:
                 STAGES[stage].load()
             for kind in MODELS.values():
-                if kind.stage not in STAGES:
+                if kind.stage and kind.stage not in STAGES:
                     hint = nearest(kind.stage, list(STAGES))
                     raise ConfigError(f"{kind.what} '{kind.name}': there is no stage '{kind.stage}' to train it{hint}")
         except ModuleNotFoundError as error:

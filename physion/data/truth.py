@@ -20,6 +20,7 @@ from physion.store.artifacts import Artifact
 TRUTH = "truth.json"
 LONGEST = np.iinfo(np.int16).max
 AGENT, PATIENT = 0, 1
+SPREAD = np.array([0.6] * 3 + [0.5] * 4 + [0.3] * 3 + [1.0] * 3, np.float32)  # of states, about
 
 
 class Body(BaseModel):
@@ -78,6 +79,19 @@ class TruthShards(Shards):
         frames, height, width = self.read(video, "shape")
         runs = np.repeat(self.read(video, "values"), self.read(video, "lengths"))
         return np.ascontiguousarray(runs.reshape(height, width, frames).transpose(2, 0, 1))
+
+
+def bodies(truth: TruthShards, video: str, count: int) -> np.ndarray:
+    """A slot for each body, float32 [T, count, 17], agent and patient first: what a perfect slot model could say.
+
+    Centre (m), quaternion, velocity, angular velocity and half size, each by its usual spread, and 1; 0 where there is no body.
+    """
+    states, scene = truth.states(video)[:, :count], truth.scenes[video]
+    found = np.zeros((len(states), count, 17), np.float32)
+    here = found[:, : states.shape[1]]
+    here[..., :13], here[..., 13:16] = states / SPREAD, np.array([body.size for body in scene.bodies[:count]]) / 0.2
+    here[..., 16] = 1
+    return found
 
 
 def write_truth(path: Path, video: str, masks_THW: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:

@@ -15,6 +15,10 @@ from physion.errors import ConfigError, nearest
 from physion.models import flops
 
 Sizes = dict[str, Any]
+BODIES = (
+    10,
+    17,
+)  # slots and slot size of the slot model `bodies`: as many as a PhysionSim scene has bodies at most, and what each is
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,16 @@ class SlotModelKind(ModelKind):
     """A kind of slot model: `make` makes a `physion.models.slots.SlotModel`.
 
     shape: slots S and slot size D of the configured study. decodes_with: kinds of models without which its slots cannot become
-    pictures; where they are at hand, `with_others(model, **{kind: model})` is the slot model.
+    pictures; where they are at hand, `with_others(model, **{kind: model})` is the slot model. from_truth: nothing is trained,
+    the slots are what the dataset knows of the bodies (`physion.data.truth.bodies`).
     """
 
     shape: Callable[[Any], tuple[int, int]]
     decodes_with: tuple[str, ...] = ()
     with_others: Callable[..., Any] = lambda model: model
+    from_truth: bool = (
+        False  # there is no model: its slots are what the dataset knows of the bodies (`physion.data.truth.bodies`)
+    )
 
     what: ClassVar[str] = "slot model"
     protocol: ClassVar[Imported] = Imported("physion.models.slots:SlotModel")
@@ -166,7 +174,7 @@ class Kinds(dict[str, ModelKind]):
 
     def trainings(self) -> list[str]:
         """Names of the stages that train a model."""
-        return list(dict.fromkeys(kind.stage for kind in self.values()))
+        return list(dict.fromkeys(kind.stage for kind in self.values() if kind.stage))
 
 
 MODELS = Kinds()
@@ -218,6 +226,14 @@ for _kind in (
         shape=lambda config: (config.train_steve.model.slots, config.train_steve.model.slot_size),
         decodes_with=("dvae",),
         with_others=Imported("physion.models.steve:STEVEWithDVAE"),
+    ),
+    SlotModelKind(
+        "bodies",
+        make=Imported("physion.data.truth:bodies"),
+        sizes=lambda config: {},
+        stage="",
+        shape=lambda config: BODIES,
+        from_truth=True,
     ),
     ModelKind(
         "slotformer",

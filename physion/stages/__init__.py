@@ -68,6 +68,11 @@ def copied_here(config: Any, kind: ModelKind) -> list[str]:
     return [other for other in kind.copied() if other in {config.slot_model, *slot_model_kind(config).decodes_with}]
 
 
+def slot_model(config: Any) -> dict[str, Instance]:
+    """The training of the slot model, if there is one to train."""
+    return {} if slot_model_kind(config).from_truth else {"slot-model": trained(config, config.slot_model)}
+
+
 def slots_for(config: Any, features: str | int, subset: str) -> Instance:
     """The slots that a feature mode sees. True ones (observed, full) do not wait for the rollouter."""
     return of_subset("rollout" if features == "rollout" else "extract-slots", subset)
@@ -79,8 +84,8 @@ def known(config: Any, subset: str) -> dict[str, Instance]:
 
 
 def heldout(config: Any) -> dict[str, Instance]:
-    """The videos that were held out from the training of the slot model, and what is true of them; none where it was given."""
-    if given(config, config.slot_model, {}) is not None:
+    """The videos that were held out from the training of the slot model, and what is true of them; none without a training."""
+    if slot_model_kind(config).from_truth or given(config, config.slot_model, {}) is not None:
         return {}
     truth = known(config, "training")
     return {"heldout": of_subset("frames", "training")} | {f"heldout-{role}": source for role, source in truth.items()}
@@ -228,6 +233,12 @@ def _check_steve(config: Any) -> None:
     _fits(config, "train-steve.clip-frames", config.train_steve.clip_frames)
 
 
+def _check_slots(config: Any) -> None:
+    if slot_model_kind(config).from_truth and not all(known(config, subset) for subset in schema.SUBSETS):
+        what = f"slot-model={config.slot_model} takes what is true of the videos"
+        raise ValueError(f"{what}, which dataset={config.dataset} does not tell of all")
+
+
 def _check_slotformer(config: Any) -> None:
     section = config.train_slotformer
     clip = (section.model.burn_in + section.rollout_frames - 1) * section.model.stride + 1
@@ -340,10 +351,12 @@ for _stage in (
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
         reads=lambda config, params: {
-            "slot-model": trained(config, config.slot_model),
+            **slot_model(config),
+            **(known(config, str(params["subset"])) if slot_model_kind(config).from_truth else {}),
             "frames": of_subset("frames", params["subset"]),
         },
         cost=_slots_cost,
+        check=_check_slots,
         gpu=True,
     ),
     Stage(
@@ -412,7 +425,7 @@ for _stage in (
         summary="test the readouts once and write the report",
         section=schema.Evaluate,
         reads=lambda config, params: {
-            "slot-model": trained(config, config.slot_model),
+            **slot_model(config),
             **{other: trained(config, other) for other in slot_model_kind(config).decodes_with},
             **heldout(config),
             "slotformer": trained(config, "slotformer"),

@@ -64,7 +64,7 @@ def run(job: Job) -> dict[str, Any]:
     if config.people:
         metrics["people"] = _people(config, predictions)
     metrics["regressions"] = _regressions(config, job, predictions)
-    model = load_slot_model(job.inputs)
+    model = load_slot_model(job.inputs) if "slot-model" in job.inputs else None
     with arithmetic(torch.float32):
         looked = look_at_sets(job, config, model)
         metrics["slots"] = {name: slot_numbers(seen, truth, config) for name, (seen, truth) in looked.items()}
@@ -223,7 +223,7 @@ def _histories(job: Job) -> dict[str, Any]:
 @arithmetic(torch.float32)
 @torch.inference_mode()
 def _pictures(
-    job: Job, config: Evaluate, found: Predictions, model: SlotModel
+    job: Job, config: Evaluate, found: Predictions, model: SlotModel | None
 ) -> tuple[list[VideoPanel], dict[str, bytes], dict[str, Any]]:
     """Videos with masks and decoded slots, stills of where the slots look and of what the slot model is shown, and how like
     the shown frames are what is `reconstructed` and the decoded `slots` and `rollouts`.
@@ -245,6 +245,10 @@ def _pictures(
             job.stop.check()
             video = found.videos[number]
             images = frames.images(video.name, 0, total)
+            if model is None:
+                panels.append(_panel(job, found, number, {"video": images[shown]}))
+                bar.advance()
+                continue
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             masks = see_video(model, batch[None], frames.image_size)[1][0].numpy()
             images, batch, masks = images[shown], batch[shown], masks[shown]
@@ -269,7 +273,8 @@ def _pictures(
     if inputs:
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
         stills["Test frames (top) and their reconstructions (bottom)"] = pictures.png(rows)
-    stills["Slots: test frames (left) and where each slot looks"] = pictures.png(pictures.grid(slot_rows))
+    if slot_rows:
+        stills["Slots: test frames (left) and where each slot looks"] = pictures.png(pictures.grid(slot_rows))
     likeness = {what: pictures.likeness(pairs, config.resamples, config.seed) for what, pairs in drawn.items()
                 if all(one.shape == other.shape for one, other in pairs)}  # fmt: skip
     return panels, stills, {"videos": len(chosen), "frames": shown.tolist()} | likeness

@@ -12,8 +12,9 @@ from physion.config.schema import ExtractSlots
 from physion.data.clips import to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, in_groups
+from physion.data.truth import TruthShards, bodies
 from physion.job import Job
-from physion.models.kinds import MODELS, SlotModelKind
+from physion.models.kinds import BODIES, MODELS, SlotModelKind
 from physion.models.slots import SlotModel, encode_video
 from physion.models.weights import kind_of_weights, load_model
 from physion.stages.bulk import map_shards, require_finite
@@ -39,6 +40,13 @@ def run(job: Job) -> dict[str, Any]:
     """Publish `slots` float32 [T, S, D] a video; the state carries over from chunk to chunk of a video."""
     config: ExtractSlots = job.config
     frames = FrameShards(job.inputs["frames"])
+    if "slot-model" not in job.inputs:
+        truth = TruthShards(job.inputs["dataset"])
+
+        def told(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
+            return ((video.name, bodies(truth, video.name, BODIES[0])) for video in videos)
+
+        return map_shards(job, frames, config.videos_per_shard, "slots", told)
     model = load_slot_model(job.inputs)
 
     def chunks(videos: list[Video]) -> Iterator[torch.Tensor]:

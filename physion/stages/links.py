@@ -41,14 +41,17 @@ class Seen:
     overlap: np.ndarray | None
 
 
-def look_at_sets(job: Job, config: Evaluate, model: SlotModel) -> dict[str, tuple[list[Seen], TruthShards | None]]:
-    """Some test videos, with the slots that were extracted, and some that were held out from the slot model's training."""
+def look_at_sets(job: Job, config: Evaluate, model: SlotModel | None) -> dict[str, tuple[list[Seen], TruthShards | None]]:
+    """Some test videos, with the slots that were extracted, and some that were held out from the slot model's training.
+
+    Without a model slots look nowhere, and nothing is asked about where.
+    """
     sets = {"test": ("frames", "dataset"), "heldout": ("heldout", "heldout-dataset")}
     found = {}
     for name, (role, known_by) in sets.items():
         if role not in job.inputs:
             continue
-        frames, truth = FrameShards(job.inputs[role]), TruthShards.of(job.inputs.get(known_by))
+        frames, truth = FrameShards(job.inputs[role]), TruthShards.of(job.inputs.get(known_by) if model else None)
         videos = frames.videos if name == "test" else frames.select(heldout=True)
         chosen = [videos[number] for number in spread(len(videos), config.measured_videos)]
         slots = Shards(job.inputs["slots"]) if name == "test" else None
@@ -58,7 +61,12 @@ def look_at_sets(job: Job, config: Evaluate, model: SlotModel) -> dict[str, tupl
 
 @torch.inference_mode()
 def look(
-    job: Job, model: SlotModel, frames: FrameShards, videos: Sequence[Video], truth: TruthShards | None, slots: Shards | None
+    job: Job,
+    model: SlotModel | None,
+    frames: FrameShards,
+    videos: Sequence[Video],
+    truth: TruthShards | None,
+    slots: Shards | None,
 ) -> list[Seen]:
     """Have the model look at videos; their slots are those that were extracted where these are given."""
     found = []
@@ -66,11 +74,12 @@ def look(
         for video in videos:
             job.stop.check()
             overlap, array = None, None if slots is None else slots.read(video.name, "slots")
-            if truth is not None or array is None:
+            if model is not None and (truth is not None or array is None):
                 images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).to(best_device())
                 (given,), (masks,) = see_video(model, to_unit(images.permute(0, 3, 1, 2))[None], images.shape[1])
                 array = given.numpy() if array is None else array
                 overlap = None if truth is None else overlaps_in(truth, video.name, masks.numpy())
+            assert array is not None
             found.append(Seen(video, array, overlap))
             bar.advance()
     return found
