@@ -90,6 +90,7 @@ def _values(sweep: str) -> list[str]:
 def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:
     """Run one study, and unless quiet print what came of it. Returns that."""
     from physion.pipeline.measured import Measured, wall_clock
+    from physion.pipeline.provenance import changed_since, warning
     from physion.pipeline.runner import Done
     from physion.pipeline.schedule import Claim, Schedule
 
@@ -99,6 +100,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
 
     finished: set[str] = set()
+    changed: dict[str, list[str]] = {}
 
     @functools.cache
     def measured() -> Measured:
@@ -120,7 +122,9 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
 
     def done(result: Done) -> None:
         finished.add(result.node.name)
-        if not result.cached:
+        if result.cached:
+            changed[result.node.name] = changed_since(result.manifest, result.node, graph)
+        else:
             measured().add(result.manifest)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         rest = "" if result.cached else left()
@@ -133,6 +137,8 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
         Schedule(graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
     ):
         last = schedule.run()[-1].manifest
+    if any(changed.values()):
+        say(f"warning: {warning(changed)}")
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:
         copy_out(Artifact(target, last).path("report.html"), report_to)

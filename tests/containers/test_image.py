@@ -46,6 +46,7 @@ def test_labels(image):
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == "0.1.0"
     assert labels["org.opencontainers.image.revision"] == "abc123"
+    assert "PHYSION_COMMIT=abc123" in image["Config"]["Env"]
 
 
 def test_doctor_sees_the_limits(image):
