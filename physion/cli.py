@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from physion import __version__
-from physion.commands import CacheFolder, CacheLimit, cache_options
+from physion.commands import JSON_VERSION, CacheFolder, CacheLimit, cache_options
 from physion.commands.compare import compare
 from physion.commands.config import config_app
 from physion.commands.contact_sheet import contact_sheet
@@ -114,7 +114,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
         text = shown(without_secrets(f"{error}"))  # an override that is wrong is shown in full
-        facts = {"error": text, "exit_code": error.exit_code}
+        facts = {"version": JSON_VERSION, "error": text, "exit_code": error.exit_code}
         line = json.dumps(facts, ensure_ascii=False) if "--json" in sys.argv else f"error: {text}"
         print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store
+from physion.commands import AsJSON, StoreURI, chosen_store, print_json
 from physion.errors import ConfigError
 from physion.store.artifacts import Artifact
 
@@ -70,7 +69,7 @@ def compare(store: StoreURI, one: Report, other: Report, as_json: AsJSON = False
     options = {option: [study.options.get(option) for study in chosen] for study in chosen for option in study.options}
     differ = {option: values for option, values in options.items() if values[0] != values[1]}
     if as_json:
-        print(json.dumps({"options": differ, "modes": modes}, indent=1))
+        print_json({"options": differ, "modes": modes})
         return
     table = Table("", *(escape(name) for name in (one, other)), "difference", "p", box=None, pad_edge=False)
     for option, values in differ.items():

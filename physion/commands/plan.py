@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study, print_json
 from physion.machine import Machine, device_name, this_machine
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
@@ -70,7 +69,7 @@ def plan(
     measured = Measured(shown, target, device)
     rows = [_row(node, config, measured, kept.get(node.name), changed.get(node.name, [])) for node in shown]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         left = [node for node in shown if node.name not in done]
         _print_table(rows, left, device, this_machine() if on is None else None, f"preset {preset}, store {target.uri}")
@@ -116,7 +115,7 @@ def _say_why(
     to_do = list(found)
     found |= {name: others for name, manifest in kept.items() if (others := since(manifest, graph[name], graph))}
     if as_json:
-        print(json.dumps({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()}, indent=1))
+        print_json({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()})
         return
     told: set[str] = set()
     for name, reasons in found.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 from pathlib import Path
@@ -25,6 +24,7 @@ from physion.commands import (
     for_trainings,
     headline,
     load_study,
+    print_json,
     stopping,
 )
 from physion.errors import ConfigError
@@ -62,7 +62,7 @@ def run(
     if not sweep:
         result = _run(preset, store, overrides, report_to, as_json)
         if as_json:
-            print(json.dumps(result, indent=1))
+            print_json(result)
         return
     if report_to is not None:
         raise ConfigError("--report: a sweep makes several reports; copy one with `physion store get`")
@@ -74,7 +74,7 @@ def run(
         say(f"variant {number} of {len(variants)}: {' '.join(variant)}")
         results.append({"overrides": variant} | _run(preset, store, [*overrides, *variant], None, as_json))
     if as_json:
-        print(json.dumps(results, indent=1))
+        print_json(results)
     else:
         print(f"\nphysion runs -s {store} lists the variants, physion compare sets two side by side")
 

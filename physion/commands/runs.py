@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store
+from physion.commands import AsJSON, StoreURI, chosen_store, print_json
 from physion.errors import ConfigError
 
 SHOWN = 4  # changed options of a study before the others are only counted
@@ -38,7 +37,7 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
         for study in found
     ]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     if not rows:
         raise ConfigError(f"there is no study in {target.uri}: check the name of the store; physion store ls lists artifacts")

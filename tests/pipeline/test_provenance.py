@@ -139,7 +139,9 @@ def test_other_code_of_the_same_version_is_warned_of(physion, preset, store):
     assert warning in physion("plan", "-p", preset, "-s", store).out
     ran = physion("run", "-p", preset, "-s", store)
     assert (ran.code, ran.err.count(": cached"), warning in ran.err) == (0, 29, True)
-    (row,) = (row for row in json.loads(physion("plan", "-p", preset, "-s", store, "--json").out) if row["changed_since"])
+    (row,) = (
+        row for row in json.loads(physion("plan", "-p", preset, "-s", store, "--json").out)["result"] if row["changed_since"]
+    )
     assert (row["name"], row["cached"], row["changed_since"]) == ("train-steve", True, ["physion.training.engine"])
 
 
