@@ -28,6 +28,7 @@ from physion.commands.stage import stage
 from physion.commands.status import status
 from physion.commands.store import store_app
 from physion.commands.submit import submit
+from physion.commands.tensorboard import tensorboard
 from physion.commands.weights import weights_app
 from physion.config.schema import without_secrets
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
@@ -54,6 +55,7 @@ app.command(
 )(plan)
 app.command(epilog="Example: physion runs -s runs/tiny")(runs)
 app.command(epilog="Example: physion compare 1a2b3c 4d5e6f -s runs/tiny")(compare)
+app.command(epilog="Example: physion tensorboard train-steve -s runs/tiny")(tensorboard)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)
