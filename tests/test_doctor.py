@@ -61,7 +61,7 @@ def test_a_store_that_cannot_be_written(doctor, tmp_path):
 def test_a_bucket_that_is_not_there(doctor, s3):
     ended = doctor("-s", "s3://not-there/x", "--json")
     assert ended.code == 2
-    assert json.loads(ended.err) == {"error": "will not work as it is: store, clock", "exit_code": 2}
+    assert json.loads(ended.err) == {"version": 1, "error": "will not work as it is: store, clock", "exit_code": 2}
     found = {finding["name"]: finding["text"] for finding in json.loads(ended.out)["result"]}
     assert "NoSuchBucket" in found["store"]
     assert "make the bucket, or correct --store" in found["store"]
