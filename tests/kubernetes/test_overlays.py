@@ -1,10 +1,14 @@
 """Every patch of a kustomization changes something: kustomize says nothing of one whose target is gone."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from physion.commands import parse_bytes
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s" / "base"
@@ -69,3 +73,43 @@ def test_every_patch_has_a_target_and_finds_there_what_it_changes(folder):
             targets = selected(target["select"], found)
             assert targets, f"{target} changes nothing"
             assert all(there(each, path.split(".")) for each in targets for path in target["fieldPaths"])
+
+
+WITH_CACHE = {"bulk", "stage", "evaluate"}  # templates of pods that read data
+UNITS = {"Mi": 2**20, "Gi": 2**30}
+
+
+def disk(container):
+    """Bytes of disk that a container asks for, and may take at most."""
+    bounds = [container["resources"][bound]["ephemeral-storage"] for bound in ("requests", "limits")]
+    return [int(bound[:-2]) * UNITS[bound[-2:]] for bound in bounds]
+
+
+def limited(container):
+    """Whether its cache is as large as the disk that it asks for, and it may take as much again for what it makes."""
+    asked, most = disk(container)
+    limits = [each for each in container["env"] if each["name"] == "PHYSION_CACHE_LIMIT"]
+    assert parse_bytes(str(asked)) == asked  # which is how Kubernetes says it
+    from_request = {"resourceFieldRef": {"resource": "requests.ephemeral-storage"}}
+    return most == 2 * asked and [each["valueFrom"] for each in limits] == [from_request]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_no_pod_takes_more_of_a_nodes_disk_than_it_asks_for(overlay):
+    rendered = subprocess.run(
+        ["kubectl", "kustomize", ROOT / "k8s" / "overlays" / overlay], capture_output=True, text=True, check=True
+    ).stdout
+    (workflow,) = (each for each in yaml.safe_load_all(rendered) if each["kind"] == "WorkflowTemplate")
+    containers = {each["name"]: each["container"] for each in workflow["spec"]["templates"] if "container" in each}
+    assert {name for name, container in containers.items() if limited(container)} == WITH_CACHE
+    for container in containers.values():
+        asked, most = disk(container)
+        assert asked < most
+
+
+def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
+    job = yaml.safe_load((ROOT / "jobs" / "training.yaml").read_text())
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert limited(container)
+    assert disk(container)[0] > 20e9  # the frames and tokens that `paper` trains on are 18 GB, read in random order
