@@ -1,5 +1,7 @@
 """Every patch of a kustomization changes something: kustomize says nothing of one whose target is gone."""
 
+import ipaddress
+import os
 import re
 import shutil
 import subprocess
@@ -94,13 +96,17 @@ def limited(container):
     return most == 2 * asked and [each["valueFrom"] for each in limits] == [from_request]
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+def rendered(folder):
+    """What kubectl would apply."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    ended = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(ended.stdout))
+
+
 @pytest.mark.parametrize("overlay", ["local", "cloud"])
 def test_no_pod_takes_more_of_a_nodes_disk_than_it_asks_for(overlay):
-    rendered = subprocess.run(
-        ["kubectl", "kustomize", ROOT / "k8s" / "overlays" / overlay], capture_output=True, text=True, check=True
-    ).stdout
-    (workflow,) = (each for each in yaml.safe_load_all(rendered) if each["kind"] == "WorkflowTemplate")
+    (workflow,) = (each for each in rendered(ROOT / "k8s/overlays" / overlay) if each["kind"] == "WorkflowTemplate")
     containers = {each["name"]: each["container"] for each in workflow["spec"]["templates"] if "container" in each}
     assert {name for name, container in containers.items() if limited(container)} == WITH_CACHE
     for container in containers.values():
@@ -113,3 +119,79 @@ def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
     (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
     assert limited(container)
     assert disk(container)[0] > 20e9  # the frames and tokens that `paper` trains on are 18 GB, read in random order
+
+
+# ------------------------------------------------------------------------------------------------------- network
+STAGE = {"app.kubernetes.io/name": "physion", "app.kubernetes.io/component": "train-steve"}
+FETCH = STAGE | {"app.kubernetes.io/component": "fetch-test"}
+KUBE_DNS = {"namespace": {"kubernetes.io/metadata.name": "kube-system"}, "pod": {"k8s-app": "kube-dns"}}
+OTHER_DNS = {"namespace": {"kubernetes.io/metadata.name": "elsewhere"}, "pod": {"k8s-app": "kube-dns"}}
+
+
+def selects(selector, labels):
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "In" for each in expressions)
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] for each in expressions
+    )
+
+
+def is_peer(peer, to):
+    """Whether a rule's peer is an address, or a pod: {"pod": labels, "namespace": labels of another namespace}."""
+    if "ipBlock" in peer:
+        assert set(peer["ipBlock"]) == {"cidr"}
+        return isinstance(to, str) and ipaddress.ip_address(to) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
+    if isinstance(to, str) or ("namespaceSelector" in peer) != ("namespace" in to):
+        return False
+    return selects(peer.get("namespaceSelector", {}), to.get("namespace", {})) and selects(peer["podSelector"], to["pod"])
+
+
+def reaches(policies, pod, to, port, protocol="TCP"):
+    """Whether any policy of a pod lets it out there, as the API's reference has it."""
+    mine = [each["spec"] for each in policies if selects(each["spec"]["podSelector"], pod)]
+    assert any("Egress" in spec["policyTypes"] for spec in mine)
+    return any(
+        any(is_peer(peer, to) for peer in rule["to"]) if "to" in rule else True
+        for spec in mine
+        for rule in spec.get("egress", ())
+        if "ports" not in rule or {"port": port, "protocol": protocol} in rule["ports"]
+    )
+
+
+def policies_of(folder):
+    return [each for each in rendered(folder) if each["kind"] == "NetworkPolicy"]
+
+
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_what_pods_reach(overlay):
+    def out(to, port, protocol="TCP", pod=STAGE):
+        return reaches(policies, pod, to, port, protocol)
+
+    policies = policies_of(ROOT / "k8s/overlays" / overlay)
+    assert out(KUBE_DNS, 53, "UDP")
+    assert out(KUBE_DNS, 53)
+    assert not any(out(to, 53, "UDP") for to in (OTHER_DNS, "8.8.8.8", "10.0.0.1"))
+    assert out({"pod": STAGE}, 29400)
+    assert not out({"pod": STAGE, "namespace": {"kubernetes.io/metadata.name": "elsewhere"}}, 29400)
+    assert all(out(address, port) for address in ("10.96.0.1", "172.18.0.2", "192.168.0.9") for port in (443, 6443))
+    assert out("10.0.0.1", 8443)
+    assert not out("10.0.0.1", 22)
+    in_cluster = {"pod": {"app.kubernetes.io/name": "s3"}}
+    assert (out(in_cluster, 8333), out(in_cluster, 8888)) == (overlay == "local", False)
+    assert out("203.0.113.7", 443) == (overlay == "cloud")
+    assert out("203.0.113.7", 443, pod=FETCH)
+    assert not reaches(policies, {}, KUBE_DNS, 53)
+    assert not reaches(policies, {"app.kubernetes.io/name": "s3"}, "203.0.113.7", 443)
+
+
+def test_the_addresses_that_the_document_shows_how_to_give(tmp_path):
+    document = (ROOT / "docs" / "kubernetes.md").read_text()
+    (patches,) = re.findall(r"^    patches:\n(?:      .*\n)+", document, re.MULTILINE)
+    base = os.path.relpath(ROOT / "k8s/overlays/cloud", tmp_path)
+    text = f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\n{patches}"
+    (tmp_path / "kustomization.yaml").write_text(text.replace("\n    ", "\n"))
+    policies = policies_of(tmp_path)
+    assert reaches(policies, STAGE, "203.0.113.7", 8443)
+    assert reaches(policies, STAGE, "192.0.2.9", 9000)
+    for address in ("203.0.113.7", "192.0.2.9", "198.51.100.1", "10.0.0.1"):
+        assert not any(reaches(policies, STAGE, address, port) for port in (443, 6443))
