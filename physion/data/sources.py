@@ -266,14 +266,14 @@ def _download(source: str, path: Path, job: Job) -> None:
     have = path.stat().st_size if path.exists() else 0
     url = urlsplit(source)
     user, _, host = url.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))
+    request = urllib.request.Request(urlunsplit(url._replace(netloc=host, fragment="")))  # noqa: S310 (http or https: the schema)
     if have:
         request.add_header("Range", f"bytes={have}-")
     if user:  # not handed on to where the server may send us
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
     trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
     trusted.load_verify_locations(certifi.where())
-    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:
+    with urllib.request.urlopen(request, timeout=60, context=trusted) as response:  # noqa: S310 (as above)
         if response.status != 206:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
