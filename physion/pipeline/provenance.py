@@ -150,7 +150,10 @@ def _folder(module: str) -> Path | None:
     """The folder on Python's path that a module was imported from."""
     if _is_of(module, PACKAGE):
         return HERE
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a notebook, or another __main__
+        return None
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parents[module.count(".") + (Path(spec.origin).name == "__init__.py")]
@@ -160,6 +163,8 @@ def _folder(module: str) -> Path | None:
 def _file(module: str, own: frozenset[str], folders: frozenset[Path]) -> Path | None:
     """Where the source of a module lies; None of what is Python's, or another distribution's than these `own` ones."""
     first, *rest = module.split(".")
+    if first in sys.stdlib_module_names:
+        return None
     for folder in folders | {HERE}:
         if first in own or folder not in INSTALLED | {HERE}:
             place = folder.joinpath(first, *rest)

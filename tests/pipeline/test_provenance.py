@@ -261,6 +261,13 @@ def test_the_source_of_a_plug_in_is_part_of_its_identity(tmp_path, monkeypatch):
     assert found["code"]["evaluate"].fingerprint != first["evaluate"].fingerprint == found["words"]["evaluate"].fingerprint
 
 
+@pytest.mark.parametrize("module", ["__main__", "functools", "no_such_module"])
+def test_what_has_no_source_of_its_own(module):
+    """A stage made in a notebook, or by something that is no file of a plug-in."""
+    stage = replace(STAGES["take-weights"], module=module)
+    assert provenance.plugin_source(stage, {"model": "dvae"}, None) == {}
+
+
 def test_no_stage_of_ours_has_its_source_in_its_identity(graph):
     assert not any("source" in node.identity for node in graph.values())
     assert replace(graph["tokenize"], cost=None).identity.keys() == {"stage", "version", "config", "params", "inputs"}
