@@ -7,6 +7,7 @@ the gRPC twin of its S3 port takes new identities. In compose and in the cluster
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -60,5 +61,7 @@ def _move(source: socket.socket, target: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection takes six
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which the first process of a container has to ask for
     forward(listening(int(sys.argv[1])), int(sys.argv[2]))
