@@ -5,7 +5,7 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-containers test-cluster test-chaos test-gpu check lock env clean
+.PHONY: demo test test-containers test-cluster test-chaos test-gpu check audit sbom lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset demo --store $(STORE)
@@ -33,6 +33,14 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# Known vulnerabilities of what is locked: asks PyPI for each version. And what the image is made from beside Debian's packages, with
+# hashes, as CycloneDX JSON. Both run their tool in an environment of its own, which uv makes.
+audit:
+	$(UV) tool run --from pip-audit==2.10.1 pip-audit --strict --no-deps --disable-pip --requirement requirements-dev.lock
+sbom:
+	$(UV) tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file sbom.json
 
 # uv installs in seconds what takes pip minutes; it is fetched with pip where it is not there. Versions and hashes are the locks',
 # and the package itself is built by the locked hatchling, so nothing that is not locked is downloaded.

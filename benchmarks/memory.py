@@ -63,7 +63,7 @@ def main():
             options = [word for setting in chosen for word in ("--set", f"train-slotformer.{setting}")]
             command = [sys.executable, "-m", "physion.cli", "stage", "train-slotformer", "-p", "paper", "-s", folder, *options]
             process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE)
-            out = json.loads(process.stdout.read())
+            out = json.loads(process.stdout.read())["result"]
             assert out["published"]
             assert not out["cached"]
             _, status, usage = os.wait4(process.pid, 0)  # its own peak, or that of a process it loaded with, if that is higher

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from physion import __version__
-from physion.commands import CacheFolder, CacheLimit, cache_options
+from physion.commands import JSON_VERSION, CacheFolder, CacheLimit, cache_options
 from physion.commands.compare import compare
 from physion.commands.config import config_app
 from physion.commands.contact_sheet import contact_sheet
@@ -28,6 +28,7 @@ from physion.commands.stage import stage
 from physion.commands.status import status
 from physion.commands.store import store_app
 from physion.commands.submit import submit
+from physion.commands.tensorboard import tensorboard
 from physion.commands.weights import weights_app
 from physion.config.schema import without_secrets
 from physion.errors import ConfigError, Interrupted, PhysionError, TransientError
@@ -56,6 +57,7 @@ app.command(epilog="Example: physion runs -s runs/tiny")(runs)
 app.command(
     epilog="Examples: physion compare 1a2b3c 4d5e6f -s runs/tiny    |    physion compare runs/a@ runs/b@tiny --report page.html"
 )(compare)
+app.command(epilog="Example: physion tensorboard train-steve -s runs/tiny")(tensorboard)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
 app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)
@@ -116,7 +118,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
         text = shown(without_secrets(f"{error}"))  # an override that is wrong is shown in full
-        facts = {"error": text, "exit_code": error.exit_code}
+        facts = {"version": JSON_VERSION, "error": text, "exit_code": error.exit_code}
         line = json.dumps(facts, ensure_ascii=False) if "--json" in sys.argv else f"error: {text}"
         print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node

@@ -61,7 +61,7 @@ def test_bash_completes_commands(physion, monkeypatch):
 def test_with_json_an_error_is_json_too(physion, arguments, words):
     ended = physion(*arguments, "--json")
     error = json.loads(ended.err)
-    assert (ended.code, error["exit_code"], ended.out) == (2, 2, "")
+    assert (ended.code, error["version"], error["exit_code"], ended.out) == (2, 1, 2, "")
     assert words in error["error"]
 
 
@@ -75,7 +75,7 @@ def test_a_narrow_terminal_folds_tables_and_cuts_nothing(physion, monkeypatch, p
 
 def test_the_plan_as_json(physion, tmp_path):
     ended = physion("plan", "-p", "smoke", "-s", tmp_path / "none", "--json")
-    rows = {row["name"]: row for row in json.loads(ended.out)}
+    rows = {row["name"]: row for row in json.loads(ended.out)["result"]}
     assert {row["stage"] for row in rows.values()} == set(STAGES) - {"fetch", "take-weights"}
     assert not any(row["cached"] for row in rows.values())
     assert all(source in rows for row in rows.values() for source in row["inputs"].values())
@@ -92,9 +92,9 @@ def test_the_plan_for_people(physion, tmp_path, preset):
 
 
 def test_the_plan_knows_what_is_done(physion, preset, finished):
-    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json").out)
+    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json").out)["result"]
     assert all(row["cached"] for row in rows)
-    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json", "--set", "train-slotformer.seed=4").out)
+    rows = json.loads(physion("plan", "-p", preset, "-s", finished, "--json", "--set", "train-slotformer.seed=4").out)["result"]
     assert {row["stage"] for row in rows if not row["cached"]} == {
         "train-slotformer",
         "rollout",
@@ -111,7 +111,7 @@ def test_config_show_is_a_preset_again(physion, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(ended.out)
     assert load_config(str(path)) == load_config("tiny", ["evaluate.videos=3"])
-    tree = json.loads(physion("config", "show", "-p", "tiny", "--json").out)
+    tree = json.loads(physion("config", "show", "-p", "tiny", "--json").out)["result"]
     assert tree == load_config("tiny").model_dump(mode="json")
 
 
@@ -173,7 +173,7 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     assert os.path.getsize(report) > 10_000
     assert ended.err.count(": cached") == 30
     assert "[30 of 30 stages]" in ended.err.splitlines()[-1]
-    result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)
+    result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)["result"]
     assert result["report"] == f"file://{report}"
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}
 
@@ -182,7 +182,7 @@ def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):
     arguments = ["stage", "train-readout", "--features", "rollout", "--seed", "1", "-p", preset, "-s", finished]
     ended = physion(*arguments)
     assert ended.out.startswith("train-readout-rollout-1: cached")
-    result = json.loads(physion(*arguments, "--json").out)
+    result = json.loads(physion(*arguments, "--json").out)["result"]
     assert result["cached"] is True
     assert ended.out.splitlines()[-1] == result["artifact"]
     assert os.path.isfile(result["artifact"].removeprefix("file://") + "/weights.safetensors")
@@ -190,7 +190,7 @@ def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):
 
 def cached(physion, *options):
     """The names of the instances that the plan says are done."""
-    return {row["name"] for row in json.loads(physion("plan", *options, "--json").out) if row["cached"]}
+    return {row["name"] for row in json.loads(physion("plan", *options, "--json").out)["result"] if row["cached"]}
 
 
 def test_force_says_that_what_follows_stays_where_the_bytes_are_the_same(physion, preset, store):

@@ -18,7 +18,7 @@ def doctor(physion, tmp_path):
 
 
 def states(ended):
-    return {finding["name"]: finding["state"] for finding in json.loads(ended.out)}
+    return {finding["name"]: finding["state"] for finding in json.loads(ended.out)["result"]}
 
 
 def test_a_machine_that_will_do(doctor, tmp_path):
@@ -61,8 +61,8 @@ def test_a_store_that_cannot_be_written(doctor, tmp_path):
 def test_a_bucket_that_is_not_there(doctor, s3):
     ended = doctor("-s", "s3://not-there/x", "--json")
     assert ended.code == 2
-    assert json.loads(ended.err) == {"error": "will not work as it is: store, clock", "exit_code": 2}
-    found = {finding["name"]: finding["text"] for finding in json.loads(ended.out)}
+    assert json.loads(ended.err) == {"version": 1, "error": "will not work as it is: store, clock", "exit_code": 2}
+    found = {finding["name"]: finding["text"] for finding in json.loads(ended.out)["result"]}
     assert "NoSuchBucket" in found["store"]
     assert "make the bucket, or correct --store" in found["store"]
     assert states(ended)["gpu"] == "ok"  # the rest is looked at all the same
@@ -78,5 +78,5 @@ def test_scratch_that_cannot_be_made(physion, tmp_path):
 def test_little_room_is_a_warning_or_a_failure(physion, tmp_path, small_disk):
     ended = physion("--cache", small_disk / "cache", "doctor", "--json")
     assert (ended.code, states(ended)["scratch"]) == (2, "fail")
-    (finding,) = [finding for finding in json.loads(ended.out) if finding["name"] == "scratch"]
+    (finding,) = [finding for finding in json.loads(ended.out)["result"] if finding["name"] == "scratch"]
     assert finding["text"] == f"0.0 GiB free in {small_disk / 'cache'}; set PHYSION_CACHE elsewhere"

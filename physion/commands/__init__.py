@@ -29,6 +29,7 @@ from physion.store.uri import open_store
 if TYPE_CHECKING:
     from physion.pipeline.runner import Done
 
+JSON_VERSION = 1  # raised when something of docs/json.md goes, or means something else
 Preset = Annotated[
     str, typer.Option("--preset", "-p", envvar="PHYSION_PRESET", help=f"One of: {', '.join(preset_names())}; or a YAML file.")
 ]
@@ -86,6 +87,11 @@ def raise_each(problems: Sequence[str]) -> None:
     """End with one DataError that names all that could not be used; do nothing when all could."""
     if problems:
         raise DataError("\n".join(problems))
+
+
+def print_json(result: Any) -> None:
+    """Print what `--json` asks for: docs/json.md."""
+    print(json.dumps({"version": JSON_VERSION, "result": result}, indent=1))
 
 
 def copy_out(source: Path, destination: Path) -> None:
@@ -170,7 +176,7 @@ def result_facts(result: Done, store: Store) -> dict[str, Any]:
 def tell_result(result: Done, store: Store, as_json: bool) -> None:
     """Print what one stage came to, and where its artifact lies."""
     if as_json:
-        print(json.dumps(result_facts(result, store), indent=1))
+        print_json(result_facts(result, store))
         return
     took = "cached" if result.cached else f"done in {duration(result.seconds)}"
     print(f"{result.node.name}: {took}{headline(result.manifest.metrics)}\n{store.uri}/{result.node.prefix}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, chosen_store
+from physion.commands import AsJSON, chosen_store, print_json
 from physion.errors import ConfigError
 from physion.pipeline.studies import RecordedStudy, studies
 from physion.progress import say
@@ -58,7 +57,7 @@ def compare(
         except OSError as error:
             raise ConfigError(f"{page}: cannot be written ({error.strerror})") from error
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
         return
     table = Table("", *(escape(run.facts["name"]) for run in runs), box=None, pad_edge=False)
     for option, values in found["options"].items():

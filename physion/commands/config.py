@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from physion.commands import AsJSON, Overrides, Preset
+from physion.commands import AsJSON, Overrides, Preset, print_json
 from physion.config.load import load_config, preset_text, read_preset, study_class
 
 config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
@@ -19,7 +19,7 @@ def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = Fal
     """Print a preset with every default and override filled in."""
     tree = load_config(preset, overrides).model_dump(mode="json")
     if as_json:
-        print(json.dumps(tree, indent=1))
+        print_json(tree)
         return
     for line in preset_text(preset).splitlines():
         if not line.startswith("#"):

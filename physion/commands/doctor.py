@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from physion.commands import AsJSON, cache_options, chosen_store
+from physion.commands import AsJSON, cache_options, chosen_store, print_json
 from physion.errors import ConfigError
 
 
@@ -31,7 +30,7 @@ def doctor(
             line = f"[{colour}]{finding.state:<4}[/]  {finding.name:<8} {escape(finding.text)}"
             Console().print(line, soft_wrap=True, highlight=False)
     if as_json:
-        print(json.dumps([vars(finding) for finding in findings], indent=1))
+        print_json([vars(finding) for finding in findings])
     failed = [finding.name for finding in findings if finding.state == "fail"]
     if failed:
         raise ConfigError(f"will not work as it is: {', '.join(failed)}")

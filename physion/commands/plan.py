@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study, print_json
 from physion.machine import Machine, device_name, this_machine
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
@@ -51,6 +50,7 @@ def plan(
     """
     from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
     from physion.pipeline.measured import Measured
+    from physion.pipeline.provenance import changed_since, warning
     from physion.pipeline.runner import all_standing, published
 
     config, graph, target = load_study(preset, overrides, store)
@@ -60,20 +60,26 @@ def plan(
     if tasks is not None:
         left = left_to_do(graph, lambda node: node.name in done)
         write_work_lists(tasks, work_lists(config, left, parse_pods(pods)))
+    kept = {node.name: manifest for node in shown if node.name in done and (manifest := manifests[node.name])}
     if why:
-        _say_why([node for node in shown if node.name not in done], graph, done, target, as_json)
+        _say_why(shown, graph, kept, done, target, as_json)
         return
+    changed = {name: changed_since(manifest, graph[name], graph) for name, manifest in kept.items()}
     device = on or device_name()
     measured = Measured(shown, target, device)
-    rows = [_row(node, config, measured, manifests[node.name] if node.name in done else None) for node in shown]
+    rows = [_row(node, config, measured, kept.get(node.name), changed.get(node.name, [])) for node in shown]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         left = [node for node in shown if node.name not in done]
         _print_table(rows, left, device, this_machine() if on is None else None, f"preset {preset}, store {target.uri}")
+        if any(changed.values()):
+            print(f"warning: {warning(changed)}")
 
 
-def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None) -> dict[str, Any]:
+def _row(
+    node: Node, config: Any, measured: Measured, manifest: Manifest | None, changed_since: Sequence[str]
+) -> dict[str, Any]:
     """What the plan says of an instance; the manifest is that of the artifact, if it needs not be made."""
     from physion.pipeline.measured import device_of
 
@@ -84,6 +90,7 @@ def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None)
         "fingerprint": node.fingerprint,
         "inputs": node.inputs,
         "cached": manifest is not None,
+        "changed_since": changed_since,
         "weights": next((artifact.prefix for artifact in node.weights.values()), None),
         "bytes": cost.bytes,
         "flops": cost.flops,
@@ -94,25 +101,30 @@ def _row(node: Node, config: Any, measured: Measured, manifest: Manifest | None)
     }
 
 
-def _say_why(nodes: list[Node], graph: Mapping[str, Node], done: set[str], target: Store, as_json: bool) -> None:
-    from physion.pipeline.why import Reason, why
+def _say_why(
+    nodes: list[Node], graph: Mapping[str, Node], kept: Mapping[str, Manifest], done: set[str], target: Store, as_json: bool
+) -> None:
+    """kept: the artifacts of those that need not be made; of them it is said what made them, where that has changed."""
+    from physion.pipeline.why import Reason, since, why
 
-    found = {node.name: why(node, graph, target) for node in nodes}
+    found = {node.name: why(node, graph, target) for node in nodes if node.name not in kept}
     for name, reasons in found.items():
         if not reasons:  # it is as it should be, but for what it stands on
             sources = dict.fromkeys(graph[name].inputs.values())
             reasons.extend(Reason("again", source) for source in sources if source not in done)
+    to_do = list(found)
+    found |= {name: others for name, manifest in kept.items() if (others := since(manifest, graph[name], graph))}
     if as_json:
-        print(json.dumps({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()}, indent=1))
+        print_json({name: [reason.as_json() for reason in reasons] for name, reasons in found.items()})
         return
     told: set[str] = set()
     for name, reasons in found.items():
-        print(name)
+        print(name if name in to_do else f"{name} is kept, but other code or packages would make it now:")
         for reason in reasons:
             for line in reason.lines(told, 1):
                 print(line)
         told.add(name)
-    if not found:
+    if not to_do:
         print("nothing is to be made")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 from pathlib import Path
@@ -25,6 +24,7 @@ from physion.commands import (
     for_trainings,
     headline,
     load_study,
+    print_json,
     stopping,
 )
 from physion.errors import ConfigError
@@ -63,7 +63,7 @@ def run(
     if not sweep:
         result = _run(preset, store, overrides, report_to, as_json)
         if as_json:
-            print(json.dumps(result, indent=1))
+            print_json(result)
         return
     if report_to is not None:
         raise ConfigError("--report: a sweep makes several reports; copy one with `physion store get`")
@@ -75,7 +75,7 @@ def run(
         say(f"variant {number} of {len(variants)}: {' '.join(variant)}")
         results.append({"overrides": variant} | _run(preset, store, [*overrides, *variant], None, as_json))
     if as_json:
-        print(json.dumps(results, indent=1))
+        print_json(results)
     else:
         print(f"\nphysion runs -s {store} lists the variants, physion compare sets two side by side")
 
@@ -91,6 +91,7 @@ def _values(sweep: str) -> list[str]:
 def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:
     """Run one study, and unless quiet print what came of it. Returns that."""
     from physion.pipeline.measured import Measured, wall_clock
+    from physion.pipeline.provenance import changed_since, warning
     from physion.pipeline.runner import Done
     from physion.pipeline.schedule import Claim, Schedule
 
@@ -100,6 +101,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
     say(f"physion {__version__}: preset {preset}, {len(graph)} stages, store {target.uri}, {have}")
 
     finished: set[str] = set()
+    changed: dict[str, list[str]] = {}
 
     @functools.cache
     def measured() -> Measured:
@@ -121,7 +123,9 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
 
     def done(result: Done) -> None:
         finished.add(result.node.name)
-        if not result.cached:
+        if result.cached:
+            changed[result.node.name] = changed_since(result.manifest, result.node, graph)
+        else:
             measured().add(result.manifest)
         took = "cached" if result.cached else f"done in {duration(result.seconds)}"
         rest = "" if result.cached else left()
@@ -134,6 +138,8 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
         Schedule(graph, target, stop, machine, options, before=cache, starting=starting, done=done) as schedule,
     ):
         last = schedule.run()[-1].manifest
+    if any(changed.values()):
+        say(f"warning: {warning(changed)}")
     report = f"{target.uri}/artifacts/evaluate/{last.fingerprint}/report.html"
     if report_to is not None:
         copy_out(Artifact(target, last).path("report.html"), report_to)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store
+from physion.commands import AsJSON, StoreURI, chosen_store, print_json
 from physion.errors import ConfigError
 
 SHOWN = 4  # changed options of a study before the others are only counted
@@ -30,6 +29,7 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
             "changed": study.changed,
             "fingerprint": study.report and study.report.fingerprint,
             "created": study.report and study.report.created,
+            "commit": study.report and study.report.program.commit,
             "done": study.done,
             "total": study.total,
             "metrics": study.report.metrics if study.report else {},
@@ -37,18 +37,20 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
         for study in found
     ]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     if not rows:
         raise ConfigError(f"there is no study in {target.uri}: check the name of the store; physion store ls lists artifacts")
     table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
-    for column in ("preset", "changed", "report", "created", "result"):
+    for column in ("preset", "changed", "report", "created", "commit", "result"):
         table.add_column(column, overflow="fold")
-    for row in rows:
+    for row, study in zip(rows, found, strict=True):
         changed = [f"{key}={value}" for key, value in row["changed"].items()]
         more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         result = row["metrics"].get("headline", "done") if row["fingerprint"] else f"{row['done']} of {row['total']} stages"
         created = (row["created"] or "")[:16].replace("T", " ")
-        cells = (row["preset"], "\n".join(changed[:SHOWN] + more) or "-", (row["fingerprint"] or "")[:12], created, result)
+        changes, report = "\n".join(changed[:SHOWN] + more) or "-", (row["fingerprint"] or "")[:12]
+        commit = str(study.report.program) if study.report else ""
+        cells = (row["preset"], changes, report, created, commit or "-", result)
         table.add_row(*map(escape, cells))
     Console().print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from physion.commands import (
     StoreURI,
     copy_out,
     for_trainings,
+    print_json,
     result_facts,
     stopping,
     study,
@@ -83,7 +83,7 @@ def stage(
     if errors:
         raise errors[0] if len(errors) == 1 else DataError("\n".join(dict.fromkeys(map(str, errors))))
     if as_json and told[0] is not None:
-        print(json.dumps(told[0] if len(told) == 1 else told, indent=1))
+        print_json(told[0] if len(told) == 1 else told)
     if report_to is not None and (manifest := nodes[0].manifest(target)):
         copy_out(Artifact(target, manifest).path("report.html"), report_to)
 

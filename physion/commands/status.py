@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON
+from physion.commands import AsJSON, print_json
 from physion.commands.launch import Namespace
 from physion.progress import duration
 
@@ -43,7 +42,7 @@ def status(
         for each in workflows.newest_first(cluster)
     ]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
     elif not rows:
         print(f"no workflow in namespace {cluster.namespace}; physion submit starts one")
     else:
@@ -60,7 +59,7 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
     rows, name, phase = workflows.report(cluster, workflow), workflow["metadata"]["name"], workflows.phase(workflow)
     progress = workflow.get("status", {}).get("progress", "")
     if as_json:
-        print(json.dumps({"name": name, "phase": phase, "progress": progress, "steps": rows}, indent=1))
+        print_json({"name": name, "phase": phase, "progress": progress, "steps": rows})
         return
     table = Table("step", "phase", "progress", "took", box=None, pad_edge=False)
     reached = [row for row in rows if row["phase"] not in ("Omitted", "Skipped")]

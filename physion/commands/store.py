@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, raise_each
+from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, print_json, raise_each
 from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
@@ -61,7 +61,7 @@ def ls(
     everything = survey(target)
     chosen = everything if name is None else select(everything, name)
     if as_json:
-        print(json.dumps([_facts(found, files) for found in chosen], indent=1))
+        print_json([_facts(found, files) for found in chosen])
     elif files:
         for found in chosen:
             for record in _files(found):
@@ -154,7 +154,7 @@ def verify(
             problems += [problem] if problem else []
             bar.advance(record.size)
     if as_json:
-        print(json.dumps({"files": len(work), "problems": problems}, indent=1))
+        print_json({"files": len(work), "problems": problems})
     if problems:
         raise DataError(f"{len(problems)} of {len(work)} files are bad:\n" + "\n".join(problems))
     if not as_json:
@@ -206,7 +206,7 @@ def diff(
     if as_json:
         facts = {"a": stores[0].uri, "b": stores[1].uri, "same": len(pairs) - len(differing), "problems": problems}
         facts |= {"only_in_a": alone[0], "only_in_b": alone[1], "differ": [_differing(*each) for each in found]}
-        print(json.dumps(facts, indent=1))
+        print_json(facts)
     else:
         for pair, files in found:
             _show(pair, files)
@@ -258,7 +258,7 @@ def gc(
     if as_json:
         facts = [_judged(*row) for row in rows]
         facts += [_unfinished(removed if dead else "keep", upload) for upload, dead in uploads]
-        print(json.dumps(facts, indent=1))
+        print_json(facts)
         raise_each(problems)
         return
     for action, verdict, size in rows:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from physion.commands import AsJSON, Overrides, stopping
+from physion.commands import AsJSON, Overrides, print_json, stopping
 from physion.commands.launch import Namespace, for_pods
 from physion.commands.status import show
 from physion.config.load import load_config
@@ -63,7 +62,7 @@ def submit(
         workflows.require_tasks(template, map(task_of, build_graph(config).values()))
     name = workflows.submit(cluster, chosen)
     if as_json and not wait:
-        print(json.dumps({"name": name, "namespace": cluster.namespace, "parameters": chosen}, indent=1))
+        print_json({"name": name, "namespace": cluster.namespace, "parameters": chosen})
     elif not as_json:
         where = f" -n {cluster.namespace}" if namespace else ""
         print(f"submitted {name} to namespace {cluster.namespace}")

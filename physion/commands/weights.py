@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store, raise_each
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store, print_json, raise_each
 from physion.config.load import load_config
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
@@ -164,7 +164,7 @@ def list_command(
     place = BUILTIN if which else str(store)
     found, problems = list_weights(chosen_store(place))
     if as_json:
-        print(json.dumps([json.loads(manifest.model_dump_json()) for manifest in found], indent=1))
+        print_json([json.loads(manifest.model_dump_json()) for manifest in found])
         raise_each(problems)
         return
     table = Table(box=None, pad_edge=False)

@@ -76,9 +76,7 @@ class SlotClips(VideoClips):
     def __getitem__(self, clips: Sequence[int]) -> Batch:
         """`slots` float32 [B, T, S, D]."""
         span = (self.frames - 1) * self.stride + 1
-        rows = [
-            self.shards.read(video, "slots", slice(start, start + span, self.stride)) for video, start in map(self.place, clips)
-        ]
+        rows = [self.shards.slots(video, slice(start, start + span, self.stride)) for video, start in map(self.place, clips)]
         return {"slots": torch.from_numpy(np.stack(rows))}
 
 
@@ -94,7 +92,7 @@ class LabelledSlots:
     def __getitem__(self, clips: Sequence[int]) -> Batch:
         """`slots` float32 [B, T, S, D] and `labels` float32 [B]."""
         videos = [self.videos[clip] for clip in clips]
-        rows = [self.shards.read(video.name, "slots", slice(0, self.frames)) for video in videos]
+        rows = [self.shards.slots(video.name, slice(0, self.frames)) for video in videos]
         if any(len(row) < self.frames for row in rows):
             raise DataError(f"the readout needs {self.frames} frames of slots, a video has {min(map(len, rows))}")
         labels = torch.tensor([float(bool(video.label)) for video in videos])

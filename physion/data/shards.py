@@ -166,6 +166,15 @@ class Shards:
             pages = mmap.mmap(file, before + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=first - before)
             return np.ndarray(shape, place.dtype, pages, before)[::step].copy()
 
+    def slots(self, video: str, rows: slice = slice(None)) -> np.ndarray:
+        """Slots of some frames of a video, float32 [T, S, D]. Raises DataError where they are not finite (`require_finite`)."""
+        found = self.read(video, "slots", rows)
+        inputs = self.artifact.manifest.inputs
+        makers = [f"{each.instance} ({each.fingerprint})" for role, each in inputs.items() if role not in ("frames", "slots")]
+        made = f", made by {' and '.join(makers)}," if makers else ""
+        require_finite(found, video, "the slots", self.artifact, made, rows)
+        return found
+
     def shape(self, kind: str) -> tuple[int, ...]:
         """Shape of the first video's array (all have the same)."""
         name = self.videos[0].name
@@ -254,6 +263,25 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         raise ValueError(f"a frame of {width} x {height} pixels")
     frame: np.ndarray = simplejpeg.decode_jpeg(data)
     return frame
+
+
+def require_finite(
+    values: np.ndarray, video: str, what: str, source: Artifact, made: str = "", frames: slice = slice(None)
+) -> None:
+    """Raise DataError where values [T, ...] of some frames of a video are not finite: training on them would diverge.
+
+    source: the artifact that has the values, `made` by what else it names, or the weights that they were computed with.
+    """
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    frame = (frames.start or 0) + (frames.step or 1) * int(finite.reshape(len(values), -1).all(1).argmin())
+    manifest, given = source.manifest, source.manifest.metrics.get("weights", "")
+    named = f"{manifest.instance}{f', which are {given},' if given else ''} in {source.store.uri}/{source.prefix}{made}"
+    raise DataError(
+        f"{what} of {video} are not finite from frame {frame} on, as {named} has them or makes them: such weights diverged in "
+        "training, or are too large. Train or give others, and make again what they made"
+    )
 
 
 def in_groups(videos: Sequence[Video], size: int) -> list[list[Video]]:

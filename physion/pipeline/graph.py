@@ -11,6 +11,7 @@ from typing import Any
 from physion.config.load import fingerprinted
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
+from physion.pipeline.provenance import plugin_source
 from physion.stages import STAGES, Cost, Instance, Named, Params, Stage, instances, last_stage
 from physion.stages.weights_fit import require_fit
 from physion.store.artifacts import Artifact, Manifest, prefix_of, read_manifest
@@ -78,6 +79,8 @@ def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
             | {role: artifact.manifest.content for role, artifact in weights.items()},
             **stage.facts(),
         }
+        if source := plugin_source(stage, params, section):
+            identity["source"] = source
         cost = stage.cost(config, params)
         graph[name] = Node(name, stage, params, inputs, section, settings, identity, fingerprint_of(identity), cost, weights)
     taken = {name: (str(node.params["model"]), artifact) for name, node in graph.items() for artifact in node.weights.values()}

@@ -14,9 +14,10 @@ from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Job, Ranks, Stop
 from physion.machine import cpu_name
 from physion.pipeline.graph import Node, downstream
+from physion.pipeline.provenance import program_of
 from physion.progress import say
 from physion.stages import Kind
-from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, Manifest, read_manifest
+from physion.store.artifacts import Artifact, ArtifactWriter, InputRecord, Manifest, Program, read_manifest
 from physion.store.protocol import Store
 
 
@@ -116,7 +117,7 @@ def run_node(
     if manifest := ranks.on_rank_0(found):
         return Done(node, manifest, cached=True)
     inputs = node.weights | {role: published_input(graph[source], graph, store) for role, source in node.inputs.items()}
-    output = ArtifactWriter(store, node.stage.name, node.fingerprint)
+    output, program = ArtifactWriter(store, node.stage.name, node.fingerprint), program_of(node, graph)
     job = Job(node.name, node.section, inputs, output, dict(node.params), node.settings, stop, share, ranks)
     study = {other.name: other.fingerprint for other in graph.values()}
     contents = {role: artifact.manifest.content for role, artifact in inputs.items()}
@@ -134,14 +135,14 @@ def run_node(
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))
             raise
-        return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, started)))
+        return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, program, started)))
     finally:
         output.close()
         for artifact in inputs.values():
             artifact.close()
 
 
-def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> Manifest:
+def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program, started: float) -> Manifest:
     """Write the manifest. Returns the one that stands."""
     output = job.output
     if manifest := read_manifest(output.store, node.stage.name, node.fingerprint):
@@ -164,6 +165,7 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> M
         files=sorted({r.name: r for part in parts for r in part.files}.values(), key=lambda r: r.name),
         metrics=metrics,
         code=__version__,
+        program=program,
         host=host_facts() | {"ranks": job.ranks.count},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),

@@ -10,6 +10,7 @@ from typing import Any
 
 from physion.errors import ConfigError, DataError
 from physion.pipeline.graph import Node
+from physion.pipeline.provenance import program_of
 from physion.pipeline.runner import stale_inputs
 from physion.store.artifacts import MANIFEST, Manifest, read_manifest
 from physion.store.protocol import Store
@@ -19,7 +20,10 @@ AT_ONCE = 16  # manifests read at once
 
 @dataclass(frozen=True)
 class Reason:
-    """One difference. kind: option, version, fact (such as the engine), input, content, again, or new (nothing to compare)."""
+    """One difference. kind: option, version, fact (such as the engine), input, content, again, or new (nothing to compare).
+
+    Of an artifact that is kept: commit, source (of a module), package.
+    """
 
     kind: str
     what: str
@@ -43,7 +47,7 @@ class Reason:
 
     def _sentence(self) -> str:
         match self.kind:
-            case "option" | "fact":
+            case "option" | "fact" | "package":
                 return f"{self.what}: {self.old} -> {self.new}"
             case "version":
                 return f"the code of {self.what} has changed: version {self.old} -> {self.new}"
@@ -51,6 +55,10 @@ class Reason:
                 return f"its input {self.what} is another one" + (":" if self.because else f" ({self.old} -> {self.new})")
             case "content":
                 return f"its input {self.what} was made again and has other bytes"
+            case "source":
+                return f"the source of {self.what} has changed"
+            case "commit":
+                return f"made at commit {self.old or 'unknown'}, this is {self.new or 'unknown'}"
             case "again":
                 return f"its input {self.what} is to be made again"
         return f"no artifact of {self.what} is in the store"
@@ -70,6 +78,16 @@ def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
     return _differences(nearest, node, graph, store)
 
 
+def since(manifest: Manifest, node: Node, graph: Mapping[str, Node]) -> list[Reason]:
+    """What has changed since of the code that made an instance's artifact; nothing where that does not say what made it."""
+    then, now = manifest.program, program_of(node, graph)
+    if not then.source:
+        return []
+    found = [Reason("source", path[0], before, after) for path, before, after in leaves(then.source, now.source)]
+    found += [Reason("package", path[0], before, after) for path, before, after in leaves(then.packages, now.packages)]
+    return [Reason("commit", node.name, str(then), str(now)), *found] if found else []
+
+
 def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
     """What makes a node another artifact than an old one of the same stage."""
     reasons = []
@@ -79,6 +97,8 @@ def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: St
             reasons.append(_input(rest[0], before, after, old, node, graph, store))
         elif area == "version":
             reasons.append(Reason("version", node.stage.name, before, after))
+        elif area == "source":
+            reasons.append(Reason("source", ".".join(rest), before, after))
         elif area == "config":
             reasons.append(Reason("option", ".".join([node.stage.name, *rest]), before, after))
         else:

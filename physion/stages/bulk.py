@@ -128,22 +128,6 @@ def map_shards(
     return {"videos": len(items)}
 
 
-def require_finite(values: np.ndarray, video: Video, what: str, role: str, job: Job) -> None:
-    """Raise DataError where a value [T, ...] of a video is not finite: published, it would end in trainings that diverge.
-
-    `what` was computed from the input with this role: weights, or what earlier weights gave.
-    """
-    frames = np.isfinite(values.reshape(len(values), -1)).all(1)
-    if not frames.all():
-        source = job.inputs[role]
-        manifest, given = source.manifest, source.manifest.metrics.get("weights", "")
-        named = f"{manifest.instance}{f', which are {given},' if given else ''} in {source.store.uri}/{source.prefix}"
-        raise DataError(
-            f"{job.instance}: {what} of {video.name} are not finite from frame {frames.argmin()} on, as {named} has them or "
-            "makes them: such weights diverged in training, or are too large. Train or give others"
-        )
-
-
 def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int, job: Job) -> Iterator[tuple[Work, Result]]:
     if workers == 0:
         for piece in work:

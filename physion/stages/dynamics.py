@@ -79,7 +79,7 @@ def measure_dynamics(job: Job, config: Evaluate, seen: Sequence[Seen], truth: Tr
     with progress(f"{job.instance}: rollouts", len(seen), "videos") as bar:
         for each in seen:
             job.stop.check()
-            rolled.append(Rolled.of(each, rollouts.read(each.video.name, "slots"), observed))
+            rolled.append(Rolled.of(each, rollouts.slots(each.video.name), observed))
             bar.advance()
     return dynamics_numbers(rolled, truth, observed, watched, config)
 

@@ -255,7 +255,7 @@ def _pictures(
             clips = {"video": images, "slot masks": pictures.overlay_masks(images, masks)}
             border = {caption: [False] * len(shown) for caption in clips}
             for caption, source in shards.items():
-                decoded = model.decode(torch.from_numpy(source.read(video.name, "slots")[shown]).to(device))
+                decoded = model.decode(torch.from_numpy(source.slots(video.name)[shown]).to(device))
                 if decoded is not None:
                     clips[caption] = pictures.from_unit(decoded.cpu().numpy())
                     drawn.setdefault(sources[caption], []).append((images, clips[caption]))

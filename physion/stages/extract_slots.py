@@ -11,13 +11,13 @@ import torch
 from physion.config.schema import ExtractSlots
 from physion.data.clips import to_unit
 from physion.data.layout import Video
-from physion.data.shards import FrameShards, in_groups
+from physion.data.shards import FrameShards, in_groups, require_finite
 from physion.data.truth import TruthShards, bodies
 from physion.job import Job
 from physion.models.kinds import BODIES, MODELS, SlotModelKind
 from physion.models.slots import SlotModel, encode_video
 from physion.models.weights import kind_of_weights, load_model
-from physion.stages.bulk import map_shards, require_finite
+from physion.stages.bulk import map_shards
 from physion.store.artifacts import Artifact
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
@@ -59,7 +59,7 @@ def run(job: Job) -> dict[str, Any]:
         for group in in_groups(videos, config.batch_size):
             found = torch.cat([out.slots.cpu() for out in encode_video(model, chunks(group))], 1)
             for video, array in zip(group, found.numpy(), strict=True):
-                require_finite(array, video, "the slots", "slot-model", job)
+                require_finite(array, video.name, f"{job.instance}: the slots", job.inputs["slot-model"])
                 yield video.name, array
 
     return map_shards(job, frames, config.videos_per_shard, "slots", slots)

@@ -73,7 +73,7 @@ def look(
     with progress(f"{job.instance}: slots", len(videos), "videos") as bar:
         for video in videos:
             job.stop.check()
-            overlap, array = None, None if slots is None else slots.read(video.name, "slots")
+            overlap, array = None, None if slots is None else slots.slots(video.name)
             if model is not None and (truth is not None or array is None):
                 images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).to(best_device())
                 (given,), (masks,) = see_video(model, to_unit(images.permute(0, 3, 1, 2))[None], images.shape[1])

@@ -107,7 +107,7 @@ class _Source:
             return truth.videos, lambda video: states(truth, video, rows)
         if self.on.startswith("slots"):
             slots = Shards(artifact)
-            return slots.videos, lambda video: slots.read(video, "slots", rows).reshape(len(range(self.frames)[rows]), -1)
+            return slots.videos, lambda video: slots.slots(video, rows).reshape(len(range(self.frames)[rows]), -1)
         frames = FrameShards(artifact)
         return frames.videos, lambda video: pixels(frames, video, rows, self.dvae)
 

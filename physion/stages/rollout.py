@@ -10,10 +10,10 @@ import torch
 
 from physion.config.schema import Rollout
 from physion.data.layout import Video
-from physion.data.shards import Shards, in_groups
+from physion.data.shards import Shards, in_groups, require_finite
 from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages.bulk import map_shards, require_finite
+from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
@@ -30,11 +30,10 @@ def run(job: Job) -> dict[str, Any]:
 
     def rollouts(videos: list[Video]) -> Iterator[tuple[str, np.ndarray]]:
         for group in in_groups(videos, config.batch_size):
-            observed = np.stack([source.read(video.name, "slots", slice(0, config.observed)) for video in group])
+            observed = np.stack([source.slots(video.name, slice(0, config.observed)) for video in group])
             predicted = model.rollout_video(torch.from_numpy(observed).to(device), frames)
             for video, array in zip(group, predicted.cpu().numpy(), strict=True):
-                require_finite(array[: config.observed], video, "the slots", "slots", job)
-                require_finite(array, video, "the predicted slots", "slotformer", job)
+                require_finite(array, video.name, f"{job.instance}: the predicted slots", job.inputs["slotformer"])
                 yield video.name, array
 
     return map_shards(job, source, config.videos_per_shard, "slots", rollouts)

@@ -11,10 +11,10 @@ import torch
 from physion.config.schema import Tokenize
 from physion.data.clips import to_unit
 from physion.data.layout import Video
-from physion.data.shards import FrameShards
+from physion.data.shards import FrameShards, require_finite
 from physion.job import Job
 from physion.models.weights import load_model
-from physion.stages.bulk import map_shards, require_finite
+from physion.stages.bulk import map_shards
 from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
@@ -33,7 +33,7 @@ def run(job: Job) -> dict[str, Any]:
             images = torch.from_numpy(frames.images(video.name, 0, frames.video_frames)).permute(0, 3, 1, 2)
             rows = [dvae.most_likely(to_unit(part.to(device))) for part in images.split(config.batch_size)]
             codes, logits = (torch.cat(each).flatten(1).cpu() for each in zip(*rows, strict=True))
-            require_finite(logits.numpy(), video, "the logits of the tokens", "dvae", job)
+            require_finite(logits.numpy(), video.name, f"{job.instance}: the logits of the tokens", job.inputs["dvae"])
             yield video.name, codes.to(torch.int16).numpy()
 
     return map_shards(job, frames, config.videos_per_shard, "tokens", tokens)

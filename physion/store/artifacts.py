@@ -75,6 +75,22 @@ class Begun(Record):
     inputs: dict[str, Digest] | None = None
 
 
+class Program(Record):
+    """Which code made an artifact, of several runs the last; what nothing told is empty."""
+
+    commit: str = ""
+    dirty: bool = False
+    """Whether the package differed from the commit."""
+    source: dict[str, str] = {}
+    """Module -> digest of its source but for docstrings and comments, of all that decides what the stage computes."""
+    packages: dict[str, str] = {}
+    """Versions of what these modules import."""
+
+    def __str__(self) -> str:
+        """The commit, for people."""
+        return self.commit[:12] + (" with changes" if self.dirty else "")
+
+
 class Manifest(Record):
     """What an artifact is, where it comes from and what it took."""
 
@@ -91,6 +107,7 @@ class Manifest(Record):
     metrics: dict[str, Any] = {}
     origin: dict[str, Any] = {}  # of named weights: where they come from
     code: str
+    program: Program = Program()
     host: dict[str, Any] = {}
     created: str
     """When, as ISO 8601 with a zone."""

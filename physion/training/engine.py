@@ -53,7 +53,7 @@ HISTORY = "history.json"
 EAGER_STEPS = 3  # before a step is captured: libraries set themselves up in the first ones
 PREFETCHED, IN_HAND = 4, 2  # batches that a data worker is ahead, and that the training has
 PAGE, LOCKS = 4096, 2**20  # bytes that shared memory is given in, and that the workers' locks and queues take of it at most
-SHARED_MEMORY = Path("/dev/shm")  # where data workers hand their batches over
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where torch's data workers hand their batches over)
 LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is seen
 PICTURED = 4  # held-out clips in a picture
 SIGNALS = (None, "SIGINT", "SIGTERM")  # what ranks vote on; the later one wins
@@ -242,7 +242,7 @@ class Training:
             for step in range(start, optim.steps):
                 self.watchdog.doing(f"waiting for the batch of step {step}")
                 with self.watch.waiting():
-                    batch = next(loader)
+                    batch = _next(loader)
                 self.watchdog.doing(f"in step {step}, computing or in the all-reduce of its gradients")
                 self._train(batch, step)
                 self._after(step + 1)
@@ -508,6 +508,14 @@ def _loader(clips: Clips, batches: StepBatches, workers: int, device: torch.devi
         prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=_ignore_interrupt,
     )
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    """The next batch. A DataError of a data worker, which comes with its traceback, is as clear as it was there."""
+    try:
+        return next(batches)
+    except DataError as error:
+        raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2].strip()) from error
 
 
 def _ignore_interrupt(_: int) -> None:

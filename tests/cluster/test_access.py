@@ -127,3 +127,25 @@ def test_a_pod_that_asks_for_more_is_refused():
     refused = kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(pod), check=False)
     assert isinstance(refused, subprocess.CompletedProcess)
     assert 'violates PodSecurity "restricted' in refused.stderr
+
+
+LISTENING = """
+rows = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}").read().splitlines()[1:]]
+print(*sorted({int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}))
+"""
+OPEN = """
+import socket, sys
+for port in map(int, sys.argv[2:]):
+    with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as probe:
+        probe.settimeout(5)
+        if probe.connect_ex((sys.argv[1], port)) == 0:
+            print(port)
+"""
+
+
+def test_another_pod_reaches_the_s3_port_alone(toolbox):
+    """Whether or not the cluster enforces policies. Tried on every port that something in its pod listens on."""
+    ports = kubectl("exec", "s3-0", "-c", "door", "--", "python", "-c", LISTENING).split()
+    assert {"8333", "8334", "8888", "9333"} <= set(ports)
+    address = kubectl("get", "pod", "s3-0", "-o", "jsonpath={.status.podIP}")
+    assert toolbox("python", "-c", OPEN, address, *ports, "18333", "18888", "19333").split() == ["8333"]

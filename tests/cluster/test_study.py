@@ -54,7 +54,7 @@ def test_the_same_artifacts_as_on_one_machine(first, study, physion, tmp_path):
     """4 ranks there are 4 ranks here, byte for byte: gloo adds gradients in the order of ranks, wherever they run."""
     store = tmp_path / "store"
     where = ["-p", "smoke", "-s", store]
-    for row in json.loads(physion("plan", "--json", *where).out):
+    for row in json.loads(physion("plan", "--json", *where).out)["result"]:
         if row["name"] in TRAININGS:
             command(sys.executable, "-m", "physion.training.torchrun", "--nproc-per-node=4", "stage", row["name"], *where)
         else:

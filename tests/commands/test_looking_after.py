@@ -57,7 +57,7 @@ def test_help_has_examples(physion, command):
 
 
 def test_listing(look, graph):
-    rows = {row["instance"]: row for row in json.loads(look("ls", "--json").out)}
+    rows = {row["instance"]: row for row in json.loads(look("ls", "--json").out)["result"]}
     assert set(rows) == set(graph)
     assert all(row["published"] and row["bytes"] > 0 for row in rows.values())
     table = look("ls").out
@@ -67,9 +67,9 @@ def test_listing(look, graph):
 @pytest.mark.parametrize("name", ["frames-test", "{start}", "frames/{start}", "artifacts/frames/{start}"])
 def test_an_artifact_has_several_names(look, graph, name):
     node = graph["frames-test"]
-    (row,) = json.loads(look("ls", name.format(start=node.fingerprint[:6]), "--json").out)
+    (row,) = json.loads(look("ls", name.format(start=node.fingerprint[:6]), "--json").out)["result"]
     assert row["fingerprint"] == node.fingerprint
-    assert {row["stage"] for row in json.loads(look("ls", "frames", "--json").out)} == {"frames"}
+    assert {row["stage"] for row in json.loads(look("ls", "frames", "--json").out)["result"]} == {"frames"}
 
 
 def test_a_name_that_nothing_has(look):
@@ -82,7 +82,7 @@ def test_a_name_that_nothing_has(look):
 def test_unfinished_work_is_listed(look, store, graph):
     (folder(store, graph["tokenize"]) / "manifest.json").unlink()
     assert "tokenize (unfinished)" in look("ls").out
-    (row,) = (row for row in json.loads(look("ls", "--json").out) if not row["published"])
+    (row,) = (row for row in json.loads(look("ls", "--json").out)["result"] if not row["published"])
     assert row["stage"] == "tokenize"
 
 
@@ -125,19 +125,19 @@ def test_putting_a_file(look, store, tmp_path):
 
 def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "400")
-    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)["result"]
     assert row["preset"] in preset_names()
     assert row["changed"]["train-steve.optim.steps"] == 6
     assert row["done"] == row["total"] == 30
     assert row["metrics"]["headline"] in physion("runs", "-s", store).out
     changed = ["--set", "train-readout.seeds=[0]", "--set", "evaluate.resamples=100"]
     assert physion("run", "-p", preset, "-s", store, *changed).code == 0
-    newest, older = json.loads(physion("runs", "-s", store, "--json").out)
+    newest, older = json.loads(physion("runs", "-s", store, "--json").out)["result"]
     assert newest["created"] >= older["created"]
     assert (older["changed"]["evaluate.resamples"], newest["changed"]["evaluate.resamples"]) == (200, 100)
     assert (older["total"], newest["total"]) == (30, 27)
     both = newest["fingerprint"], older["fingerprint"][:8]
-    found = json.loads(physion("compare", *both, "-s", store, "--json").out)
+    found = json.loads(physion("compare", *both, "-s", store, "--json").out)["result"]
     assert found["options"] == {"evaluate.resamples": [100, 200]}
     (accuracy, before) = (each["accuracy"] for each in found["modes"]["rollout"]["overall"])
     _, apart = found["modes"]["rollout"]["difference"]
@@ -148,7 +148,7 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     shutil.copytree(store, tmp_path / "elsewhere")
     page = tmp_path / "page.html"
     runs = both[0], f"{tmp_path / 'elsewhere'}@{both[1]}", f"{tmp_path / 'elsewhere'}@"
-    found = json.loads(physion("compare", *runs, "-s", store, "--report", page, "--json").out)
+    found = json.loads(physion("compare", *runs, "-s", store, "--report", page, "--json").out)["result"]
     assert [run["fingerprint"][:8] for run in found["runs"]] == [both[0][:8], both[1], both[0][:8]]
     assert found["options"] == {"evaluate.resamples": [100, 200, 100]}
     assert [apart and apart["value"] for apart in found["modes"]["full"]["difference"]][::2] == [None, 0]
@@ -164,13 +164,13 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
 def test_a_sweep_runs_every_combination_and_shares_what_it_can(physion, preset, store):
     options = ["-p", preset, "-s", store, "--sweep", "evaluate.resamples=100,200", "--sweep", "train-readout.seeds=[0,1],[0]"]
     ended = physion("run", *options, "--json")
-    results = json.loads(ended.out)
+    results = json.loads(ended.out)["result"]
     assert [result["overrides"] for result in results] == [
         [f"evaluate.resamples={count}", f"train-readout.seeds={seeds}"] for count in (100, 200) for seeds in ("[0,1]", "[0]")
     ]
     assert len({result["fingerprint"] for result in results}) == 4
     assert ended.err.count(": done in") == 3  # the fixture's own is one of the four
-    assert {row["fingerprint"] for row in json.loads(physion("runs", "-s", store, "--json").out)} == {
+    assert {row["fingerprint"] for row in json.loads(physion("runs", "-s", store, "--json").out)["result"]} == {
         result["fingerprint"] for result in results
     }
 
@@ -193,7 +193,7 @@ def test_a_study_at_work_says_how_far_it_is(physion, store, graph):
     writer = ArtifactWriter(LocalStore(store), "evaluate", report.fingerprint)
     writer.erase()
     writer.begin({node.name: node.fingerprint for node in graph.values()}, {})
-    (row,) = json.loads(physion("runs", "-s", store, "--json").out)
+    (row,) = json.loads(physion("runs", "-s", store, "--json").out)["result"]
     assert (row["fingerprint"], row["done"], row["total"]) == (None, 28, 29)
     assert "29 of 30" in " ".join(physion("runs", "-s", store).out.split())
 
@@ -223,7 +223,7 @@ def test_verifying(look, store, graph):
     assert sum("report.html is missing" in line and "options of evaluate" in line for line in lines) == 1
     assert sum("fetch/" in line and "is not a manifest" in line for line in lines) == 1
     assert look("verify", "frames", "train-dvae").code == 0
-    assert len(json.loads(look("verify", "--json").out)["problems"]) == 3
+    assert len(json.loads(look("verify", "--json").out)["result"]["problems"]) == 3
 
 
 def files_of(store):
@@ -233,7 +233,9 @@ def files_of(store):
 def removed(ended):
     assert ended.code == 0, ended.err
     return {
-        (row["stage"], row["fingerprint"]): row for row in json.loads(ended.out) if row["action"] in ("removed", "would remove")
+        (row["stage"], row["fingerprint"]): row
+        for row in json.loads(ended.out)["result"]
+        if row["action"] in ("removed", "would remove")
     }
 
 
@@ -287,7 +289,7 @@ def test_artifacts_of_no_kept_preset_go(look, physion, preset, store, graph):
         for role, source in other[name].inputs.items():
             tree["inputs"][role]["fingerprint"] = other[source].fingerprint
         path.write_text(json.dumps(tree))
-    fresh = json.loads(look("gc", "--keep", preset, "--json").out)
+    fresh = json.loads(look("gc", "--keep", preset, "--json").out)["result"]
     assert all(row["action"] == "keep" for row in fresh)  # all of it is of this week
     make_old(store)
     gone = removed(look("gc", "--keep", preset, "--delete", "--json"))
@@ -320,7 +322,7 @@ def test_a_damaged_manifest_is_kept_and_named(look, store, graph):
     make_old(store)
     path.write_text("{")
     os.utime(path, (OLD, OLD))
-    rows = json.loads(look("gc", "--delete", "--json").out)
+    rows = json.loads(look("gc", "--delete", "--json").out)["result"]
     (row,) = (row for row in rows if row["fingerprint"] == graph["fetch-test"].fingerprint)
     assert row["action"] == "keep"
     assert "is not a manifest" in row["reason"]

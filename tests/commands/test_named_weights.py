@@ -94,7 +94,7 @@ def test_given_weights_give_the_trained_study_without_training(physion, preset, 
     # a readout that was not trained here has no epochs: it is the only candidate of its seed
     assert one["paper_protocol"]["rollout"]["candidates"] > two["paper_protocol"]["rollout"]["candidates"] == 2 * 6
     assert all(protocol["selected_on_test"] for protocol in one["paper_protocol"].values())
-    plan = json.loads(physion("plan", "-p", preset, "-s", store, *overrides, "--json").out)
+    plan = json.loads(physion("plan", "-p", preset, "-s", store, *overrides, "--json").out)["result"]
     assert all(row["cached"] for row in plan)
     for stage in ("tokenize", "train-steve"):
         ended = physion("stage", stage, "-p", preset, "-s", store, *overrides)
@@ -163,7 +163,9 @@ def test_a_given_readout_is_told_by_the_frames_it_sees(physion, preset, shared, 
     made = []
     for frames in (12, 6):
         which = ["--model", "readout", "--features", "full", "--seed", "1", "--json"]
-        told = json.loads(physion("stage", "take-weights", *which, *where, "--set", f"train-readout.frames.full={frames}").out)
+        told = json.loads(physion("stage", "take-weights", *which, *where, "--set", f"train-readout.frames.full={frames}").out)[
+            "result"
+        ]
         assert (told["cached"], told["metrics"]["frames"]) == (False, frames)
         made.append(told["artifact"])
     assert made[0] != made[1]
@@ -246,7 +248,7 @@ def test_push_pull_list(physion, preset, shared, tmp_path):
     assert one.manifest == two.manifest
     assert all(one.path(name).read_bytes() == two.path(name).read_bytes() for name in one.names())
     assert physion("weights", "pull", "mini-steve", "--from", there, "-s", here).code == 0  # again: nothing to do
-    (row,) = json.loads(physion("weights", "list", "-s", here, "--json").out)
+    (row,) = json.loads(physion("weights", "list", "-s", here, "--json").out)["result"]
     assert (row["stage"], row["origin"]["stage"]) == ("train-steve", "train-steve")
     assert "mini-steve" in physion("weights", "list", "-s", here).out
     assert "no named weights" in physion("weights", "list", "-s", tmp_path / "empty").out
@@ -297,7 +299,7 @@ def test_a_model_card_lies_beside_them(physion, shared, tmp_path):
 
 def test_those_that_come_with_the_package(physion, tmp_path):
     """Listed, loaded, given to a study by name, and copied into a store; nothing is written beside them."""
-    listed = json.loads(physion("weights", "list", "builtin", "--json").out)
+    listed = json.loads(physion("weights", "list", "builtin", "--json").out)["result"]
     names = {row["instance"]: row["stage"] for row in listed}
     assert {"cpu-dvae", "cpu-steve", "cpu-slotformer"} <= names.keys()
     weights = build_graph(load_config("demo"), LocalStore(tmp_path / "none"))
@@ -326,7 +328,7 @@ def test_through_a_bucket(physion, preset, shared, s3, tmp_path):
     bucket, here = "s3://tests/weights", tmp_path / "here"
     for model in MODELS:
         assert physion("weights", "push", f"pretrained/mini-{model}", "--to", bucket, "-s", shared).code == 0
-    listed = json.loads(physion("weights", "list", "-s", bucket, "--json").out)
+    listed = json.loads(physion("weights", "list", "-s", bucket, "--json").out)["result"]
     assert [row["instance"] for row in listed] == ["mini-dvae", "mini-slotformer", "mini-steve"]
     for model in ("dvae", "steve"):
         arguments = ["stage", "take-weights", "--model", model, "-p", preset, "-s", bucket, *with_set(use(*MODELS))]

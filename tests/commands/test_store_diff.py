@@ -83,7 +83,7 @@ def only_difference(diff):
     def of(instance, name):
         ended = diff("--json")
         assert (ended.code, ended.err) == (1, "")
-        facts = json.loads(ended.out)
+        facts = json.loads(ended.out)["result"]
         (differing,) = facts["differ"]
         assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 28)
         (found,) = differing["files"].items()
@@ -203,7 +203,7 @@ def test_a_file_that_only_one_has(diff, store, graph):
     rewrite(store, graph["train-dvae"], "epochs/1.safetensors", b"x")
     ended = diff()
     assert (ended.code, ended.out.splitlines()[1]) == (1, "  epochs/1.safetensors: only in B")
-    assert json.loads(diff("--json").out)["differ"][0]["files"] == {"epochs/1.safetensors": "only in B"}
+    assert json.loads(diff("--json").out)["result"]["differ"][0]["files"] == {"epochs/1.safetensors": "only in B"}
 
 
 def test_files_with_times_in_them_are_passed_over(diff, store, graph):
@@ -231,7 +231,7 @@ def test_what_differs_first_comes_first(diff, store, graph):
     ]
     assert heads[:-1] == [f"{name} {graph[name].fingerprint[:12]}, {cause}" for name, cause in expected]
     assert heads[-1] == "artifacts in both: 29, of which 6 differ; only in A: 0; only in B: 0"
-    assert [row["instance"] for row in json.loads(diff("--json").out)["differ"]] == [name for name, _ in expected]
+    assert [row["instance"] for row in json.loads(diff("--json").out)["result"]["differ"]] == [name for name, _ in expected]
 
 
 def test_many_files(diff, store, graph):
@@ -239,7 +239,7 @@ def test_many_files(diff, store, graph):
         rewrite(store, graph["train-dvae"], f"epochs/{number}", b"x")
     lines = diff().out.splitlines()
     assert lines[5:7] == ["  epochs/4: only in B", "  and 3 more, which --json shows"]
-    assert len(json.loads(diff("--json").out)["differ"][0]["files"]) == 8
+    assert len(json.loads(diff("--json").out)["result"]["differ"][0]["files"]) == 8
 
 
 def test_naming_artifacts(diff, store, graph):
@@ -258,7 +258,7 @@ def test_artifacts_that_only_one_has(diff, store, graph):
     file_of(store, graph["rollout-test"], "manifest.json").unlink()
     ended = diff()
     assert (ended.code, ended.out) == (0, "artifacts in both: 27, of which 0 differ; only in A: 2; only in B: 0\n")
-    facts = json.loads(diff("--json").out)
+    facts = json.loads(diff("--json").out)["result"]
     assert len(facts["only_in_a"]) == 2
     assert f"artifacts/evaluate/{graph['evaluate'].fingerprint}" in facts["only_in_a"]
     ended = diff("evaluate")
@@ -297,7 +297,7 @@ def test_a_damaged_file(diff, store, graph, damage):
     assert "train-steve" in ended.out
     assert ended.out.endswith("of which 2 differ; only in A: 0; only in B: 0\n")
     ended = diff("--json")
-    assert (ended.code, len(json.loads(ended.out)["problems"])) == (3, 1)
+    assert (ended.code, len(json.loads(ended.out)["result"]["problems"])) == (3, 1)
     assert diff("frames").code == 0
 
 
@@ -319,12 +319,12 @@ def test_a_bucket_and_a_folder(physion, finished, store, graph, s3):
         target = open_store(uri)
         for path in file_of(root, graph["train-steve"], "").iterdir():
             target.write(path.relative_to(root).as_posix(), path.read_bytes())
-    before = json.loads(physion("store", "diff", finished, store, "--json").out)["differ"]
+    before = json.loads(physion("store", "diff", finished, store, "--json").out)["result"]["differ"]
     assert before[0]["files"]["weights.safetensors"]["changes"][0]["where"] == tensor
     for pair in ((finished, uris[1]), (uris[0], store), uris):
         ended = physion("--cache-limit", "1B", "store", "diff", *pair, "--json")
         assert ended.code == 1, ended.err
-        assert json.loads(ended.out)["differ"] == before
+        assert json.loads(ended.out)["result"]["differ"] == before
     assert physion("store", "diff", finished, uris[0]).code == 0
     ended = physion("store", "diff", finished, "s3://no-such-bucket/x")
     assert (ended.code, "NoSuchBucket" in ended.err) == (2, True), ended.err

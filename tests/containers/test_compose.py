@@ -8,7 +8,7 @@ import stat
 import time
 from pathlib import Path
 
-from conftest import ROOT, docker, run
+from conftest import HARDENED, IMAGE, ROOT, docker, run
 
 DAEMON_UP = ROOT.parent / "shared" / "docker" / "up"
 
@@ -74,3 +74,28 @@ def test_the_chain_and_the_same_after_kills(project, tmp_path):
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "train-dvae: cached" in ended.stderr
     assert project.metrics(tmp_path) == wanted
+
+
+LISTENING = """
+rows = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}").read().splitlines()[1:]]
+print(*sorted({int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}))
+"""
+OPEN = """
+import socket, sys
+for port in map(int, sys.argv[2:]):
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        if probe.connect_ex((sys.argv[1], port)) == 0:
+            print(port)
+"""
+
+
+def test_another_container_reaches_the_s3_port_alone(project):
+    """Tried on every port that something listens on in the server's network, and on those that SeaweedFS would take."""
+    project("up", "--no-build", "--detach", "--wait", "door", "s3")
+    ports = {int(port) for port in project("exec", "--no-TTY", "door", "python", "-c", LISTENING).stdout.split()}
+    assert {8333, 8334, 8888, 9333} <= ports
+    ports |= {18333, 18334, 18888, 19333, 9340, 19340, 23646, 33646, 7333, 8181, 9101}
+    network = ("--network", f"{project.name}_default", "--entrypoint", "python")
+    found = docker("run", "--rm", *HARDENED, *network, IMAGE, "-c", OPEN, "s3", *sorted(ports)).stdout.split()
+    assert found == ["8333"]

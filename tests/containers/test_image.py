@@ -46,11 +46,12 @@ def test_labels(image):
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == "0.1.0"
     assert labels["org.opencontainers.image.revision"] == "abc123"
+    assert "PHYSION_COMMIT=abc123" in image["Config"]["Env"]
 
 
 def test_doctor_sees_the_limits(image):
     options = (*HARDENED, "--network", "none", "--memory", "3g", "--cpus", "0.5", "--shm-size", "100m")
-    found = json.loads(docker("run", "--rm", *options, IMAGE, "doctor", "--json", "-s", "/scratch/store").stdout)
+    found = json.loads(docker("run", "--rm", *options, IMAGE, "doctor", "--json", "-s", "/scratch/store").stdout)["result"]
     found = {finding["name"]: finding for finding in found}
     assert "3.0 GiB of the machine's" in found["memory"]["text"]
     assert "0.1 GiB" in found["shm"]["text"]

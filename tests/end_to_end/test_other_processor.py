@@ -43,7 +43,7 @@ def test_a_training_differs_by_rounding(preset, finished, tmp_path):
     code, _, err = command("stage", "train-dvae", "-p", preset, "-s", tmp_path / "store", **PLAIN)
     assert code == 0, err
     code, out, _ = command("store", "diff", finished, tmp_path / "store", "train-dvae", "--json")
-    (artifact,) = json.loads(out)["differ"]
+    (artifact,) = json.loads(out)["result"]["differ"]
     assert code == 1
     changes = artifact["files"]["weights.safetensors"]["changes"]
     assert 0 < max(change["largest"] for change in changes) < 1e-5

@@ -146,7 +146,7 @@ class Launcher:
         return [int(line.removeprefix("line ")) for line in self.err.splitlines() if line.startswith("line ")]
 
     def result(self):
-        return json.loads(self.out)
+        return json.loads(self.out)["result"]
 
 
 @pytest.fixture

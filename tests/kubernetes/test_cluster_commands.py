@@ -92,7 +92,7 @@ def test_no_cluster_at_all(physion, monkeypatch):
 
 def test_overrides_also_come_from_the_environment(physion, monkeypatch):
     monkeypatch.setenv("PHYSION_SET", " train-dvae.optim.steps=7\n  train-readout.seeds=[0,5] ")
-    shown = json.loads(physion("config", "show", "-p", "tiny", "--json").out)
+    shown = json.loads(physion("config", "show", "-p", "tiny", "--json").out)["result"]
     assert (shown["train-dvae"]["optim"]["steps"], shown["train-readout"]["seeds"]) == (7, [0, 5])
     monkeypatch.setenv("PHYSION_SET", "")
     assert physion("config", "show", "-p", "tiny").code == 0

@@ -1,10 +1,16 @@
 """Every patch of a kustomization changes something: kustomize says nothing of one whose target is gone."""
 
+import ipaddress
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from physion.commands import parse_bytes
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s" / "base"
@@ -69,3 +75,123 @@ def test_every_patch_has_a_target_and_finds_there_what_it_changes(folder):
             targets = selected(target["select"], found)
             assert targets, f"{target} changes nothing"
             assert all(there(each, path.split(".")) for each in targets for path in target["fieldPaths"])
+
+
+WITH_CACHE = {"bulk", "stage", "evaluate"}  # templates of pods that read data
+UNITS = {"Mi": 2**20, "Gi": 2**30}
+
+
+def disk(container):
+    """Bytes of disk that a container asks for, and may take at most."""
+    bounds = [container["resources"][bound]["ephemeral-storage"] for bound in ("requests", "limits")]
+    return [int(bound[:-2]) * UNITS[bound[-2:]] for bound in bounds]
+
+
+def limited(container):
+    """Whether its cache is as large as the disk that it asks for, and it may take as much again for what it makes."""
+    asked, most = disk(container)
+    limits = [each for each in container["env"] if each["name"] == "PHYSION_CACHE_LIMIT"]
+    assert parse_bytes(str(asked)) == asked  # which is how Kubernetes says it
+    from_request = {"resourceFieldRef": {"resource": "requests.ephemeral-storage"}}
+    return most == 2 * asked and [each["valueFrom"] for each in limits] == [from_request]
+
+
+def rendered(folder):
+    """What kubectl would apply."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    ended = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(ended.stdout))
+
+
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_no_pod_takes_more_of_a_nodes_disk_than_it_asks_for(overlay):
+    (workflow,) = (each for each in rendered(ROOT / "k8s/overlays" / overlay) if each["kind"] == "WorkflowTemplate")
+    containers = {each["name"]: each["container"] for each in workflow["spec"]["templates"] if "container" in each}
+    assert {name for name, container in containers.items() if limited(container)} == WITH_CACHE
+    for container in containers.values():
+        asked, most = disk(container)
+        assert asked < most
+
+
+def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
+    job = yaml.safe_load((ROOT / "jobs" / "training.yaml").read_text())
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert limited(container)
+    assert disk(container)[0] > 20e9  # the frames and tokens that `paper` trains on are 18 GB, read in random order
+
+
+# ------------------------------------------------------------------------------------------------------- network
+STAGE = {"app.kubernetes.io/name": "physion", "app.kubernetes.io/component": "train-steve"}
+FETCH = STAGE | {"app.kubernetes.io/component": "fetch-test"}
+KUBE_DNS = {"namespace": {"kubernetes.io/metadata.name": "kube-system"}, "pod": {"k8s-app": "kube-dns"}}
+OTHER_DNS = {"namespace": {"kubernetes.io/metadata.name": "elsewhere"}, "pod": {"k8s-app": "kube-dns"}}
+
+
+def selects(selector, labels):
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "In" for each in expressions)
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] for each in expressions
+    )
+
+
+def is_peer(peer, to):
+    """Whether a rule's peer is an address, or a pod: {"pod": labels, "namespace": labels of another namespace}."""
+    if "ipBlock" in peer:
+        assert set(peer["ipBlock"]) == {"cidr"}
+        return isinstance(to, str) and ipaddress.ip_address(to) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
+    if isinstance(to, str) or ("namespaceSelector" in peer) != ("namespace" in to):
+        return False
+    return selects(peer.get("namespaceSelector", {}), to.get("namespace", {})) and selects(peer["podSelector"], to["pod"])
+
+
+def reaches(policies, pod, to, port, protocol="TCP"):
+    """Whether any policy of a pod lets it out there, as the API's reference has it."""
+    mine = [each["spec"] for each in policies if selects(each["spec"]["podSelector"], pod)]
+    assert any("Egress" in spec["policyTypes"] for spec in mine)
+    return any(
+        any(is_peer(peer, to) for peer in rule["to"]) if "to" in rule else True
+        for spec in mine
+        for rule in spec.get("egress", ())
+        if "ports" not in rule or {"port": port, "protocol": protocol} in rule["ports"]
+    )
+
+
+def policies_of(folder):
+    return [each for each in rendered(folder) if each["kind"] == "NetworkPolicy"]
+
+
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_what_pods_reach(overlay):
+    def out(to, port, protocol="TCP", pod=STAGE):
+        return reaches(policies, pod, to, port, protocol)
+
+    policies = policies_of(ROOT / "k8s/overlays" / overlay)
+    assert out(KUBE_DNS, 53, "UDP")
+    assert out(KUBE_DNS, 53)
+    assert not any(out(to, 53, "UDP") for to in (OTHER_DNS, "8.8.8.8", "10.0.0.1"))
+    assert out({"pod": STAGE}, 29400)
+    assert not out({"pod": STAGE, "namespace": {"kubernetes.io/metadata.name": "elsewhere"}}, 29400)
+    assert all(out(address, port) for address in ("10.96.0.1", "172.18.0.2", "192.168.0.9") for port in (443, 6443))
+    assert out("10.0.0.1", 8443)
+    assert not out("10.0.0.1", 22)
+    in_cluster = {"pod": {"app.kubernetes.io/name": "s3"}}
+    assert (out(in_cluster, 8333), out(in_cluster, 8888)) == (overlay == "local", False)
+    assert out("203.0.113.7", 443) == (overlay == "cloud")
+    assert out("203.0.113.7", 443, pod=FETCH)
+    assert not reaches(policies, {}, KUBE_DNS, 53)
+    assert not reaches(policies, {"app.kubernetes.io/name": "s3"}, "203.0.113.7", 443)
+
+
+def test_the_addresses_that_the_document_shows_how_to_give(tmp_path):
+    document = (ROOT / "docs" / "kubernetes.md").read_text()
+    (patches,) = re.findall(r"^    patches:\n(?:      .*\n)+", document, re.MULTILINE)
+    base = os.path.relpath(ROOT / "k8s/overlays/cloud", tmp_path)
+    text = f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\n{patches}"
+    (tmp_path / "kustomization.yaml").write_text(text.replace("\n    ", "\n"))
+    policies = policies_of(tmp_path)
+    assert reaches(policies, STAGE, "203.0.113.7", 8443)
+    assert reaches(policies, STAGE, "192.0.2.9", 9000)
+    for address in ("203.0.113.7", "192.0.2.9", "198.51.100.1", "10.0.0.1"):
+        assert not any(reaches(policies, STAGE, address, port) for port in (443, 6443))

@@ -95,10 +95,10 @@ def test_a_study_is_submitted_waited_for_and_looked_at(run, ready):
         "evaluate | 97 %",
     ]
     assert run("logs", "@latest", "evaluate", "--follow").out == "evaluate | 97 %\n"
-    shown = json.loads(run("status", name, "--json").out)
+    shown = json.loads(run("status", name, "--json").out)["result"]
     assert (shown["phase"], [step["name"] for step in shown["steps"]]) == ("Succeeded", ["frames-test", "evaluate"])
     assert name in run("status").out
-    assert json.loads(run("status", "--json").out)[0]["name"] == name
+    assert json.loads(run("status", "--json").out)["result"][0]["name"] == name
     table = run("status", "@latest").out
     assert name in table
     assert "evaluate" in table
@@ -106,7 +106,7 @@ def test_a_study_is_submitted_waited_for_and_looked_at(run, ready):
 
 def test_what_is_not_given_is_the_clusters(run, ready):
     study(ready, stage("evaluate", 'echo "{{workflow.parameters.preset}} {{workflow.parameters.store}}"'))
-    made = json.loads(run("submit", "--json").out)
+    made = json.loads(run("submit", "--json").out)["result"]
     assert made["parameters"] == {}
     followed = run("logs", made["name"], "--follow")
     assert followed.out == "evaluate | smoke s3://of/the-cluster\n"
@@ -123,18 +123,18 @@ def test_a_failed_study_ends_with_the_code_of_the_stage_and_shows_its_error(run,
 
 def test_status_says_why_a_pod_waits(run, ready):
     study(ready, stage("tokenize", "exit 0", resources={"limits": {"nvidia.com/gpu": "1"}}))
-    name = json.loads(run("submit", "--json").out)["name"]
+    name = json.loads(run("submit", "--json").out)["result"]["name"]
     until(lambda: "free GPUs" in (last := run("status", name)).out or last.code, lambda: run("status", name).out)
     ready.kubectl("delete", "workflow", name)
     study(ready, stage("tokenize", "exit 0", envFrom=[{"secretRef": {"name": "physion-s3"}}]))
-    name = json.loads(run("submit", "--json").out)["name"]
+    name = json.loads(run("submit", "--json").out)["result"]["name"]
     until(lambda: "secret physion-s3 is missing: create it" in run("status", name).out, lambda: run("status", name).out)
     ready.kubectl("delete", "workflow", name)
 
 
 def test_status_says_why_the_workers_of_a_training_wait(run, ready):
     study(ready, stage("train-dvae-launcher", "sleep 600"))
-    name = json.loads(run("submit", "--json").out)["name"]
+    name = json.loads(run("submit", "--json").out)["result"]["name"]
     launcher = until(
         lambda: ready.objects("pods", "-l", f"workflows.argoproj.io/workflow={name}", "--field-selector=status.phase=Running"),
         "the launcher",
@@ -149,9 +149,9 @@ def test_status_says_why_the_workers_of_a_training_wait(run, ready):
 
 def test_a_log_that_is_gone_with_its_pod(run, ready):
     study(ready, stage("evaluate", "echo 97 %"), podGC={"strategy": "OnPodCompletion", "deleteDelayDuration": "0s"})
-    name = json.loads(run("submit", "--json").out)["name"]
+    name = json.loads(run("submit", "--json").out)["result"]["name"]
     selector = f"workflows.argoproj.io/workflow={name}"
-    until(lambda: json.loads(run("status", name, "--json").out)["phase"] == "Succeeded", "success")
+    until(lambda: json.loads(run("status", name, "--json").out)["result"]["phase"] == "Succeeded", "success")
     until(lambda: not ready.objects("pods", "-l", selector), "the end of the pod")
     gone = run("logs", name)
     assert (gone.code, gone.out) == (0, "")

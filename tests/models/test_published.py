@@ -211,7 +211,7 @@ def test_names(physion, published, tmp_path):
     )
     assert ended.code == 2
     assert "holds other weights" in ended.err
-    listed = json.loads(physion("weights", "list", "-s", store, "--json").out)
+    listed = json.loads(physion("weights", "list", "-s", store, "--json").out)["result"]
     assert [weights["instance"] for weights in listed] == ["mine"]
     assert physion("weights", "remove", "mine", "-s", store).code == 0
     assert nothing_published(store)

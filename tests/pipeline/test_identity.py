@@ -143,7 +143,7 @@ def test_labels_mended_at_the_source_are_noticed_by_all_that_stands_on_them(phys
         stale = {node.name for node in downstream(graph, "fetch-readout")}
         assert {"train-readout-rollout-0", "rollout-readout", "evaluate"} < stale
         assert all_standing(graph, published(graph, target)) == set(graph) - stale
-        planned = {row["name"] for row in json.loads(physion("plan", "--json", *where).out) if not row["cached"]}
+        planned = {row["name"] for row in json.loads(physion("plan", "--json", *where).out)["result"] if not row["cached"]}
         assert planned == stale
         why = physion("plan", "--why", *where).out.splitlines()
         assert why[why.index("frames-readout") + 1] == "  its input fetch-readout was made again and has other bytes"
@@ -267,7 +267,7 @@ def test_plan_says_why(physion, preset, finished):
     ended = physion("plan", "train-steve", "--why", "-p", preset, "-s", finished, "--set", "train-steve.optim.lr=2e-4")
     assert (ended.code, ended.out) == (0, "train-steve\n  train-steve.optim.lr: 0.001 -> 0.0002\n")
     ended = physion("plan", "--why", "--json", "-p", preset, "-s", finished, "--set", "evaluate.resamples=9")
-    found = json.loads(ended.out)
+    found = json.loads(ended.out)["result"]
     assert [(r["kind"], r["what"], r["old"], r["new"]) for r in found["evaluate"]] == [("option", "evaluate.resamples", 200, 9)]
     assert list(found) == ["evaluate"]
     assert physion("plan", "--why", "-p", preset, "-s", finished).out == "nothing is to be made\n"

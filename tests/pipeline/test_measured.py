@@ -16,7 +16,10 @@ def planned(physion, preset, finished):
     """The rows of a plan on the finished study, by instance."""
 
     def plan(*options):
-        return {row["name"]: row for row in json.loads(physion("plan", "-p", preset, "-s", finished, "--json", *options).out)}
+        return {
+            row["name"]: row
+            for row in json.loads(physion("plan", "-p", preset, "-s", finished, "--json", *options).out)["result"]
+        }
 
     return plan
 

@@ -35,7 +35,7 @@ def clearly(ended, code, *said):
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
     last = ended.err.splitlines()[-1]
-    error = f"error: {json.loads(last)['error']}" if last.startswith('{"error"') else ended.err[ended.err.index("error: ") :]
+    error = f"error: {json.loads(last)['error']}" if last.startswith('{"version"') else ended.err[ended.err.index("error: ") :]
     lines = error.splitlines()
     for text in said:
         assert sum(text in line for line in lines) == 1, (text, lines)
@@ -318,16 +318,35 @@ def test_weights_that_overflow_are_named_where_it_begins(stage, store, kind, arg
     assert nothing_published(store, arguments[0]) == ["study.json"]
 
 
-def test_slots_that_are_not_finite_are_named_by_who_reads_them(stage, store):
-    def change(name, slots):
-        if name == "pilot_drop-redyellow_0001_img/slots":
-            slots[2, 0, 0] = np.nan
-        return slots
+@pytest.mark.parametrize(
+    ("slots", "by", "arguments"),
+    [
+        ("extract-slots-test", "train-steve", ["rollout", "--subset", "test"]),
+        ("extract-slots-training", "train-steve", ["train-slotformer"]),
+        ("extract-slots-training", "train-steve", ["train-slotformer", "--set", "train-slotformer.loader-workers=1"]),
+        ("rollout-readout", "train-slotformer", ["train-readout", "--features", "rollout", "--seed", "0"]),
+    ],
+)
+def test_slots_that_are_not_finite_are_named_by_who_reads_them(stage, store, slots, by, arguments):
+    """Before anything is computed from them, and with what made them. They are not among the held-out ones."""
+    manifests = [json.loads(path.read_text()) for path in store.glob("artifacts/*/*/manifest.json")]
+    made = {manifest["instance"]: f"{manifest['stage']}/{manifest['fingerprint']}" for manifest in manifests}
+    videos = json.loads((store / "artifacts" / made[slots] / "index.json").read_text())["videos"]
+    bad = next(video["name"] for video in videos if not video["heldout"])
 
-    rewritten(store, "extract-slots-test", "*.safetensors", change)
-    shutil.rmtree(store / "artifacts" / "rollout")
-    said = "rollout-test: the slots of pilot_drop-redyellow_0001_img are not finite from frame 2 on, as extract-slots-test in "
-    assert len(clearly(stage("rollout", "--subset", "test"), 3, said)) == 1
+    def change(name, array):
+        if name == f"{bad}/slots":
+            array[2, 0, 0] = np.nan
+        return array
+
+    at = rewritten(store, slots, "*.safetensors", change)
+    shutil.rmtree(store / "artifacts" / arguments[0])
+    said = (
+        f"error: the slots of {bad} are not finite from frame 2 on, as {slots} in {store.as_uri()}/{at}, made by {by} "
+        f"({made[by].partition('/')[2]}), has them or makes them: such weights diverged in training, or are too large."
+    )
+    assert len(clearly(stage(*arguments), 3, said)) == 1
+    assert not list(store.glob(f"artifacts/{arguments[0]}/*/manifest.json"))
 
 
 def test_a_stage_whose_input_is_not_there(stage, tmp_path):

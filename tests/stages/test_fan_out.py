@@ -59,7 +59,7 @@ def test_any_split_gives_the_same_artifact(physion, made_again, stage, name, opt
         assert not (folder / "manifest.json").exists()
         ended = physion(*arguments, "--share", f"{index}/{split}", "--json")
         assert ended.code == 0, ended.err
-        told = json.loads(ended.out)
+        told = json.loads(ended.out)["result"]
         if index:
             assert told["published"] is False
             assert told["missing_parts"] == [part for part in range(parts) if part % split < index]
@@ -111,10 +111,10 @@ def test_videos_are_simulated_in_shares_as_well(physion, simulated, tmp_path):
 
 def test_simulating_makes_one_subset_or_all(physion, simulated, tmp_path):
     arguments = ["stage", "simulate", "-p", simulated, "-s", tmp_path / "store"]
-    one = json.loads(physion(*arguments, "--subset", "test", "--json").out)
+    one = json.loads(physion(*arguments, "--subset", "test", "--json").out)["result"]
     assert (one["published"], one["cached"], one["metrics"]["videos"]) == (True, False, 1)
     assert set(manifests(tmp_path / "store", "simulate")) == {"simulate-test"}
-    every = json.loads(physion(*arguments, "--json").out)
+    every = json.loads(physion(*arguments, "--json").out)["result"]
     assert [(row["cached"], row["metrics"]["videos"]) for row in every] == [(False, 2), (False, 2), (True, 1)]
     assert every[2]["artifact"] == one["artifact"]
     assert set(manifests(tmp_path / "store", "simulate")) == {f"simulate-{subset}" for subset in SUBSETS}

@@ -392,7 +392,8 @@ def test_what_a_terminal_must_not_see_is_not_printed_either_when_it_lies_above_t
     ended = from_server("--subset", "test", "--json")
     complete(ended, tmp_path / "store", pristine, ["test"])
     assert (
-        f"{archives.url('Physion.zip')}/\ufffd[2J\ufffd\ufffd/Physion/labels.csv" in json.loads(ended.out)["metrics"]["sha256"]
+        f"{archives.url('Physion.zip')}/\ufffd[2J\ufffd\ufffd/Physion/labels.csv"
+        in json.loads(ended.out)["result"]["metrics"]["sha256"]
     )
     assert from_server("--subset", "test").code == 0  # its record can be read
 
@@ -514,7 +515,7 @@ def test_a_list_of_ones_own_and_no_list_at_all(stage, dataset, tmp_path):  # noq
     def facts(*options):
         ended = stage("fetch", "--subset", "test", "--json", *options, dataset=dataset)
         assert ended.code == 0, ended.err
-        metrics = json.loads(ended.out)["metrics"]
+        metrics = json.loads(ended.out)["result"]["metrics"]
         return metrics["videos"], metrics["left_out"], metrics["glitchy"]
 
     assert facts() == (5, 1, f"{dataset.root}/glitchy_stimuli.txt")
@@ -602,7 +603,7 @@ def test_what_was_read_is_recorded_and_can_be_demanded(from_server, archives, pr
 
     ended = read()
     complete(ended, tmp_path / "store", pristine)
-    recorded = [row["metrics"]["sha256"] for row in json.loads(ended.out)]
+    recorded = [row["metrics"]["sha256"] for row in json.loads(ended.out)["result"]]
     url = archives.url
     assert recorded[0] == {url("Train.tar.gz"): sums["/Train.tar.gz"]}
     assert recorded[1] == {url("Train.tar.gz"): sums["/Train.tar.gz"], url("labels.csv"): sums["/labels.csv"]}
@@ -709,7 +710,7 @@ def test_credentials_are_neither_printed_nor_stored(from_server, archives, prist
     address = archives.url("Physion.zip").replace("//", "//me:pa%20ss@") + "?X-Amz-Signature=hidden"
     ended = from_server("--subset", "test", "--json", archives={"test": address})
     complete(ended, tmp_path / "store", pristine, ["test"])
-    assert archives.url("Physion.zip") in json.loads(ended.out)["metrics"]["sha256"]
+    assert archives.url("Physion.zip") in json.loads(ended.out)["result"]["metrics"]["sha256"]
     again = from_server("--subset", "test", archives={"test": address.replace("hidden", "renewed")})
     assert "cached" in again.out  # it is the same place
     told = [ended.out, ended.err, again.out, again.err]

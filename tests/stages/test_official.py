@@ -97,7 +97,7 @@ def test_all_official_videos(physion, official, server, quick, cut, monkeypatch)
     where = ["-p", "paper", "-s", quick, *sources(server), *cut, "--set=frames.videos-per-shard=200"]
     ended = physion("stage", "fetch", "--json", *where)
     assert ended.code == 0, ended.err
-    told = {row["artifact"].rsplit("/", 1)[1]: row["metrics"] for row in json.loads(ended.out)}
+    told = {row["artifact"].rsplit("/", 1)[1]: row["metrics"] for row in json.loads(ended.out)["result"]}
     manifests = [json.loads(path.read_bytes()) for path in quick.glob("artifacts/fetch/*/manifest.json")]
     assert {m["instance"].removeprefix("fetch-"): m["metrics"]["videos"] for m in manifests} == COUNTS
     assert all(told[m["fingerprint"]] == m["metrics"] for m in manifests)

@@ -125,12 +125,12 @@ def test_masks_and_decoded_slots(ran, example):
 
 def test_the_commands_know_the_new_stage(ran, physion, example):
     _, store, _ = ran
-    rows = json.loads(physion("plan", *STUDY, "-s", store, "--json").out)
+    rows = json.loads(physion("plan", *STUDY, "-s", store, "--json").out)["result"]
     assert all(row["cached"] for row in rows)
     flops = {row["stage"]: row["flops"] for row in rows}
     assert all(flops[stage] > 0 for stage in ("train-patches", "extract-slots", "train-slotformer", "train-readout"))
     shown = physion("config", "show", *STUDY, "--set", "train-patches.optim.lr=1e-4", "--json")
-    section = json.loads(shown.out)["train-patches"]
+    section = json.loads(shown.out)["result"]["train-patches"]
     assert (section["iterations"], section["optim"]["lr"], section["optim"]["steps"]) == (3, 1e-4, 60)
     ended = physion("stage", "train-patches", *STUDY, "-s", store)
     assert ended.out.startswith("train-patches: cached"), ended.err
@@ -147,7 +147,7 @@ def test_a_preset_need_not_hold_trainings_that_it_does_not_use(ran, physion, exa
     tree |= {"plugins": ["patch_slots"], "slot-model": "patches", "train-readout": tree["train-readout"] | {"model": "mean"}}
     preset = tmp_path / "patches.yaml"
     preset.write_text(yaml.safe_dump(tree))
-    rows = json.loads(physion("plan", "-p", preset, *QUICK, "-s", store, "--json").out)
+    rows = json.loads(physion("plan", "-p", preset, *QUICK, "-s", store, "--json").out)["result"]
     assert all(row["cached"] for row in rows if row["stage"] in FIRST)
     assert {row["stage"] for row in rows} == {*FIRST, "train-patches", *AFTER}
     assert (
@@ -182,7 +182,7 @@ def test_a_second_run_has_nothing_to_do(ran):
 )
 def test_an_option_changes_what_follows_from_it(ran, physion, example, override, changed):
     _, store, _ = ran
-    rows = json.loads(physion("plan", *STUDY, "-s", store, "--set", override, "--json").out)
+    rows = json.loads(physion("plan", *STUDY, "-s", store, "--set", override, "--json").out)["result"]
     assert {row["stage"] for row in rows if not row["cached"]} == changed
 
 
@@ -190,7 +190,7 @@ def test_a_readouts_code_has_a_version(ran, physion, example):
     _, store, _ = ran
     load_config("smoke", ["plugins=[patch_slots]"])
     MODELS["mean"] = type(MODELS["mean"])("mean", make=MODELS["mean"].make, version=2)
-    rows = json.loads(physion("plan", *STUDY, "-s", store, "--json").out)
+    rows = json.loads(physion("plan", *STUDY, "-s", store, "--json").out)["result"]
     assert {row["stage"] for row in rows if not row["cached"]} == {"train-readout", "evaluate"}
 
 
@@ -212,7 +212,7 @@ def test_its_weights_are_shared_and_used(ran, physion, example, tmp_path):
         ended = physion("weights", "push", stage, "--name", f"my-{stage}", *STUDY, "-s", store, "--to", other)
         assert ended.code == 0, ended.err
     given = ["--set", "train-patches.weights=my-train-patches", "--set", "train-slotformer.weights=my-train-slotformer"]
-    rows = {row["name"]: row for row in json.loads(physion("plan", *STUDY, *given, "-s", other, "--json").out)}
+    rows = {row["name"]: row for row in json.loads(physion("plan", *STUDY, *given, "-s", other, "--json").out)["result"]}
     assert rows["take-weights-patches"]["weights"] == "pretrained/my-train-patches"
     assert rows["take-weights-slotformer"]["inputs"] == {}
     assert not {"train-patches", "train-slotformer", "train-dvae", "train-steve"} & rows.keys()

@@ -16,7 +16,7 @@ def test_the_best_weights_answer_where_they_are_asked_for(physion, preset, store
             "stage", "train-readout", "--features", "full", "--seed", "0", "-p", preset, "-s", store, "--json", *change
         )
         assert ended.code == 0, ended.err
-        told = json.loads(ended.out)
+        told = json.loads(ended.out)["result"]
         found[keep] = store / told["artifact"].split("/store/")[1], told["metrics"]
     (last, facts), (best, chosen) = found["last"], found["best"]
     assert facts["best_step"] < facts["steps"] == chosen["steps"] == 60

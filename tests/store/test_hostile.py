@@ -298,7 +298,7 @@ def test_one_bad_manifest(physion, store, damage):
     options = ["-s", str(store.root)]
     listed = physion("weights", "list", *options)
     assert (listed.code, "fine" in listed.out, f"{store.uri}/{keys[1]} is" in listed.err) == (3, True, True)
-    rows = json.loads(physion("weights", "list", *options, "--json").out)
+    rows = json.loads(physion("weights", "list", *options, "--json").out)["result"]
     assert [row["instance"] for row in rows] == ["fine"]
     assert physion("weights", "pull", "fine", "--from", store.root, *options).code == 0
     if damage != "no parameters":

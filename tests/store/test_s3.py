@@ -689,7 +689,7 @@ def test_gc_aborts_uploads_that_nobody_added_to(begun, physion):
         return ended.out
 
     def row(*options):
-        (found,) = (row for row in json.loads(collect("--json", *options)) if "upload" in row)
+        (found,) = (row for row in json.loads(collect("--json", *options))["result"] if "upload" in row)
         assert found["keys"] == ["artifacts/tokenize/f/00001.safetensors"]
         assert found["bytes"] == 5 * MiB + 1000
         return found["action"], found["reason"]
