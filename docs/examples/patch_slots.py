@@ -1,7 +1,7 @@
 """A slot model without attention, tokens or a dVAE, and a readout, added to the study from outside (docs/extend.md).
 
-A slot is a blob of one color. Soft k-means over color and place assigns the patches of a frame to the blobs, starting from where
-the blobs were one frame earlier. Drawing the blobs reconstructs the frame; the training minimizes the error of that.
+A slot is a blob of one color. Soft k-means over color and place assigns the patches of a frame to the blobs, starting from
+where the blobs were one frame earlier. Drawing the blobs reconstructs the frame; the training minimizes the error of that.
 
 Shapes as in the package: B videos, T frames, S slots, D slot size, N frames of any videos, H W pixels; P patches, h * w.
 """
