@@ -178,7 +178,7 @@ def shown_source(source: str) -> str:
     """A source as it is printed, stored and fingerprinted, without possible secrets.
 
     A path becomes absolute. An address keeps its scheme, host and path. A query may be a password: it becomes a few
-    digits of its hash, which distinguish two places but reveal nothing. A signature, which differs each time, is dropped, so that
+    digits of its hash, which distinguish two places but reveal nothing. A signature differs each time, so it is dropped:
     one place has one name.
     """
     source = _EXPECTED.sub("", source)
