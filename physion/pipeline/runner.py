@@ -1,4 +1,4 @@
-"""Runs one stage instance in this process, or finds it published."""
+"""Runs one stage instance in this process, or finds that it is published."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Done:
     manifest: Manifest
     cached: bool
     seconds: float = 0.0
-    """What this run took."""
+    """How long this run took."""
 
 
 def standing(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
-    """The manifest of an artifact that needs not be made: it is published, and its inputs are still what it was made from."""
+    """The manifest of an artifact that need not be made: it is published, and its inputs have not changed since."""
     manifest = read_manifest(store, node.stage.name, node.fingerprint)
     return None if manifest is None or stale_inputs(manifest, node, graph, store) else manifest
 
 
 def published(graph: Mapping[str, Node], store: Store) -> dict[str, Manifest | None]:
-    """The manifests of all instances of a graph, each read once; None of those that are not published."""
+    """The manifests of all instances of a graph, each read once; None for those that are not published."""
     return {name: read_manifest(store, node.stage.name, node.fingerprint) for name, node in graph.items()}
 
 
 def all_standing(graph: Mapping[str, Node], manifests: Mapping[str, Manifest | None]) -> set[str]:
-    """The names of all instances of a graph that need not be made (`standing`), nor stand on one that has to be made again."""
+    """Names of the instances that need not be made (`standing`) and do not depend on one that has to be made again."""
     stale: set[str] = set()
     for name, node in graph.items():
         manifest = manifests[name]
@@ -53,7 +53,7 @@ def all_standing(graph: Mapping[str, Node], manifests: Mapping[str, Manifest | N
 
 
 def require_standing_ground(node: Node, graph: Mapping[str, Node], store: Store) -> None:
-    """Raise ConfigError when something that an instance stands on, however far below, has to be made again first."""
+    """Raise ConfigError if something that an instance depends on, directly or not, has to be made again first."""
     below = {name: other for name, other in graph.items() if node in downstream(graph, name)}
     manifests = published(below, store)
     standing = all_standing(below, manifests)
@@ -66,7 +66,7 @@ def require_standing_ground(node: Node, graph: Mapping[str, Node], store: Store)
 
 
 def stale_inputs(manifest: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[str]:
-    """The roles of the inputs that have been made again since, with other bytes. One that is gone can be no other."""
+    """The roles of inputs that were made again since, with different bytes. A missing input cannot be different."""
     return _stale(manifest, node, lambda source: read_manifest(store, graph[source].stage.name, graph[source].fingerprint))
 
 
@@ -80,8 +80,8 @@ def _stale(manifest: Manifest, node: Node, manifest_of: Callable[[str], Manifest
 
 
 def standing_or_erased(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
-    """As `standing`; what is published and does not stand is removed, to be made again."""
-    manifest = read_manifest(store, node.stage.name, node.fingerprint)  # once: another runner may publish it at any moment
+    """As `standing`; an artifact that is published but outdated is removed, to be made again."""
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)  # read once: another runner may publish it at any moment
     if manifest is None or not stale_inputs(manifest, node, graph, store):
         return manifest
     say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
@@ -99,11 +99,11 @@ def run_node(
     share: slice = slice(None),
     ranks: Ranks = Ranks(),  # noqa: B008 (it holds nothing)
 ) -> Done:
-    """Make the artifact of one stage instance, or find it made; with the other ranks, of which the first publishes.
+    """Make the artifact of one stage instance, or find it made; together with the other ranks, the first of which publishes.
 
-    With `share`, do only these of its parts.
+    With `share`, make only these parts of it.
 
-    Raises ConfigError when an input is not published yet, PartsMissing when the share is done but other parts are not, and
+    Raises ConfigError if an input is not published yet, PartsMissing if the share is done but other parts are missing, and
     whatever PhysionError the stage ends with.
     """
 
@@ -130,7 +130,7 @@ def run_node(
         try:
             metrics = node.stage.load()(job)
         except (DataError, TransientError):
-            # Another runner was faster and took its parts away, perhaps between two questions of this one. Sweep up after both.
+            # Another runner was faster and removed its parts, perhaps between two requests of this one. Clean up after both.
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))
             raise
@@ -142,10 +142,10 @@ def run_node(
 
 
 def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> Manifest:
-    """Write the manifest. Returns the one that stands."""
+    """Write the manifest. Returns the stored one."""
     output = job.output
     if manifest := read_manifest(output.store, node.stage.name, node.fingerprint):
-        return output.publish(manifest)  # another runner was faster; sweep up after both
+        return output.publish(manifest)  # another runner was faster; clean up after both
     parts = [part for _, part in sorted(output.kept.items())]
     manifest = Manifest(
         stage=node.stage.name,
@@ -173,7 +173,7 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], started: float) -> M
 
 
 def host_facts() -> dict[str, Any]:
-    """What the artifact was made on; not part of any fingerprint."""
+    """The machine and software that made the artifact; not part of any fingerprint."""
     import torch
 
     facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
@@ -185,7 +185,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def published_input(node: Node, graph: Mapping[str, Node], store: Store) -> Artifact:
-    """The artifact of an instance that another reads. Raises ConfigError when it is not published yet, or is stale."""
+    """The artifact of an instance that another reads. Raises ConfigError if it is not published yet, or is stale."""
     manifest = read_manifest(store, node.stage.name, node.fingerprint)
     again = f"run `physion stage {node.options}` with the same preset, overrides and store first, or `physion run`"
     if manifest is None:
