@@ -66,8 +66,7 @@ def folder_members(root: Path) -> Iterator[Member]:
     for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
         facts, below = os.stat(folder), Path(folder).relative_to(root)
         itself, place = (facts.st_dev, facts.st_ino), place_of((below / "x.mp4").as_posix())
-        # The names of the last two folders determine what a file is: a folder reached by other names is read again, by these is
-        # not.
+        # The names of the last two folders determine what a file is: a folder is read again only under other names.
         if (itself, route := place or below.parts[-2:]) in seen:
             folders.clear()
             continue

@@ -99,8 +99,8 @@ def resize(frame_HW3: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(16)
-The two pixels of `length` between which each of `size` points lies, and their weights in 2048ths: int32 [2, size] each.
-    """The two pixels of `length` between which each of `size` lies, and their weights in 2048ths: int32 [2, size] each."""
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two pixels of `length` between which each of `size` points lies, and their weights in 2048ths: int32 [2, size]."""
     centre = ((np.arange(size) + 0.5) * (1 / (size / length)) - 0.5).astype(np.float32)
     before = np.floor(centre)
     share = np.rint((centre - before) * 2048)
