@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything it shows, opens from disk and asks the network for nothing."""
+"""The report: one HTML file that contains everything it shows, opens from disk and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -74,20 +74,26 @@ LINKS = {
     "answers_rollout": "accuracy of the readout, from the rollout",
     "answers_full": "accuracy of the readout, from the whole video",
 }
-SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}  # sections
-FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
+SHOWN_IN = {
+    "video": "videos",
+    "tokens": "dynamics",
+    "slots": "slots",
+    "dynamics": "dynamics",
+    "answer": "results",
+}  # link -> section
+FEW_VIDEOS = 30  # in a scenario; below, a bootstrap interval is rough, and a point if all are right or wrong
 
 
 @dataclass(frozen=True)
 class VideoPanel:
-    """One test video: the truth, what each mode says (mean over readout seeds), and clips as (caption, H.264 MP4)."""
+    """One test video: the label, each mode's prediction (mean over readout seeds), and clips as (caption, H.264 MP4)."""
 
     name: str
     scenario: str
     label: bool
     probability: Mapping[str, float]
     clips: Sequence[tuple[str, bytes]]
-    predicted: Mapping[str, bool] = field(default_factory=dict)  # by mode; where given, right or wrong is marked
+    predicted: Mapping[str, bool] = field(default_factory=dict)  # by mode; if given, it is marked right or wrong
 
 
 @dataclass(frozen=True)
@@ -95,27 +101,27 @@ class ReportContext:
     """Everything the page shows, in the order of each mapping; empty sections are left out."""
 
     headline: str
-    simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
+    simulated: bool  # PhysionSim's videos, which are not comparable with published numbers
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
-    left_out: str = ""  # how many test videos are not among those, and why
+    left_out: str = ""  # how many test videos are missing from these, and why
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
-    regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
+    regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they predict from (`evaluate`)
     people: Mapping[str, Any] = field(default_factory=dict)  # from `compare_with_people`; empty without their answers
     slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by set of videos (`evaluate`)
     dynamics: Mapping[str, Any] = field(default_factory=dict)  # `physion.stages.dynamics.dynamics_numbers`
     pictures: Mapping[str, Any] = field(default_factory=dict)  # by what is drawn: `physion.report.pictures.likeness`
     verdicts: Sequence[Mapping[str, Any]] = ()  # `physion.report.verdicts.verdicts`
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
-    plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
+    plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, inserted as it is
     videos: Sequence[VideoPanel] = ()
     stills: Mapping[str, bytes] = field(default_factory=dict)  # PNG by caption
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by stage, for `plot_losses`
-    provenance: Sequence[Manifest] = ()  # of the artifacts that the numbers rest on
+    provenance: Sequence[Manifest] = ()  # of the artifacts behind the numbers
     config_yaml: str = ""
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this folder, and what they write numbers with."""
+    """The templates of this folder, with their number formats."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -174,14 +180,14 @@ def render_report(context: ReportContext) -> str:
 
 
 def _shown_in(context: ReportContext) -> dict[str, str]:
-    """The section that has a link's pictures and further numbers, of those that the page has."""
+    """The section of this page that has a link's pictures and further numbers."""
     drawn = DRAWN.keys() & context.pictures.keys()
     there = {"videos": context.videos, "slots": context.stills or context.slots, "dynamics": context.dynamics or drawn}
     return {link: section for link, section in SHOWN_IN.items() if there.get(section, True)}
 
 
 def _dynamics(measured: Mapping[str, Any]) -> dict[str, str]:
-    """SVG by title of how far rollouts are from the truth."""
+    """SVG by title, showing how far rollouts are from the truth."""
     plots = {"How far rollouts are from the slots that came": plot_errors(measured)} if measured else {}
     if "places" in measured:
         plots["How far from its place a body is put"] = plot_distances(measured["places"], measured["watched"])

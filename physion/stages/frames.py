@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def decode_shard(dataset: Artifact, videos: list[Video], config: Frames, path: Path) -> Result:
-    """One shard of decoded videos; a line for every video that cannot be read."""
+    """One shard of decoded videos; one line for every video that cannot be read."""
     result = Result()
 
     def decoded() -> Iterator[tuple[str, np.ndarray]]:
