@@ -74,13 +74,8 @@ LINKS = {
     "answers_rollout": "accuracy of the readout, from the rollout",
     "answers_full": "accuracy of the readout, from the whole video",
 }
-SHOWN_IN = {
-    "video": "videos",
-    "tokens": "dynamics",
-    "slots": "slots",
-    "dynamics": "dynamics",
-    "answer": "results",
-}  # link -> section
+# Link -> section.
+SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}
 FEW_VIDEOS = 30  # in a scenario; below, a bootstrap interval is rough, and a point if all are right or wrong
 
 

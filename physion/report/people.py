@@ -37,7 +37,7 @@ class Answers:
 
 
 def stimulus_of(name: str) -> str:
-    """What both a video and the people's tables call a stimulus: without `-redyellow`, and whatever comes from `_img` on."""
+    """A stimulus's name in videos and people's tables: without `-redyellow`, and without `_img` and what follows."""
     return name.replace("-redyellow", "").partition("_img")[0]
 
 
