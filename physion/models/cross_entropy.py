@@ -14,7 +14,7 @@ CHUNK = 8192  # positions whose V logits exist at a time
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of the logits `hidden @ weight.T`, computed with its gradients while a chunk's logits are in memory."""
+    """Mean cross-entropy of the logits `hidden @ weight.T`, and its gradients, while a chunk's logits are in memory."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -129,7 +129,7 @@ class TokenDecoder(nn.Module):
         self.cross_entropy = CrossEntropy()
 
     def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> the input of `head` for their teacher-forced logits, [N, L, D]."""
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> the input of `head`, teacher forced, [N, L, D]."""
         inputs_NL = F.pad(tokens_NL[:, :-1], (1, 0), value=self.codes)
         x_NLD = dropout(self.tok_emb(inputs_NL) + self.pos_emb.pe, self.p if self.training else 0.0)
         for block, cross in zip(self.tf_dec.blocks, self.tf_dec.keys_values(self.in_proj(slots_NSD)), strict=True):
