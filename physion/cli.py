@@ -82,7 +82,7 @@ def main() -> NoReturn:
     except PhysionError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _fail(Interrupted("interrupted; what is done is saved, and the same command goes on from there"))
+        _fail(Interrupted("interrupted; progress is saved, and the same command resumes from there"))
     except Exception as error:
         if hasattr(error, "format_message"):  # a ClickException; it depends on typer whether it is click's or typer's own copy
             _fail(ConfigError(error.format_message()))

@@ -40,7 +40,7 @@ class PartsMissing(TransientError):
         self.missing, self.total = list(missing), total
         shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
         super().__init__(
-            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
+            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for whoever makes them, run "
             f"`--share {self.missing[0]}/{total}` for that one and so on, or the same command without --share for all of them"
         )
 

@@ -25,9 +25,9 @@ class Stop:
     def check(self) -> None:
         """Raise Interrupted after Ctrl-C, Preempted after SIGTERM."""
         if self.signal == "SIGINT":
-            raise Interrupted("interrupted; what is done is saved, and the same command goes on from there")
+            raise Interrupted("interrupted; progress is saved, and the same command resumes from there")
         if self.signal == "SIGTERM":
-            raise Preempted("stopped by SIGTERM; what is done is saved, and the same command goes on from there")
+            raise Preempted("stopped by SIGTERM; progress is saved, and the same command resumes from there")
 
 
 class Ranks:

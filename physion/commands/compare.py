@@ -50,7 +50,9 @@ def compare(
     runs = [_run(name, store, known) for name in which]
     for name, run in zip(which, runs, strict=True):
         if run.videos != runs[0].videos:
-            raise ConfigError(f"{which[0]} and {name} were tested on other videos, so they cannot be compared video by video")
+            raise ConfigError(
+                f"{which[0]} and {name} were tested on different videos, so they cannot be compared video by video"
+            )
     found = compare_runs(runs)
     if page is not None:
         try:

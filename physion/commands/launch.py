@@ -97,7 +97,7 @@ def launch(
 def _require_manifest(jobs: Path, name: str) -> None:
     known = STAGES.of_kind(Kind.TRAINING)
     if name not in known:
-        raise ConfigError(f"{name} is no training{nearest(name, known)}; there are {', '.join(known)}")
+        raise ConfigError(f"{name} is not a training{nearest(name, known)}; there are {', '.join(known)}")
     if not (jobs / MANIFEST).exists():
         raise ConfigError(f"no {MANIFEST} in {jobs}: run it where jobs/ lies, or name that folder with --jobs")
 

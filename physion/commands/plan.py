@@ -113,7 +113,7 @@ def _say_why(nodes: list[Node], graph: Mapping[str, Node], done: set[str], targe
                 print(line)
         told.add(name)
     if not found:
-        print("nothing is to be made")
+        print("nothing needs to be made")
 
 
 def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, machine: Machine | None, title: str) -> None:

@@ -130,9 +130,9 @@ def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, *, s
     if not published:
         return
     if same:
-        say(f"{node.name} has the same bytes as before: what stands on it stays ({', '.join(published)})")
+        say(f"{node.name} has the same bytes as before: everything built on it stays ({', '.join(published)})")
     else:
-        say(f"{node.name} has other bytes than before: what stands on it will be made again ({', '.join(published)})")
+        say(f"{node.name} has different bytes than before: everything built on it will be made again ({', '.join(published)})")
 
 
 def _parts(stage: Stage, share: str | None, publish: bool, force: bool) -> slice:
@@ -143,10 +143,10 @@ def _parts(stage: Stage, share: str | None, publish: bool, force: bool) -> slice
         split = ", ".join(STAGES.of_kind(Kind.PARTS))
         raise ConfigError(f"stage {stage.name} cannot be split: run it without --share and --publish (with parts: {split})")
     if publish and share is not None:
-        raise ConfigError("--publish does no part: leave out --share")
+        raise ConfigError("--publish makes no parts: leave out --share")
     if force:
         raise ConfigError(
-            "--force would remove what other shares did: make the whole stage again, without --share and --publish"
+            "--force would remove what other shares made: make the whole stage again, without --share and --publish"
         )
     if share is None:
         return slice(0)

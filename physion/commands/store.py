@@ -158,7 +158,7 @@ def verify(
     if problems:
         raise DataError(f"{len(problems)} of {len(work)} files are bad:\n" + "\n".join(problems))
     if not as_json:
-        print(f"{len(work)} files of {len(chosen)} artifacts are what their manifests say")
+        print(f"{len(work)} files of {len(chosen)} artifacts match their manifests")
 
 
 @store_app.command(
@@ -317,7 +317,7 @@ def _judged(action: str, verdict: Verdict, size: int) -> dict[str, Any]:
 
 
 def _unfinished(action: str, upload: Upload) -> dict[str, Any]:
-    reason = f"an upload that is not finished, last added to {upload.age / 86400:.1f} days ago"
+    reason = f"an unfinished upload, last added to {upload.age / 86400:.1f} days ago"
     return {"upload": upload.id, "action": action, "reason": reason, "bytes": upload.bytes, "keys": [upload.key]}
 
 

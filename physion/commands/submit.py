@@ -90,7 +90,7 @@ def _wait(cluster: Cluster, name: str, as_json: bool) -> None:
                 cluster.pause(LOOK_INTERVAL)
     except (Interrupted, Preempted) as error:
         raise type(error)(
-            f"workflow {name} goes on without this command; kubectl delete workflow {name} would end it"
+            f"workflow {name} continues without this command; kubectl delete workflow {name} would end it"
         ) from error
     show(cluster, found, as_json)
     if code := workflows.exit_code(found):

@@ -125,7 +125,9 @@ def require_both_outcomes(videos: Sequence[Video], which: str) -> None:
     """Raise DataError if all labeled videos have the same outcome: they can neither train nor test anything."""
     outcomes = {video.label for video in videos} - {None}
     if len(outcomes) == 1:
-        raise DataError(f"the outcome of all {len(videos)} {which} is {outcomes.pop()}: some of the other are needed")
+        raise DataError(
+            f"the outcome of all {len(videos)} {which} is {outcomes.pop()}: videos with the other outcome are needed"
+        )
 
 
 def _lines(path: str, data: bytes) -> list[str]:

@@ -85,7 +85,7 @@ def read_entries(file: int) -> tuple[int, dict[str, Any]]:
         raise ValueError("it has no safetensors header")
     entries = json_of(os.pread(file, length, 8))
     if not isinstance(entries, dict):
-        raise ValueError("its header is none")
+        raise ValueError("its header is not a JSON object")
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
         (first, end), count = entry["data_offsets"], math.prod(entry["shape"])
@@ -93,7 +93,7 @@ def read_entries(file: int) -> tuple[int, dict[str, Any]]:
         if not all(type(number) is int and number >= 0 for number in numbers) or not first <= end <= size - 8 - length:
             raise ValueError(f"{name} lies outside of it")  # mapping what is not there would kill the process
         if entry["dtype"] in DTYPES and end - first != count * DTYPES[entry["dtype"]].itemsize:
-            raise ValueError(f"{name} has another size than its shape")
+            raise ValueError(f"{name} has a size that does not match its shape")
     return 8 + length, entries
 
 

@@ -128,7 +128,7 @@ def _require_known(archive: Path, shown: str) -> None:
     for magic, name in UNREAD.items():
         if start.startswith(magic):
             raise DataError(
-                f"{shown}: is compressed with {name}, which is not read here; unpack it by hand and name the folder"
+                f"{shown}: is compressed with {name}, which is not supported; unpack it by hand and name the folder"
             )
 
 
@@ -242,7 +242,7 @@ def _download(source: str, path: Path, job: Job) -> None:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             path.unlink()
-            raise TransientError("the server sends another part than it was asked for")
+            raise TransientError("the server sent a different part than requested")
         limit = job.config.largest_gb * 1e9
         total = have + int(response.headers.get("Content-Length") or 0)
         with (

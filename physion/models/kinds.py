@@ -144,7 +144,7 @@ class Kinds(dict[str, ModelKind]):
         if isinstance(kind.make, type):
             protocol = kind.protocol.load()
             if not issubclass(kind.make, protocol):
-                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} is no subclass of {kind.protocol.path}")
+                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} is not a subclass of {kind.protocol.path}")
             if missing := ", ".join(sorted(getattr(kind.make, "__abstractmethods__", ()))):
                 raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} does not define {missing} of {kind.protocol.path}")
         known = self.setdefault(kind.name, kind)

@@ -148,7 +148,7 @@ def read_published(path: Path) -> State:
                 "run any code. If you trust its origin, load it there and save the model's state_dict() alone"
             ) from error
         reason = str(error).split("\n")[0].split(". ")[0].removeprefix("Weights only load failed")
-        raise DataError(f"{path} is truncated or no .pth file{f' ({reason})' if ' ' in reason else ''}") from error
+        raise DataError(f"{path} is truncated or not a .pth file{f' ({reason})' if ' ' in reason else ''}") from error
     state = content
     for _ in WRAPPERS:  # one may contain the other
         inside = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)] if isinstance(state, dict) else []
@@ -165,7 +165,7 @@ def read_published(path: Path) -> State:
         raise DataError(f"{path} is refused: its tensors take far more memory than its size")
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise DataError(f"{path} is of no use: {key} holds values that are not finite")
+            raise DataError(f"{path} is unusable: {key} holds values that are not finite")
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
@@ -202,7 +202,7 @@ def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]],
     if found is None:
         known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
         keys = ", ".join(one_line(key)[:60] for key in list(published)[:SHOWN_ENTRIES])
-        raise DataError(f"{file} is of no known model: its {len(published)} keys, such as {keys}, are of none of {known}")
+        raise DataError(f"{file} matches no known model: its {len(published)} keys, such as {keys}, belong to none of {known}")
     if found != name:
         raise DataError(f"{file} holds a {found} model, not {name}: import it --as {found}")
     model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)

@@ -60,7 +60,7 @@ def require_standing_ground(node: Node, graph: Mapping[str, Node], store: Store)
     stale = [name for name in below if manifests[name] and name not in standing]
     if stale:
         raise ConfigError(
-            f"{node.name} stands on {stale[0]}, whose inputs were made again and have other bytes: run "
+            f"{node.name} depends on {stale[0]}, whose inputs were made again with different bytes: run "
             f"`physion stage {graph[stale[0]].options}` with the same preset, overrides and store first, or `physion run`"
         )
 
@@ -84,7 +84,7 @@ def standing_or_erased(node: Node, graph: Mapping[str, Node], store: Store) -> M
     manifest = read_manifest(store, node.stage.name, node.fingerprint)  # read once: another runner may publish it at any moment
     if manifest is None or not stale_inputs(manifest, node, graph, store):
         return manifest
-    say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+    say(f"{node.name}: an input was made again with different bytes, so this is made again too")
     ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
     return None
 
@@ -192,6 +192,7 @@ def published_input(node: Node, graph: Mapping[str, Node], store: Store) -> Arti
         raise ConfigError(f"input {node.name} ({node.fingerprint}) is not in {store.uri}: {again}")
     if stale := stale_inputs(manifest, node, graph, store):
         raise ConfigError(
-            f"input {node.name} ({node.fingerprint}) was made from other bytes than its {' and '.join(stale)} now has: {again}"
+            f"input {node.name} ({node.fingerprint}) was made from different bytes than its {' and '.join(stale)} "
+            f"now has: {again}"
         )
     return Artifact(store, manifest)

@@ -328,9 +328,9 @@ def _verdict(running: Running) -> PhysionError:
     name, number = running.node.name, running.processes.index(first)
     what = name if running.claim.processes == 1 else f"process {number} of {name}"
     if code == 128 + signal.SIGTERM:
-        return Preempted(f"{what} was stopped by SIGTERM before it had begun")
+        return Preempted(f"{what} was stopped by SIGTERM before it began")
     if code > 128:
         with suppress(ValueError):
             by = signal.Signals(code - 128).name
-            return TransientError(f"{what} was killed by {by} (out of memory?); the same command goes on from what is saved")
+            return TransientError(f"{what} was killed by {by} (out of memory?); the same command resumes from what is saved")
     return of_exit_code(code, f"{what} ended with exit code {code}; what it said is above")

@@ -73,7 +73,7 @@ class Found:
         raise_problems(
             [
                 f"{len(those):,} {self.subset} video{'s are' if len(those) > 1 else ' is'} there twice, "
-                f"such as {those[0][1]} and {those[0][2]}: leave one of each"
+                f"such as {those[0][1]} and {those[0][2]}: keep one of each"
                 for those in pairs.values()
             ]
         )
@@ -242,7 +242,7 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
                 number, group = number + 1, {}
         elif PurePosixPath(path).name in names and not any(folder.startswith(".") for folder in path.split("/")):
             if where in found.texts:
-                raise DataError(f"{where} is there twice: leave one of the two")
+                raise DataError(f"{where} is there twice: keep one of the two")
             with readable(shown, where), opened() as stream:
                 found.texts[where] = _text(stream, where)
         else:

@@ -111,7 +111,7 @@ class Manifest(Record):
     @classmethod
     def _has_a_zone(cls, value: str) -> str:
         if datetime.fromisoformat(value).tzinfo is None:
-            raise ValueError("has no zone")
+            raise ValueError("has no time zone")
         return value
 
     @model_validator(mode="after")
@@ -211,7 +211,7 @@ def parse(kind: type[R], data: bytes, uri: str, advice: str) -> R:
         where = ", ".join(dict.fromkeys(".".join(map(str, each["loc"])) or "it as a whole" for each in error.errors()[:SHOWN]))
         raise DataError(shown(f"{uri} is damaged ({error.error_count()} fields: {where}); {advice}")) from error
     except ValueError as error:
-        raise DataError(f"{uri} is damaged (no JSON); {advice}") from error
+        raise DataError(f"{uri} is damaged (not JSON); {advice}") from error
 
 
 class Artifact:
@@ -275,7 +275,7 @@ class Artifact:
         try:
             return json_of(self.path(name).read_bytes())
         except ValueError as error:
-            raise DataError(f"{self.store.uri}/{self.prefix}/{name} is no JSON ({error}); {self.advice}") from error
+            raise DataError(f"{self.store.uri}/{self.prefix}/{name} is not JSON ({error}); {self.advice}") from error
 
 
 class Removed(TransientError):

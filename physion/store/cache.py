@@ -200,7 +200,7 @@ class ShardCache:
             if path.stat().st_size == size and (verified or sha256_of(path) == sha256):
                 break
         else:
-            raise WrongContent(f"the store is corrupt: what was downloaded {ATTEMPTS} times never has the SHA-256 {sha256}")
+            raise WrongContent(f"the store is corrupt: none of {ATTEMPTS} downloads has the SHA-256 {sha256}")
         path.chmod(0o600)
         flush(path)  # a stamp must not survive a power cut that the content did not
         os.utime(path, ns=(time.time_ns(), _stamp(sha256)))

@@ -57,5 +57,5 @@ def card(manifest: Manifest) -> str:
 
 def _origin(origin: dict[str, Any]) -> str:
     if "file" in origin:
-        return f"brought in from the checkpoint `{origin['file']}`"
+        return f"imported from the checkpoint `{origin['file']}`"
     return f"trained with preset `{origin['preset']}`" if "preset" in origin else "trained"

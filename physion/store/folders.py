@@ -38,8 +38,8 @@ def real_folder(path: Path, *, private: bool = False) -> Path:
         )
     if private and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
         raise ConfigError(
-            f"{path} belongs to user {facts.st_uid} and has mode {facts.st_mode & 0o7777:o}: who can write there could put "
-            f"anything into the place of verified files. Make it yours alone (chmod 700), {_or_else(private)}"
+            f"{path} belongs to user {facts.st_uid} and has mode {facts.st_mode & 0o7777:o}: anyone who can write there "
+            f"could replace verified files. Make it yours alone (chmod 700), {_or_else(private)}"
         )
     return path
 
@@ -49,7 +49,7 @@ def own_folder(path: Path, *, private: bool = False) -> Path:
     mark = mark_of(real_folder(path, private=private))
     if not mark.exists() and any(path.iterdir()) and not mark.exists():  # another process may have just marked and filled it
         raise ConfigError(
-            f"{path} holds files and was not made by physion, which removes what it finds in folders of its own: rename it, "
+            f"{path} holds files and was not made by physion, which removes what it finds in its own folders: rename it, "
             f"{_or_else(private)}"
         )
     os.close(os.open(mark, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666))
@@ -96,8 +96,8 @@ def take(file: int, how: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise NoLocks(
-                f"{path}: this disk knows no file locks (flock: {error.strerror}), without which processes would spoil each "
-                "other's files; choose a folder on another disk, or mount it with locks (Lustre: -o flock)"
+                f"{path}: this disk does not support file locks (flock: {error.strerror}), without which processes would "
+                "damage each other's files; choose a folder on another disk, or mount it with locks (Lustre: -o flock)"
             ) from error
         raise
     return True

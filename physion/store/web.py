@@ -106,7 +106,7 @@ class WebFolder:
                 if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # the whole file
                     response.read(start)
                 elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                    raise TransientError("the server sends another part than it was asked for")
+                    raise TransientError("the server sent a different part than requested")
                 return response.read(length)
 
         return persistently(self._address(key), get)

@@ -93,7 +93,7 @@ class State:
             return
         ours = {n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")}
         if problem := misfit(model.state_dict(), ours):
-            raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force begins again")
+            raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force starts over")
         model.load_state_dict(ours)
         for name, parameter in model.named_parameters():
             state: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ class Checkpoints:
                 continue
             except DataError:
                 pass
-            say(f"{self.where}: {Path(keys[-1]).name} is damaged; taking the one before")
+            say(f"{self.where}: {Path(keys[-1]).name} is damaged; using the one before it")
             self._store.delete(keys[-1])
         return State()
 
@@ -170,7 +170,7 @@ class Checkpoints:
         """Whether no newer run has taken over."""
         if not self._fenced and (self._store.size(self._owner(self._token)) is None or self._newest_owner() > self._token):
             self._fenced = True  # if there is no owner, somebody has published the artifact
-            say(f"{self.where}: another run of this training has taken over; this one goes on without saving its state")
+            say(f"{self.where}: another run of this training has taken over; this one continues without saving its state")
         return not self._fenced
 
     def _save(self, state: State, also: Callable[[], None]) -> None:
@@ -221,7 +221,7 @@ def read_state(path: Path) -> State:
     try:
         known = _Facts.model_validate(facts)
     except ValidationError as error:
-        raise DataError(f"{path} is no checkpoint: its metadata is none of one ({error.error_count()} fields)") from error
+        raise DataError(f"{path} is not a checkpoint: its metadata is invalid ({error.error_count()} fields)") from error
     return State(known.step, History(**vars(known.history)), known.scaler, {name: t.clone() for name, t in tensors.items()})
 
 

@@ -47,7 +47,7 @@ def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: 
             raise
         first_line = str(error).partition("\n")[0]
         raise TransientError(
-            f"rank {rank} of {count} has lost the others ({first_line}); the same command goes on from the last checkpoint"
+            f"rank {rank} of {count} has lost the others ({first_line}); the same command resumes from the last checkpoint"
         ) from error
 
 

@@ -181,7 +181,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     batch, ranks = config.optim.batch_size, job.ranks
     if batch < ranks.count:
         raise ConfigError(
-            f"{job.instance}: a batch of {batch} cannot be shared by {ranks.count} ranks; start fewer, or raise "
+            f"{job.instance}: a batch of {batch} cannot be divided among {ranks.count} ranks; start fewer, or raise "
             f"{job.instance}.optim.batch-size"
         )
     who = f"rank {ranks.rank} of {job.instance}" if ranks.count > 1 else job.instance
@@ -229,7 +229,7 @@ class Training:
         start, self.history = state.step, state.history
         del state
         if start:
-            say(f"{name}: goes on from step {start} of {optim.steps}")
+            say(f"{name}: resumes at step {start} of {optim.steps}")
         self.watch = Watch(self.job.output, start)
         self.module = data_parallel(Loss(self.task), self.ranks, unused_parameters=self.task.unused_parameters)
         if not self.history.rows:

@@ -37,8 +37,8 @@ class Watchdog:
             what, since = self._now
             if time.monotonic() - since > self._limit:
                 print(
-                    f"error: {self._who} has been {what} for {self._limit:.0f} s, which is stuck; ending it. "
-                    "The same command goes on from the last checkpoint",
+                    f"error: {self._who} has been {what} for {self._limit:.0f} s and seems stuck; ending it. "
+                    "The same command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

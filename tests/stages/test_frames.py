@@ -48,7 +48,7 @@ def test_held_out_videos_that_choose_no_threshold_are_told(frames):
     assert "thresholds will not be chosen" not in frames("readout").err
     ended = frames("readout", "--set", "frames.heldout=0.125")  # one of eight
     assert ended.code == 0
-    assert "held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5" in ended.err
+    assert "the held-out readout videos do not have both outcomes: thresholds stay at 0.5 instead of being chosen" in ended.err
 
 
 DEADLY = """

@@ -268,7 +268,7 @@ slots = {"sizes": lambda config: {}, "shape": lambda config: (2, 8)}
         ),
         (
             PARTS + "MODELS.register(SlotModelKind('wrong', make=Readout, stage='train-dvae', **slots))",
-            "slot model 'wrong': physion.models.readout:Readout is no subclass of physion.models.slots:SlotModel\n",
+            "slot model 'wrong': physion.models.readout:Readout is not a subclass of physion.models.slots:SlotModel\n",
         ),
         (
             PARTS + "class Mute(ReadoutModel): ...\nMODELS.register(ReadoutKind('mute', make=Mute))",
