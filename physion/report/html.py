@@ -51,9 +51,9 @@ SLOT_MEASURES = {
     "miou_frames": "mIoU, frame by frame",
     "own_agent": "frames in which the agent has a slot of its own",
     "own_patient": "frames in which the patient has one",
-    "kept_object": "slots of a body whose nearest slot of the next frame is that body's too",
-    "kept_index": "slots of a body whose index is that body's in the next frame",
-    "kept_places": "slots whose nearest slot of the next frame has their index",
+    "kept_object": "slots of a body whose nearest slot in the next frame also belongs to it",
+    "kept_index": "slots of a body whose index still belongs to it in the next frame",
+    "kept_places": "slots whose nearest slot in the next frame has the same index",
 }
 ROLLED = {
     "rollout": "rollout, as given",
@@ -65,11 +65,11 @@ READ = {"rollout": "the rollout", "copied": "its slot of the last observed frame
 DRAWN = {"reconstructed": "from the dVAE's tokens", "slots": "from true slots", "rollouts": "from the rollout"}
 LINKS = {
     "states": "accuracy from the true states of agent and patient in the whole video",
-    "explained": "variance of the pixels that comes back from the tokens",
+    "explained": "share of the pixels' variance that the tokens preserve",
     "place_agent": "R² of the agent's place in the picture, read from its slot",
     "place_patient": "R² of the patient's place in the picture, read from its slot",
     "kept_places": "slots that keep their index from frame to frame",
-    "against_copying": "error of the rollout, by that of copying the last observed frame",
+    "against_copying": "error of the rollout, divided by that of copying the last observed frame",
     "answers_observed": "accuracy of the readout, from the observed frames",
     "answers_rollout": "accuracy of the readout, from the rollout",
     "answers_full": "accuracy of the readout, from the whole video",
@@ -183,9 +183,9 @@ def _shown_in(context: ReportContext) -> dict[str, str]:
 
 def _dynamics(measured: Mapping[str, Any]) -> dict[str, str]:
     """SVG by title, showing how far rollouts are from the truth."""
-    plots = {"How far rollouts are from the slots that came": plot_errors(measured)} if measured else {}
+    plots = {"How far rollouts are from the true slots": plot_errors(measured)} if measured else {}
     if "places" in measured:
-        plots["How far from its place a body is put"] = plot_distances(measured["places"], measured["watched"])
+        plots["How far off a body's predicted place is"] = plot_distances(measured["places"], measured["watched"])
     return plots
 
 

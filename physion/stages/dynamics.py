@@ -148,7 +148,7 @@ class _Curves:
 
 
 def _distances(rolled: Sequence[Rolled], truth: TruthShards, body: int, observed: int, curves: _Curves) -> dict[str, Any]:
-    """How far from its place a body is put, in picture and room, by probes trained on true slots of other families.
+    """How far off a body's predicted place is, in picture and room, by probes trained on true slots of other families.
 
     They read the place from the `rollout`, from the last observed frame's slot (`copied`), and from the `true` slot that fits
     the body best, which shows how well it can be read at all; `mean` always predicts the mean place. The slot that stood for

@@ -231,7 +231,7 @@ def test_weights_made_with_a_model_that_the_study_has_not(physion, preset, store
     given = ["--set", "train-slotformer.weights=theirs"]
     ended = physion("plan", "-p", preset, "-s", store, *USED, *same_shape, *given)
     assert ended.code == 2
-    assert "pretrained/theirs was trained with dvae, which is no part of this study on patches" in ended.err
+    assert "pretrained/theirs was trained with dvae, which is not part of this study with slot model patches" in ended.err
 
 
 PARTS = """
