@@ -79,7 +79,7 @@ def shared_memory() -> Finding:
     size = shutil.disk_usage(SHM).total if SHM.is_dir() else 0
     text = f"/dev/shm has {_gib(size)}"
     if size < GiB:
-        advice = "data workers beside a GPU need 1 GiB: docker run --shm-size 2g, or --set ...loader-workers=0"
+        advice = "data workers for a GPU need 1 GiB: docker run --shm-size 2g, or --set ...loader-workers=0"
         return Finding("shm", "warn", f"{text}; {advice}")
     return Finding("shm", "ok", text)
 

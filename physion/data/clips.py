@@ -83,7 +83,7 @@ class SlotClips(VideoClips):
 
 
 class LabelledSlots:
-    """The first `frames` frames of labelled videos."""
+    """The first `frames` frames of labeled videos."""
 
     def __init__(self, shards: Shards, videos: Sequence[Video], frames: int) -> None:
         self.shards, self.videos, self.frames = shards, list(videos), frames

@@ -45,7 +45,7 @@ class Surface:
     rays: np.ndarray
     """Ray numbers [P]."""
     points: np.ndarray
-    """World [P, 3], metres."""
+    """World [P, 3], meters."""
     normals: np.ndarray
     """Unit [P, 3], towards the eye."""
     albedo: np.ndarray

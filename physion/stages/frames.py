@@ -52,8 +52,8 @@ def run(job: Job) -> dict[str, Any]:
         metrics["other_rates"] = len(others)
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         say(
-            f"{job.instance}: {len(others)} of {len(items)} videos do not have {FPS} frames a second: {shown}. Their frames "
-            f"are counted like all others, as in the published code, so that {config.frames} of them are another time"
+            f"{job.instance}: {len(others)} of {len(items)} videos do not have {FPS} frames per second: {shown}. Their frames "
+            f"are counted like all others, as in the published code, so {config.frames} of them span a different time"
         )
     if subset != "training":
         metrics["positive"] = round(sum(item["label"] for item in items) / len(items), 3)

@@ -30,7 +30,8 @@ def require_fit(config: Study, taken: Mapping[str, tuple[str, Artifact]]) -> Non
         for part in _digests(artifact):
             if (owner := shared_parts()[part].kind) not in {kind, *used}:
                 raise ConfigError(
-                    f"{artifact.prefix} was trained with {owner}, which is not part of this study with slot model {config.slot_model}"
+                    f"{artifact.prefix} was trained with {owner}, which is not part of this study with slot "
+                    f"model {config.slot_model}"
                 )
     for (_, first), (_, second) in combinations(taken.values(), 2):
         require_together(_digests(first), first.prefix, _digests(second), second.prefix)

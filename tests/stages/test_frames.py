@@ -37,7 +37,7 @@ def test_videos_of_another_rate_are_named(frames, dataset, tmp_path):
     ended = frames()
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
-    assert "frames-test: 2 of 6 videos do not have 30 frames a second:" in said
+    assert "frames-test: 2 of 6 videos do not have 30 frames per second:" in said
     for video, rate in ((slow, 25.0), (fast, 60.0)):
         assert f"{video.stem} ({rate})" in said
     (manifest,) = (tmp_path / "store").glob("artifacts/frames/*/manifest.json")
