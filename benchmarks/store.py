@@ -90,7 +90,7 @@ def main():
                 server.process.kill()
                 server.process.wait()
     total = size * GROUP * SHARD / 1e6
-    print("| way | by | MB/s | of the better | CPU s | of the better |\n|---|---|---|---|---|---|")
+    print("| way | by | MB/s | vs. best other | CPU s | vs. best other |\n|---|---|---|---|---|---|")
     for way in ("up", "down"):
         names = [name for key, name, kind in spent if key == way and kind == "wall"]
         best, least = (min(spent[way, name, kind] for name in names if name != "S3Store") for kind in ("wall", "cpu"))

@@ -1,4 +1,4 @@
-"""What checkpoints and noise by sample cost a training step on a CPU: python benchmarks/training.py
+"""What checkpoints and per-sample noise cost a training step on a CPU: python benchmarks/training.py
 
 Checkpoints: the time that training is blocked, and the CPU time that the background takes (which on a GPU machine it has to
 spare), as a share of the steps between two of them at the default interval. Noise: steps with a generator a sample, against
@@ -83,7 +83,7 @@ def checkpoint(model, adam):
 def main():
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, a checkpoint every {INTERVAL} steps\n")
-    print("| sizes | model | batch | step, ms | noise by sample | checkpoint, MB | blocked, ms | background, ms | cost |")
+    print("| sizes | model | batch | step, ms | per-sample noise | checkpoint, MB | blocked, ms | background, ms | cost |")
     print("|---|---|---|---|---|---|---|---|---|")
     for preset, batch in (("tiny", 4), ("paper", 1)):
         for name, model, loss in trainings(preset, batch):

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 def open(store: str, preset: str, overrides: Sequence[str] = (), cache: Path | None = None) -> Study:
     """The study of a preset with overrides (`train-steve.optim.lr=2e-4`) in a store: a path or s3://bucket/prefix.
 
-    cache: where files of a remote store are kept; default ~/.cache/physion. Raises ConfigError for what is no store or preset.
+    cache: where to keep files of a remote store; default ~/.cache/physion. Raises ConfigError for an invalid store or preset.
     """
-    from physion.study import Study  # numpy and all: importing the package alone stays light
+    from physion.study import Study  # imports numpy and more: importing only the package stays light
 
     return Study(store, preset, overrides, cache)

@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-TERMINATION_LOG = Path("/dev/termination-log")  # there in a pod only
+TERMINATION_LOG = Path("/dev/termination-log")  # exists only in a pod
 app.command(epilog="Example: physion run --preset tiny --store runs/tiny")(run)
 app.command(
     epilog="Examples: physion stage frames --subset test -p tiny -s runs/tiny    |    "
@@ -71,11 +71,11 @@ app.add_typer(weights_app, name="weights")
 
 def main() -> NoReturn:
     """Run the command line and turn expected failures into one clear line and their exit code."""
-    # OpenMP threads that spin while they wait bring everything down where cores are shared or limited (benchmarks/README.md);
-    # read when torch is first imported.
+    # OpenMP threads that spin while they wait slow everything down if cores are shared or limited (benchmarks/README.md); this
+    # is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without a character ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a character that the locale lacks must not end a command
     argo_file = os.environ.get("ARGO_PROGRESS_FILE")
     Output.argo_file = Path(argo_file) if argo_file else None
     code = None
@@ -84,9 +84,9 @@ def main() -> NoReturn:
     except PhysionError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _fail(Interrupted("interrupted; what is done is saved, and the same command goes on from there"))
+        _fail(Interrupted("interrupted; progress is saved, and the same command resumes from there"))
     except Exception as error:
-        if hasattr(error, "format_message"):  # a ClickException; whether click's or typer's own copy of it depends on typer
+        if hasattr(error, "format_message"):  # a ClickException; it depends on typer whether it is click's or typer's own copy
             _fail(ConfigError(error.format_message()))
         if _disk_is_full(error):
             _fail(TransientError(f"no space left on the disk ({error}); free some and run the same command again"))
@@ -117,11 +117,11 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _fail(error: PhysionError) -> NoReturn:
     if not error.quiet:
-        text = shown(without_secrets(f"{error}"))  # an override that is wrong is shown in full
+        text = shown(without_secrets(f"{error}"))  # a wrong override is shown in full
         facts = {"version": JSON_VERSION, "error": text, "exit_code": error.exit_code}
         line = json.dumps(facts, ensure_ascii=False) if "--json" in sys.argv else f"error: {text}"
         print(line, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # Kubernetes shows it as the reason why the pod failed, and Argo in its node
+        with contextlib.suppress(OSError):  # Kubernetes shows it as the pod's reason of failure, Argo in its node
             if TERMINATION_LOG.exists():
                 TERMINATION_LOG.write_text(text, encoding="utf-8")
     sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""Will it work here? One finding a line: GPU and driver, memory shared between processes, cores, memory, disk, store, clock."""
+"""Will it work here? One finding per line: GPU and driver, shared memory, cores, memory, disk, store, clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SKEW_WARNED, SKEW_REFUSED = 60.0, 15 * 60.0  # seconds; S3 refuses requests that
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, whether it will do, and what was seen (and what to do)."""
+    """What was checked, whether it will do, and what was found (and what to do)."""
 
     name: str
     state: State
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(store: Store | None, scratch: Path) -> Iterator[Finding]:
-    """Look at everything, one finding at a time; a check that itself breaks is a failure of its own."""
+    """Check everything, one finding at a time; a check that raises an error is itself a failure."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("gpu", gpu),
         ("shm", shared_memory),
@@ -54,14 +54,14 @@ def examine(store: Store | None, scratch: Path) -> Iterator[Finding]:
 
 
 def gpu() -> Finding:
-    """Whether torch can use the GPU that the machine has."""
+    """Whether torch can use the machine's GPU."""
     import torch
 
     build = f"torch {torch.__version__}, CUDA build {torch.version.cuda or 'none'}"
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         names = ", ".join(f"{device.name} ({device.total_memory / GiB:.0f} GiB)" for device in devices)
-        torch.zeros(1, device="cuda").add_(1).item()  # a driver can be seen and still not run anything
+        torch.zeros(1, device="cuda").add_(1).item()  # a driver can be visible and still not run anything
         return Finding("gpu", "ok", f"{names}; {build}")
     driver = _driver()
     if driver is None and not list(Path("/dev").glob("nvidia[0-9]*")):
@@ -79,13 +79,13 @@ def shared_memory() -> Finding:
     size = shutil.disk_usage(SHM).total if SHM.is_dir() else 0
     text = f"{SHM} has {_gib(size)}"
     if size < GiB:
-        advice = "data workers beside a GPU need 1 GiB: docker run --shm-size 2g, or --set ...loader-workers=0"
+        advice = "data workers for a GPU need 1 GiB: docker run --shm-size 2g, or --set ...loader-workers=0"
         return Finding("shm", "warn", f"{text}; {advice}")
     return Finding("shm", "ok", text)
 
 
 def cores() -> Finding:
-    """Cores as this process may use them, and as its container is limited."""
+    """Cores that this process may use, and its container's limit."""
     usable = seen_cores()
     limit = core_limit()
     if limit is not None and limit < usable:
@@ -97,7 +97,7 @@ def cores() -> Finding:
 
 
 def memory() -> Finding:
-    """Memory of the machine, and as the container is limited."""
+    """Memory of the machine, and its container's limit."""
     total = total_memory()
     usable = min(total, memory_limit() or total)
     text = f"{_gib(usable)}" + (f" of the machine's {_gib(total)}" if usable < total else "")
@@ -107,12 +107,12 @@ def memory() -> Finding:
 
 
 def free_space(scratch: Path) -> Finding:
-    """Disk for the cache and for files on their way to the store."""
+    """Disk for the cache and for files in transit to the store."""
     scratch.mkdir(parents=True, exist_ok=True)
     probe = scratch / f".doctor-{uuid.uuid4().hex}"
     try:
         probe.write_bytes(b"x")
-        with locked(probe):  # raises where the disk has no file locks
+        with locked(probe):  # raises if the disk has no file locks
             pass
     finally:
         with contextlib.suppress(OSError):
@@ -147,7 +147,7 @@ def reachable(store: Store) -> Finding:
 
 
 def clock(store: Store) -> Finding:
-    """This machine's clock against the store's: requests are signed with the time."""
+    """This machine's clock compared with the store's: requests are signed with the time."""
     skew = store.clock_skew()
     if skew is None:
         return Finding("clock", "ok", "the store is a directory: one clock")

@@ -1,18 +1,18 @@
-"""What can go wrong, as the person at the keyboard sees it: one clear line and an exit code a scheduler can act on."""
+"""What can go wrong, as the person at the keyboard sees it: one clear line and an exit code that a scheduler can act on."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
-SHOWN_PARTS = 20  # that an error names
+SHOWN_PARTS = 20  # that an error names at most
 
 
 class PhysionError(Exception):
     """An expected failure: its text says what was wrong, with which value, where, and what to do."""
 
     exit_code = 1
-    quiet = False  # another rank says it
+    quiet = False  # another rank reports it
 
 
 class ConfigError(PhysionError):
@@ -34,25 +34,25 @@ class TransientError(PhysionError):
 
 
 class PartsMissing(TransientError):
-    """The parts that this process had to do are done, but others are not; `missing` has their numbers, of `total`."""
+    """This process's parts are done, but others are not; `missing` has their numbers, of `total`."""
 
     def __init__(self, instance: str, missing: Sequence[int], total: int) -> None:
         self.missing, self.total = list(missing), total
         shown = ", ".join(map(str, self.missing[:SHOWN_PARTS])) + (", ..." if len(missing) > SHOWN_PARTS else "")
         super().__init__(
-            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for who does them, run "
+            f"{instance}: {len(missing)} of {total} parts are not done: {shown}. Wait for whoever makes them, run "
             f"`--share {self.missing[0]}/{total}` for that one and so on, or the same command without --share for all of them"
         )
 
 
 class Interrupted(PhysionError):
-    """Ctrl-C: the work done so far is saved; the same command goes on."""
+    """Ctrl-C: the work done so far is saved; the same command resumes."""
 
     exit_code = 130
 
 
 class Preempted(PhysionError):
-    """SIGTERM: the work done so far is saved; the same command goes on."""
+    """SIGTERM: the work done so far is saved; the same command resumes."""
 
     exit_code = 143
 
@@ -64,6 +64,6 @@ def of_exit_code(code: int, text: str) -> PhysionError:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`, did you mean '...'?` with the most similar known name; empty when none is similar."""
+    """`, did you mean '...'?` with the most similar known name; empty if none is similar."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f", did you mean '{match[0]}'?" if match else ""

@@ -1,4 +1,4 @@
-"""What a running stage is given: its work, how it is asked to stop, and who it shares the work with."""
+"""What a running stage is given: its work, how it is asked to stop, and the processes it works with."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ T = TypeVar("T")
 
 @dataclass
 class Stop:
-    """Whether the process was asked to stop, and by which signal; stages look at it between pieces of work."""
+    """Whether the process was asked to stop, and by which signal; stages check it between pieces of work."""
 
     signal: str | None = None
 
     def check(self) -> None:
         """Raise Interrupted after Ctrl-C, Preempted after SIGTERM."""
         if self.signal == "SIGINT":
-            raise Interrupted("interrupted; what is done is saved, and the same command goes on from there")
+            raise Interrupted("interrupted; progress is saved, and the same command resumes from there")
         if self.signal == "SIGTERM":
-            raise Preempted("stopped by SIGTERM; what is done is saved, and the same command goes on from there")
+            raise Preempted("stopped by SIGTERM; progress is saved, and the same command resumes from there")
 
 
 class Ranks:
-    """The processes that make one artifact together. This kind is a process alone; `training/distributed.py` has the other."""
+    """The processes that make one artifact together. Here, a single one; `training/distributed.py` has the other kind."""
 
     rank = 0
     count = 1
 
     def share(self, size: int) -> slice:
-        """This rank's share of `size` things: contiguous, and of the same size on all ranks to within one."""
+        """This rank's share of `size` things: contiguous, with sizes that differ between ranks by at most one."""
         return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
-        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
+        """On every rank, what `work` returns on rank 0, the only one to run it, or the PhysionError it raises there."""
         return work()
 
     def all_reduce(self, values: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Ranks:
         return values
 
     def vote(self, number: int) -> Callable[[], int]:
-        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
+        """Start agreeing on the maximum of all ranks' numbers; the returned function waits for the result."""
         return lambda: number
 
 
@@ -58,7 +58,7 @@ class Job:
     """Everything a stage's `run` gets.
 
     config: the stage's section of the configuration. settings: what else of the configuration it may read, by name. share
-    selects, of the list of its parts, those that this process does.
+    selects the parts, from the list of all parts, that this process makes.
     """
 
     instance: str

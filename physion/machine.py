@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, memory and GPUs, as its affinity and its container limit them."""
+"""What this process may use of the machine: cores, memory and GPUs, within the limits of its affinity and its container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to share out: cores, bytes of memory, GPUs by the names that CUDA_VISIBLE_DEVICES has for them."""
+    """The resources to distribute: cores, bytes of memory, GPUs by their names in CUDA_VISIBLE_DEVICES."""
 
     cores: int
     memory: float
@@ -25,7 +25,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """What is there for this process now."""
+    """What this process can use now."""
     return Machine(cores(), free_memory(), gpus())
 
 
@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def seen_cores() -> int:
-    """Cores that this process may run on, whatever their time is limited to."""
+    """Cores that this process may run on, regardless of limits on CPU time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 
@@ -46,7 +46,7 @@ def total_memory() -> int:
 
 
 def core_limit() -> float | None:
-    """Cores' worth of time that the cgroups around this process get (version 2 or 1); None without a limit."""
+    """CPU time, in cores, that the cgroups around this process allow (version 2 or 1); None without a limit."""
     limits = []
     for group in _cgroups("cpu"):
         quota, period = [*_read(group / "cpu.max").split(), "", ""][:2]
@@ -58,12 +58,12 @@ def core_limit() -> float | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes of memory that the cgroups around this process may take; None without a limit."""
+    """Bytes of memory that the cgroups around this process allow; None without a limit."""
     return min((limit for limit, _ in _memory_limits()), default=None)
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process and its children may still take."""
+    """Bytes of memory that this process and its children may still use."""
     available = _fields(MEMORY).get("MemAvailable:")
     free = total_memory() if available is None else available * 1024  # macOS does not say
     return max(0, min([free, *(limit - used for limit, used in _memory_limits())]))
@@ -73,7 +73,7 @@ def gpus() -> tuple[str, ...]:
     """The GPUs that torch can use."""
     devices = Path("/dev")
     if not any(devices.glob("nvidia[0-9]*")) and not any((devices / name).exists() for name in ("dxg", "kfd")):
-        return ()  # importing torch, to be told so, takes seconds
+        return ()  # importing torch takes seconds, only to learn that there is none
     import torch
 
     count = torch.cuda.device_count()
@@ -82,7 +82,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def device_name() -> str:
-    """The GPU of this machine, or where torch can use none, its CPU."""
+    """This machine's GPU or, if torch can use none, its CPU."""
     if not gpus():
         return cpu_name()
     import torch
@@ -91,13 +91,13 @@ def device_name() -> str:
 
 
 def cpu_name() -> str:
-    """The CPU's model, and how many cores of it this process may use, such as `AMD EPYC, 2 cores`."""
+    """The CPU's model, and how many of its cores this process may use, such as `AMD EPYC, 2 cores`."""
     names = [line.partition(":")[2].strip() for line in _read(CPUS).splitlines() if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {cores()} cores"
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Limits of the cgroups around this process with what is taken of each; the cache of files gives way, so it is not."""
+    """Limits of the cgroups around this process, with the use of each; file cache does not count, because it gives way."""
     for group in _cgroups("memory"):
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file"),

@@ -1,4 +1,4 @@
-"""Progress a person can follow: a live bar with ETA in a terminal, a plain line now and then in a log."""
+"""Progress that a person can follow: a live bar with ETA in a terminal, an occasional plain line in a log."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 15.0  # seconds between lines in a log
-ARGO_INTERVAL = 3.0  # as often as Argo looks
+ARGO_INTERVAL = 3.0  # as often as Argo reads it
 RELAY_INTERVAL = 0.5
-RELAYED = "\x1e"  # begins a line of standard error that is a Bar's state
+RELAYED = "\x1e"  # starts a line of standard error that holds a Bar's state
 
 console = Console(stderr=True, highlight=False)
 
 
 class Output:
-    """Where progress goes beside standard error; set once by the command line."""
+    """Where progress goes besides standard error; set once by the command line."""
 
     quiet = False  # on all ranks but the first
     argo_file: Path | None = None  # where Argo Workflows looks for `done/total`
@@ -32,7 +32,7 @@ class Output:
 
 
 def say(line: str) -> None:
-    """Print a line of the log, without disturbing a live bar."""
+    """Print a log line without disturbing a live bar."""
     if Output.quiet:
         return
     if console.is_terminal and not Output.relayed:
@@ -42,10 +42,10 @@ def say(line: str) -> None:
 
 
 def tell_argo(done: int, total: int) -> None:
-    """Keep how far it is where Argo Workflows looks."""
+    """Record the progress where Argo Workflows reads it."""
     if Output.argo_file is None or Output.quiet:
         return
-    with contextlib.suppress(OSError):  # a lost progress file is no reason to stop working
+    with contextlib.suppress(OSError):  # a lost progress file is no reason to stop
         part = Output.argo_file.with_name(f"{Output.argo_file.name}.part")
         part.write_text(f"{done}/{total}", encoding="utf-8")
         part.replace(Output.argo_file)
@@ -64,11 +64,11 @@ class Bar:
         self._relay("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more units; `note` says how it goes (a loss, a rate)."""
+        """Count `count` more units; `note` says how it is going (a loss, a rate)."""
         self.update(self.done + count, self.total, note)
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Set the count of units, and of those that are done."""
+        """Set the number of units, and how many are done."""
         self.done, self.total = done, total
         now = time.monotonic()
         if now - self._written >= ARGO_INTERVAL or done == total:
@@ -91,7 +91,7 @@ class Bar:
             )
 
     def remove(self) -> None:
-        """Take it off the display."""
+        """Remove it from the display."""
         if self._live is not None and self._task is not None:
             self._live.remove_task(self._task)
 
@@ -109,7 +109,7 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
 
 
 class Display:
-    """The progress of several stages that run side by side, each shared by some processes, as a context."""
+    """The progress of several stages running side by side, each in one or more processes, as a context."""
 
     def __init__(self) -> None:
         self._bars: dict[tuple[str, str], Bar] = {}
@@ -124,7 +124,7 @@ class Display:
         self._context.__exit__(*error)
 
     def heard(self, stage: str, process: int, line: str) -> None:
-        """Show a line of standard error of one of the processes of a stage."""
+        """Show a line of standard error from one of a stage's processes."""
         if not line.startswith(RELAYED):
             say(line if line.startswith(f"{stage}: ") else f"{stage}: {line}")
             return
@@ -138,14 +138,14 @@ class Display:
         self._bars[which].update(done, total, state["note"])
 
     def ended(self, stage: str) -> None:
-        """Show no progress of a stage any more."""
+        """Stop showing a stage's progress."""
         for which in [which for which in self._bars if which[0] == stage]:
             self._bars.pop(which).remove()
 
 
 @contextmanager
 def _live() -> Iterator[Progress | None]:
-    """What draws bars in a terminal; None where there is none to draw in."""
+    """What draws bars in a terminal; None if there is no terminal."""
     if not console.is_terminal or Output.quiet or Output.relayed:
         yield None
         return
@@ -161,7 +161,7 @@ def _live() -> Iterator[Progress | None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Seconds as people write them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -171,7 +171,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """Bytes as people say them: `512 B`, `1.3 kB`, `16 GB`."""
+    """Bytes as people write them: `512 B`, `1.3 kB`, `16 GB`."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 999.5 and len(units) > 1:
         count /= 1000

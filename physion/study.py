@@ -1,4 +1,4 @@
-"""A study in Python, for notebooks: what its stages made, as numpy arrays, models and tables. `physion.open` opens one.
+"""A study in Python, for notebooks: its results as numpy arrays, models and tables. `physion.open` opens one.
 
 Shapes: T frames, S slots, D slot size, H W pixels.
 """
@@ -28,7 +28,7 @@ CHUNK = 16  # frames encoded at once
 
 
 class PerVideo(Mapping[str, np.ndarray]):
-    """An array for each video of a subset, by name, read when it is asked for."""
+    """One array per video of a subset, by name, read on access."""
 
     def __init__(self, shards: Shards, read: Callable[[str], np.ndarray]) -> None:
         self._names, self._read = [video.name for video in shards.videos], read
@@ -46,10 +46,10 @@ class PerVideo(Mapping[str, np.ndarray]):
 
 
 class Study:
-    """A preset with overrides in a store. Nothing is read before it is asked for, and nothing is written.
+    """A preset with overrides in a store. Everything is read on access, and nothing is written.
 
-    What is not made yet raises ConfigError, which names the command that makes it; damaged files raise DataError, a store that
-    does not answer TransientError.
+    Reading what has not been made yet raises ConfigError, which names the command that makes it; damaged files raise DataError,
+    a store that does not answer raises TransientError.
     """
 
     def __init__(self, store: str, preset: str, overrides: Sequence[str] = (), cache: Path | None = None) -> None:
@@ -60,7 +60,7 @@ class Study:
         self.graph = build_graph(self.config, self.store)
 
     def artifact(self, name: str) -> Artifact:
-        """What an instance such as `frames-test` made: its `manifest`, `names()`, and `path(name)` of each file."""
+        """The artifact of an instance such as `frames-test`: its `manifest`, `names()`, and the `path(name)` of each file."""
         return published_input(self._node(name), self.graph, self.store)
 
     def videos(self, subset: str) -> list[Video]:
@@ -77,7 +77,7 @@ class Study:
         return self._arrays(f"extract-slots-{subset}")
 
     def rollout(self, subset: str) -> PerVideo:
-        """As `slots`, but after the observed frames those that SlotFormer predicted (readout, test)."""
+        """As `slots`, but with SlotFormer's predictions after the observed frames (readout, test)."""
         return self._arrays(f"rollout-{subset}")
 
     def masks(self, subset: str) -> PerVideo:
@@ -106,7 +106,7 @@ class Study:
         return metrics
 
     def predictions(self) -> Any:
-        """The probabilities of each readout for each test video: a pandas DataFrame, or without pandas a list of dicts.
+        """The probabilities of each readout for each test video: a pandas DataFrame, or a list of dicts without pandas.
 
         Columns: video, scenario, label, then one for each feature mode and seed, such as `rollout-0`.
         """

@@ -126,7 +126,7 @@ def test_config_schema_names_every_key(physion):
     ("arguments", "said"),
     [
         (["run", "-p", "tinny", "-s", "x"], "unknown preset 'tinny', did you mean 'tiny'?"),
-        (["run", "-p", "tiny", "-s", "s3://Bucket/x"], "'Bucket' is no bucket name"),
+        (["run", "-p", "tiny", "-s", "s3://Bucket/x"], "'Bucket' is not a valid bucket name"),
         (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lr=high"], "'train-dvae.optim.lr': input should be"),
         (["run", "-p", "tiny", "-s", "x", "--set", "train-dvae.optim.lrr=1"], "'train-dvae.optim.lrr', did you mean 'lr'?"),
         (["stage", "train-dvea", "-p", "tiny", "-s", "x"], "unknown stage 'train-dvea', did you mean 'train-dvae'?"),
@@ -200,9 +200,9 @@ def test_force_says_that_what_follows_stays_where_the_bytes_are_the_same(physion
     assert ended.out.startswith("frames-test: done")
     (same,) = (line for line in ended.err.splitlines() if line.startswith("frames-test has the same bytes as before"))
     for name in ("extract-slots-test", "rollout-test", "regress-first-frame", "evaluate"):
-        assert name in same.partition("what stands on it stays")[2]
+        assert name in same.partition("everything built on it stays")[2]
     assert cached(physion, *where) == before
-    assert "what stands on it" not in physion("stage", "evaluate", "--force", *where).err  # nothing does
+    assert "everything built on it" not in physion("stage", "evaluate", "--force", *where).err  # nothing does
 
 
 def test_force_says_what_is_made_again_where_the_bytes_are_others(physion, preset, dataset, tmp_path):
@@ -212,11 +212,11 @@ def test_force_says_what_is_made_again_where_the_bytes_are_others(physion, prese
     before = cached(physion, *where)
     write_mp4(dataset.videos("test")[0], np.zeros((12, 32, 32, 3), np.uint8))
     err = physion("stage", "fetch", "--force", *where).err.splitlines()
-    assert "fetch-test has other bytes than before: what stands on it will be made again (frames-test)" in err
-    assert "fetch-readout has the same bytes as before: what stands on it stays (frames-readout)" in err
+    assert "fetch-test has different bytes than before: everything built on it will be made again (frames-test)" in err
+    assert "fetch-readout has the same bytes as before: everything built on it stays (frames-readout)" in err
     assert before - cached(physion, *where) == {"frames-test"}
     ended = physion("stage", "frames", "--subset", "test", *where)
-    assert "frames-test: an input was made again and has other bytes, so this is made again, too" in ended.err.splitlines()
+    assert "frames-test: an input was made again with different bytes, so this is made again too" in ended.err.splitlines()
     assert ended.out.startswith("frames-test: done")
     assert cached(physion, *where) == before
 
@@ -273,12 +273,12 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on(physion, preset, stu
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert err.endswith("what is done is saved, and the same command goes on from there\n")
+    assert err.endswith("progress is saved, and the same command resumes from there\n")
     assert "Traceback" not in err
     saved = max(int(key.rpartition("/")[2][7:15]) for key in checkpoints())
     ended = physion(*arguments)
     assert ended.code == 0, ended.err
-    assert f"train-dvae: goes on from step {saved} of 80" in ended.err
+    assert f"train-dvae: resumes at step {saved} of 80" in ended.err
 
 
 def test_a_second_ctrl_c_ends_at_once(preset, store):

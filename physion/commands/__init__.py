@@ -36,7 +36,7 @@ Preset = Annotated[
 StoreURI = Annotated[
     str,
     typer.Option(
-        "--store", "-s", envvar="PHYSION_STORE", help="Where artifacts lie: a path, file:///path or s3://bucket/prefix."
+        "--store", "-s", envvar="PHYSION_STORE", help="Where artifacts are: a path, file:///path or s3://bucket/prefix."
     ),
 ]
 Overrides = Annotated[
@@ -45,30 +45,30 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", envvar="PHYSION_SET", help="Override a value: train-steve.optim.lr=2e-4. Repeatable."
     ),
 ]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and an error as JSON on standard error.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and errors as JSON on standard error.")]
 CacheFolder = Annotated[
-    Path, typer.Option(envvar="PHYSION_CACHE", metavar="FOLDER", help="Where files of a remote store are kept on this machine.")
+    Path, typer.Option(envvar="PHYSION_CACHE", metavar="FOLDER", help="Where this machine caches files of a remote store.")
 ]
 CacheLimit = Annotated[
     str | None,
     typer.Option(
         envvar="PHYSION_CACHE_LIMIT",
         metavar="SIZE",
-        help="How much is kept there, such as 50GB. Default: half of the disk's room.",
+        help="Size limit of the cache, such as 50GB. Default: half of the available disk space.",
     ),
 ]
 
 
 @dataclass
 class CacheOptions:
-    """What `--cache` and `--cache-limit` say; set before any command runs."""
+    """The values of `--cache` and `--cache-limit`; set before any command runs."""
 
     folder: Path = field(default_factory=lambda: Path("~/.cache/physion").expanduser())
     limit: str | None = None
 
     @property
     def pulls(self) -> Path:
-        """Where named weights are on their way."""
+        """Where named weights are kept while they are fetched."""
         return self.folder / "physion-pulls"
 
 
@@ -76,7 +76,7 @@ cache_options = CacheOptions()
 
 
 def chosen_store(uri: str) -> Store:
-    """The store of `--store`, with the cache of `--cache` and `--cache-limit` where it is remote."""
+    """The store of `--store`, with the cache of `--cache` and `--cache-limit` if it is remote."""
     if "://" not in uri or uri.startswith("file:"):
         return open_store(uri)
     folder, limit = cache_options.folder / "physion-cache", cache_options.limit
@@ -84,7 +84,7 @@ def chosen_store(uri: str) -> Store:
 
 
 def raise_each(problems: Sequence[str]) -> None:
-    """End with one DataError that names all that could not be used; do nothing when all could."""
+    """Raise one DataError that names everything that could not be used; do nothing if there is none."""
     if problems:
         raise DataError("\n".join(problems))
 
@@ -95,7 +95,7 @@ def print_json(result: Any) -> None:
 
 
 def copy_out(source: Path, destination: Path) -> None:
-    """Copy a file so that it is there whole or not at all."""
+    """Copy a file so that it appears whole or not at all."""
     partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,12 @@ def parse_bytes(text: str) -> int:
 
 Precision = Annotated[
     str | None,
-    typer.Option(help="Of every training: auto, fp32, bf16 or fp16; as --set train-....precision.", show_default=False),
+    typer.Option(help="For every training: auto, fp32, bf16 or fp16; like --set train-....precision.", show_default=False),
 ]
 
 
 def for_trainings(preset: str, overrides: list[str], **given: str | int | None) -> list[str]:
-    """Overrides that also give every training these values, where they are not None."""
+    """Overrides that also give every training these values, unless they are None."""
     values = [(key, value) for key, value in given.items() if value is not None]
     if not values:
         return overrides
@@ -138,7 +138,7 @@ def for_trainings(preset: str, overrides: list[str], **given: str | int | None) 
 
 
 def load_study(preset: str, overrides: list[str], store: str) -> tuple[Study, dict[str, Node], Store]:
-    """What a preset and overrides mean in a store: configuration, stage instances with their fingerprints, the store."""
+    """A preset with overrides, in a store: the configuration, the stage instances with their fingerprints, the store."""
     config, target = load_config(preset, overrides), chosen_store(store)
     return config, build_graph(config, target), target
 
@@ -168,13 +168,13 @@ def stopping() -> Iterator[Stop]:
 
 
 def result_facts(result: Done, store: Store) -> dict[str, Any]:
-    """What one stage came to, for `--json`."""
+    """The result of one stage, for `--json`."""
     where, metrics = f"{store.uri}/{result.node.prefix}", result.manifest.metrics
     return {"artifact": where, "published": True, "cached": result.cached, "metrics": metrics}
 
 
 def tell_result(result: Done, store: Store, as_json: bool) -> None:
-    """Print what one stage came to, and where its artifact lies."""
+    """Print the result of one stage, and where its artifact is."""
     if as_json:
         print_json(result_facts(result, store))
         return
@@ -183,7 +183,7 @@ def tell_result(result: Done, store: Store, as_json: bool) -> None:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """A stage's headline numbers, for a line of the log."""
+    """A stage's headline numbers, for a log line."""
     shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     cells = (
         f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"

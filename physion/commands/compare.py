@@ -26,20 +26,20 @@ Which = Annotated[
     typer.Argument(
         metavar="RUN RUN...",
         help="[STORE@]REPORT: REPORT is the start of a report's fingerprint, as `physion runs` shows it, or a preset, for its "
-        "newest report; STORE its store, default --store. STORE@ is the newest report there.",
+        "newest report; STORE is its store, by default --store. STORE@ is the newest report there.",
     ),
 ]
 
 
 def compare(
     which: Which,
-    store: Annotated[str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Of runs that name none.")] = None,
+    store: Annotated[str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="For runs that name none.")] = None,
     page: Annotated[Path | None, typer.Option("--report", help="Also write an HTML page.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Put studies side by side: the options that differ, then accuracies, and how far each is from the first.
 
-    All must have been tested on the same videos. The p-value is of a paired sign-flip test over these.
+    All must have been tested on the same videos. The p-value comes from a paired sign-flip test over these videos.
     """
     if len(which) < 2:
         raise ConfigError("compare takes two runs or more; `physion runs` lists those of a store")
@@ -49,7 +49,9 @@ def compare(
     runs = [_run(name, store, known) for name in which]
     for name, run in zip(which, runs, strict=True):
         if run.videos != runs[0].videos:
-            raise ConfigError(f"{which[0]} and {name} were tested on other videos, so they cannot be compared video by video")
+            raise ConfigError(
+                f"{which[0]} and {name} were tested on different videos, so they cannot be compared video by video"
+            )
     found = compare_runs(runs)
     if page is not None:
         try:
@@ -87,7 +89,7 @@ def _run(name: str, default: str | None, known: dict[str, tuple[Store, list[Reco
         store = chosen_store(where)
         known[where] = store, studies(store)
     store, recorded = known[where]
-    done = [study for study in recorded if study.report]  # the newest first
+    done = [study for study in recorded if study.report]  # newest first
     of_preset = [study for study in done if report in ("", study.preset)][:1]
     named = of_preset or [study for study in done if study.report and study.report.fingerprint.startswith(report)]
     if len(named) != 1:

@@ -11,7 +11,7 @@ import yaml
 from physion.commands import AsJSON, Overrides, Preset, print_json
 from physion.config.load import load_config, preset_text, read_preset, study_class
 
-config_app = typer.Typer(help="Look at presets and their options.", no_args_is_help=True)
+config_app = typer.Typer(help="Inspect presets and their options.", no_args_is_help=True)
 
 
 @config_app.command("show", epilog="Example: physion config show --preset gpu --set frames.image-size=96")
@@ -30,7 +30,7 @@ def config_show(preset: Preset, overrides: Overrides = [], as_json: AsJSON = Fal
 
 @config_app.command("schema", epilog="Example: physion config schema --preset mine.yaml > schema.json")
 def config_schema(
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Whose plug-ins' sections are to be in it, too.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Preset whose plug-ins' sections to include.")] = None,
 ) -> None:
     """Print the JSON schema of a preset, for editors."""
     if preset is not None:

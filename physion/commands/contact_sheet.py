@@ -13,7 +13,7 @@ from physion.errors import ConfigError
 def contact_sheet(
     path: Annotated[Path, typer.Argument(help="PNG to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels a side of a picture.", min=32, max=512)] = 128,
+    size: Annotated[int, typer.Option(help="Pixels per side of a picture.", min=32, max=512)] = 128,
 ) -> None:
     """Draw one simulated video of each scenario as a row of pictures."""
     from physion.simulation import require_engine

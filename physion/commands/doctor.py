@@ -15,11 +15,11 @@ from physion.errors import ConfigError
 def doctor(
     store: Annotated[
         str | None,
-        typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Store to try: file:///path or s3://bucket/prefix."),
+        typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Store to test: file:///path or s3://bucket/prefix."),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Will it work on this machine? GPU, memory, cores, disk, store and clock; exit code 2 when something will not."""
+    """Will it work on this machine? Checks GPU, memory, cores, disk, store and clock; exit code 2 if something will not."""
     from physion.doctor import Finding, examine
 
     findings: list[Finding] = []

@@ -37,16 +37,16 @@ def launch(
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
     precision: Precision = None,
-    image: Annotated[str | None, typer.Option(help="Instead of the manifest's.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image to use instead of the manifest's.")] = None,
     nodes: Annotated[int, typer.Option(help="Pods that train together.", min=1)] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs of each.", min=0)] = 0,
+    gpus: Annotated[int, typer.Option(help="GPUs per pod.", min=0)] = 0,
     ranks: Annotated[
-        int | None, typer.Option(help="Processes on each. Default: one per GPU.", min=1, show_default=False)
+        int | None, typer.Option(help="Processes per pod. Default: one per GPU.", min=1, show_default=False)
     ] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that admits the job.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the job.")] = None,
     namespace: Namespace = None,
     jobs: Annotated[
-        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Where training.yaml, the PyTorchJob, lies.")
+        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Folder with training.yaml, the PyTorchJob.")
     ] = Path("jobs"),
     patch: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML to merge into the pods' spec: tolerations, nodeSelector, ...")
@@ -56,11 +56,11 @@ def launch(
     pod_namespace: Annotated[str | None, typer.Option(envvar="POD_NAMESPACE", hidden=True)] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Train on a cluster: make a PyTorchJob, or join the one that runs, follow it, and end with its exit code."""
+    """Train on a cluster: create a PyTorchJob, or join the running one, follow it, and exit with its exit code."""
     for_pods(preset, overrides)
     overrides = for_trainings(preset, overrides, precision=precision)
     graph, target = study(preset, overrides, store)
-    _require_manifest(jobs, name)  # now that plugins have added theirs
+    _require_manifest(jobs, name)  # now that plug-ins have added theirs
     node = select_one(graph, name, {})
     from physion.pipeline.runner import Done, published_input, standing
 
@@ -97,13 +97,13 @@ def launch(
 def _require_manifest(jobs: Path, name: str) -> None:
     known = STAGES.of_kind(Kind.TRAINING)
     if name not in known:
-        raise ConfigError(f"{name} is no training{nearest(name, known)}; there are {', '.join(known)}")
+        raise ConfigError(f"{name} is not a training{nearest(name, known)}; there are {', '.join(known)}")
     if not (jobs / MANIFEST).exists():
         raise ConfigError(f"no {MANIFEST} in {jobs}: run it where jobs/ lies, or name that folder with --jobs")
 
 
 def for_pods(preset: str, overrides: list[str]) -> None:
-    """Raise ConfigError for what cannot be handed on to pods."""
+    """Raise ConfigError for anything that cannot be passed on to pods."""
     if preset.endswith((".yaml", ".yml")) and not Path(preset).is_absolute():
         raise ConfigError(
             f"preset {preset}: a file of this machine, which pods do not see; name a preset of the image and say the rest with "

@@ -1,4 +1,4 @@
-"""`physion logs`: what a workflow's pods say."""
+"""`physion logs`: the logs of a workflow's pods."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FOLLOW_INTERVAL = 2.0  # seconds
 
 def logs(
     workflow: Workflow,
-    stage: Annotated[str | None, typer.Argument(help="Only of this: train-steve, frames-test, ...", show_default=False)] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the workflow has ended.")] = False,
+    stage: Annotated[str | None, typer.Argument(help="Only this: train-steve, frames-test, ...", show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep following until the workflow has ended.")] = False,
     namespace: Namespace = None,
 ) -> None:
-    """The logs of a workflow's pods, each line with the name of its step."""
+    """Show the logs of a workflow's pods, each line with the name of its step."""
     from physion.kubernetes import workflows
     from physion.kubernetes.cluster import PATIENCE, Cluster
     from physion.kubernetes.pods import PodLog, has_started

@@ -1,4 +1,4 @@
-"""`physion plan`: what a run will do and take, and why, before anything is spent."""
+"""`physion plan`: what a run will do and cost, and why, before anything is spent."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def plan(
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
     why: Annotated[
-        bool, typer.Option("--why", help="Say for each stage to be made what differs from the nearest artifact.")
+        bool, typer.Option("--why", help="For each stage to be made, say what differs from the nearest artifact.")
     ] = False,
-    only: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="This stage alone.")] = None,
+    only: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Only this stage.")] = None,
     tasks: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="For workflows/: write there, for each task, the list of what it has to do."),
+        typer.Option(metavar="FOLDER", help="For workflows/: write here, for each task, the list of its work."),
     ] = None,
     pods: Annotated[
-        list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods share a stage. Repeatable.")
+        list[str], typer.Option(metavar="STAGE=N", help="With --tasks: how many pods divide a stage. Repeatable.")
     ] = [],  # noqa: B006
     on: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="Estimate times for one of these, such as H100, instead of for this machine."),
+        typer.Option(metavar="DEVICE", help="Estimate times for this device, such as H100, instead of this machine."),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show every stage with its fingerprint, whether it is done, and what it will take, before anything is spent.
+    """Show every stage with its fingerprint, whether it is done, and what it will cost, before anything is spent.
 
-    Times come from what the store's artifacts took on this machine, or on the device that --on names.
+    Times are based on what the store's artifacts took on this machine, or on the device that --on names.
     """
     from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
     from physion.pipeline.measured import Measured
@@ -80,7 +80,7 @@ def plan(
 def _row(
     node: Node, config: Any, measured: Measured, manifest: Manifest | None, changed_since: Sequence[str]
 ) -> dict[str, Any]:
-    """What the plan says of an instance; the manifest is that of the artifact, if it needs not be made."""
+    """The plan's row for an instance; manifest: that of its artifact, if it need not be made."""
     from physion.pipeline.measured import device_of
 
     cost, last = node.cost, measured.last(node)
@@ -109,7 +109,7 @@ def _say_why(
 
     found = {node.name: why(node, graph, target) for node in nodes if node.name not in kept}
     for name, reasons in found.items():
-        if not reasons:  # it is as it should be, but for what it stands on
+        if not reasons:  # it is up to date, except for its inputs
             sources = dict.fromkeys(graph[name].inputs.values())
             reasons.extend(Reason("again", source) for source in sources if source not in done)
     to_do = list(found)
@@ -125,11 +125,11 @@ def _say_why(
                 print(line)
         told.add(name)
     if not to_do:
-        print("nothing is to be made")
+        print("nothing needs to be made")
 
 
 def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, machine: Machine | None, title: str) -> None:
-    """machine: what the instances that are `left` will share; None where that is not known."""
+    """machine: what the instances that are `left` will share; None if unknown."""
     from physion.pipeline.measured import wall_clock
 
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
@@ -146,12 +146,12 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
     known = {row["name"]: row["seconds"] for row in todo if row["seconds"] is not None}
     cells = _cells(total["bytes"], total["flops"], sum(known.values()) if known else None, None)
     table.add_row("[bold]still to do", "", f"{len(todo)} of {len(rows)}", *cells[:-1])
-    lines = ["Output and FLOPs are estimates; took: the last time, wherever that was."]
+    lines = ["Output and FLOPs are estimates; took: the last time, on any machine."]
     if known:
-        lines.append(f"Time: at the rates of {device} in this store; of a stage with parts, of all its processes together.")
+        lines.append(f"Time: at the rates of {device} in this store; for stages with parts, summed over processes.")
     unknown = f", {len(todo) - len(known)} stages not counted" if len(known) < len(todo) else ""
     if known and machine:
-        lines.append(f"Still to do here, at least: {_time(wall_clock(left, known, machine))} of wall clock{unknown}.")
+        lines.append(f"Still to do here: at least {_time(wall_clock(left, known, machine))} of wall-clock time{unknown}.")
     if total["flops"] and len(known) < len(todo):
         gpu = f"{_time(3600 * total['accelerator_hours'])} at {SUSTAINED / 1e12:.0f} TFLOP/s sustained"
         lines.append(f"A GPU would take about {gpu} for all FLOPs (assumed, not measured).")

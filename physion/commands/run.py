@@ -40,19 +40,17 @@ def run(
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
     precision: Precision = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Of every training: processes that train together; as --set train-....ranks.")
-    ] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes per training; like --set train-....ranks.")] = None,
     sweep: Annotated[
         list[str],
-        typer.Option(metavar="KEY=VALUE,VALUE", help="Run the study with each value, and with each combination if repeated."),
+        typer.Option(metavar="KEY=VALUE,VALUE", help="Run the study with each value, or each combination if repeated."),
     ] = [],  # noqa: B006
     report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run the whole study; what is done already is reused, what was interrupted goes on.
+    """Run the whole study; finished stages are reused, interrupted ones resume.
 
-    With --sweep, run variants of it, one after the other: what they have in common is made once.
+    With --sweep, run variants of it, one after another: what they share is made once.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -69,7 +67,7 @@ def run(
         raise ConfigError("--report: a sweep makes several reports; copy one with `physion store get`")
     variants = [list(chosen) for chosen in itertools.product(*map(_values, sweep))]
     for variant in variants:
-        load_study(preset, [*overrides, *variant], store)  # a mistake in the last ends it before the first has begun
+        load_study(preset, [*overrides, *variant], store)  # a mistake in the last shows before the first begins
     results = []
     for number, variant in enumerate(variants, 1):
         say(f"variant {number} of {len(variants)}: {' '.join(variant)}")
@@ -89,7 +87,7 @@ def _values(sweep: str) -> list[str]:
 
 
 def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:
-    """Run one study, and unless quiet print what came of it. Returns that."""
+    """Run one study, and print its result unless quiet. Returns the result."""
     from physion.pipeline.measured import Measured, wall_clock
     from physion.pipeline.provenance import changed_since, warning
     from physion.pipeline.runner import Done
@@ -108,7 +106,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
         return Measured(graph.values(), target, device)
 
     def left() -> str:
-        """What of the run is still to come, by what its stages took here; empty where nothing tells."""
+        """How long the rest of the run will take, judged by what its stages took here; empty if unknown."""
         nodes = [node for name, node in graph.items() if name not in finished]
         seconds = {node.name: took for node in nodes if (took := measured().seconds(node)) is not None}
         if not seconds:
@@ -116,7 +114,7 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
         return f"; {'about' if len(seconds) == len(nodes) else 'at least'} {duration(wall_clock(nodes, seconds, machine))} left"
 
     def starting(node: Node, claim: Claim) -> None:
-        measured()  # what was there before; a run that finds all done need not read it
+        measured()  # what existed before; a run that finds everything done need not read it
         taken = next((f"take {reference_of(artifact)}" for artifact in node.weights.values()), None)
         together = f" ({claim.processes} processes)" if claim.processes > 1 else ""
         say(f"{node.name}: {taken or node.stage.summary}{together}")

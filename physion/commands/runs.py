@@ -11,13 +11,13 @@ from rich.table import Table
 from physion.commands import AsJSON, StoreURI, chosen_store, print_json
 from physion.errors import ConfigError
 
-SHOWN = 4  # changed options of a study before the others are only counted
+SHOWN = 4  # changed options shown per study; the others are only counted
 
 
 def runs(store: StoreURI, as_json: AsJSON = False) -> None:
-    """List the studies of a store: the nearest preset, what was changed, when, and the accuracies or how far it is.
+    """List the studies in a store: the nearest preset, what was changed, when, and the accuracies or the progress.
 
-    A study shows once it has a report, and while one of its stages is at work.
+    A study is listed once it has a report, and while one of its stages is running.
     """
     from physion.pipeline.studies import studies
 

@@ -13,8 +13,8 @@ from physion.progress import say
 
 
 def serve(
-    directory: Annotated[Path, typer.Argument(help="Where its data, credentials and ports are kept.")] = Path("runs/s3"),
-    bucket: Annotated[str, typer.Option(help="A bucket to make.")] = "physion",
+    directory: Annotated[Path, typer.Argument(help="Where to keep its data, credentials and ports.")] = Path("runs/s3"),
+    bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "physion",
 ) -> None:
     """Run an S3 server (SeaweedFS) on loopback until Ctrl-C; the same directory brings the same data back."""
     from physion.store.server import ENVIRONMENT, LOG, Server
@@ -24,7 +24,7 @@ def serve(
     def on_signal(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    # SIGINT too: a shell that starts it in the background has it ignored.
+    # SIGINT too: a shell that starts this in the background ignores it.
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.start()
@@ -39,7 +39,7 @@ def serve(
         say("stopping")
     finally:
         for number in previous:
-            signal.signal(number, signal.SIG_IGN)  # a second one must not cut its stopping short
+            signal.signal(number, signal.SIG_IGN)  # a second one must not cut the shutdown short
         server.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -41,29 +41,29 @@ def stage(
     preset: Preset,
     store: StoreURI,
     subset: Annotated[str | None, typer.Option(help="Which videos: training, readout or test.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"Of take-weights, which model: {', '.join(MODELS)}.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"For take-weights, the model: {', '.join(MODELS)}.")] = None,
     features: Annotated[str | None, typer.Option(help="Feature mode of a readout: observed, rollout or full.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a readout.")] = None,
-    on: Annotated[str | None, typer.Option(help="Of regress: what to answer from, such as states-full.")] = None,
+    on: Annotated[str | None, typer.Option(help="For regress: what to predict from, such as states-full.")] = None,
     overrides: Overrides = [],  # noqa: B006
-    force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make the artifact again even if it exists.")] = False,
     share: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Do only the parts I, I + N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
+            help="Make only parts I, I + N, ... (I from 0 to N - 1); the last of the N commands completes the artifact.",
         ),
     ] = None,
     publish: Annotated[
-        bool, typer.Option("--publish", help="Do no part, complete the artifact from parts that other commands did.")
+        bool, typer.Option("--publish", help="Make no parts; complete the artifact from parts that other commands made.")
     ] = False,
     precision: Precision = None,
-    report_to: Annotated[Path | None, typer.Option("--report", help="Of evaluate: copy the report to this file.")] = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="For evaluate: copy the report to this file.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Run one stage, or a share of one; its inputs must be in the store. torchrun starts a training on several ranks.
 
-    Without --subset, simulate and fetch bring in the videos of all subsets.
+    Without --subset, simulate and fetch make the videos of all subsets.
     """
     graph, target = study(preset, for_trainings(preset, overrides, precision=precision), store)
     chosen = {"subset": subset, "model": model, "features": features, "seed": seed, "on": on}
@@ -78,7 +78,7 @@ def stage(
     for node in nodes:
         try:
             told.append(_run(node, graph, target, parts, share, force, as_json))
-        except DataError as error:  # the other subsets may have problems too, to be mended together
+        except DataError as error:  # the other subsets may have problems too; report them together
             errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else DataError("\n".join(dict.fromkeys(map(str, errors))))
@@ -91,7 +91,7 @@ def stage(
 def _run(
     node: Node, graph: Mapping[str, Node], target: Store, parts: slice, share: str | None, force: bool, as_json: bool
 ) -> dict[str, Any] | None:
-    """Run one instance and tell what came of it; as JSON data, None on all ranks but the first."""
+    """Run one instance and report its result; as JSON data, None on all ranks but the first."""
     from physion.pipeline.runner import require_standing_ground, run_node
 
     before = _content(target, node) if force else None
@@ -117,7 +117,7 @@ def _run(
 
 
 def _content(target: Store, node: Node) -> str | None:
-    """The digest of what an artifact holds; None when it is not published, or its manifest cannot be read (hence --force)."""
+    """The digest of an artifact's content; None if it is not published, or its manifest cannot be read (hence --force)."""
     with contextlib.suppress(DataError, ConfigError):
         if manifest := node.manifest(target):
             return manifest.content
@@ -125,28 +125,28 @@ def _content(target: Store, node: Node) -> str | None:
 
 
 def _say_what_follows(node: Node, graph: Mapping[str, Node], target: Store, *, same: bool) -> None:
-    """After --force: what stands on the artifact stays if its bytes are the same, else it is made again when next asked for."""
+    """After --force: whatever depends on the artifact stays if its bytes are the same, else it is made again when needed."""
     published = [other.name for other in downstream(graph, node.name) if _content(target, other)]
     if not published:
         return
     if same:
-        say(f"{node.name} has the same bytes as before: what stands on it stays ({', '.join(published)})")
+        say(f"{node.name} has the same bytes as before: everything built on it stays ({', '.join(published)})")
     else:
-        say(f"{node.name} has other bytes than before: what stands on it will be made again ({', '.join(published)})")
+        say(f"{node.name} has different bytes than before: everything built on it will be made again ({', '.join(published)})")
 
 
 def _parts(stage: Stage, share: str | None, publish: bool, force: bool) -> slice:
-    """The parts that `--share` or `--publish` select of a stage's list."""
+    """The parts of a stage's list that `--share` or `--publish` select."""
     if share is None and not publish:
         return slice(None)
     if stage.kind is not Kind.PARTS:
         split = ", ".join(STAGES.of_kind(Kind.PARTS))
         raise ConfigError(f"stage {stage.name} cannot be split: run it without --share and --publish (with parts: {split})")
     if publish and share is not None:
-        raise ConfigError("--publish does no part: leave out --share")
+        raise ConfigError("--publish makes no parts: leave out --share")
     if force:
         raise ConfigError(
-            "--force would remove what other shares did: make the whole stage again, without --share and --publish"
+            "--force would remove what other shares made: make the whole stage again, without --share and --publish"
         )
     if share is None:
         return slice(0)
@@ -170,7 +170,7 @@ def _ranks(node: Node, environment: Mapping[str, str]) -> Iterator[Ranks]:
     from physion.training.distributed import joined
 
     Output.quiet = rank > 0
-    # Shared by all attempts; else each has a meeting place of its own.
+    # Shared by all attempts; otherwise each attempt has its own meeting place.
     shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = environment["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
     with joined(rank, count, int(environment.get("LOCAL_RANK", "0")), node.section.stuck_after, attempt) as ranks:

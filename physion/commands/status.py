@@ -1,4 +1,4 @@
-"""`physion status`: how far the workflows on a Kubernetes cluster are."""
+"""`physion status`: the progress of workflows on a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "r
 
 
 def status(
-    workflow: Annotated[str | None, typer.Argument(help="Its name, or @latest; without, a list of all.")] = None,
+    workflow: Annotated[str | None, typer.Argument(help="Its name, or @latest; default: list all.")] = None,
     namespace: Namespace = None,
     as_json: AsJSON = False,
 ) -> None:
-    """How far a workflow is, why it waits, what went wrong and what to do about it."""
+    """Show how far a workflow is, why it waits, what went wrong and what to do about it."""
     from physion.kubernetes import workflows
     from physion.kubernetes.cluster import Cluster
 
@@ -53,7 +53,7 @@ def status(
 
 
 def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
-    """Print how far one workflow is."""
+    """Print the progress of one workflow."""
     from physion.kubernetes import workflows
 
     rows, name, phase = workflows.report(cluster, workflow), workflow["metadata"]["name"], workflows.phase(workflow)

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 VERIFIERS = 4  # files at once
 NAME = "An instance such as frames-test, a stage, or the start of a fingerprint (or of stage/fingerprint)."
 
-store_app = typer.Typer(help="Look after stores.", no_args_is_help=True)
+store_app = typer.Typer(help="Manage stores.", no_args_is_help=True)
 store_app.command("serve", epilog="Example: physion store serve runs/s3")(serve)
 
 
 @store_app.command(epilog="Example: physion store create -s s3://physion/study")
 def create(store: StoreURI) -> None:
-    """Make the bucket of an S3 store (the folder of a local one), unless it is there."""
+    """Create the bucket of an S3 store (the folder of a local one), unless it exists."""
     target = chosen_store(store)
     target.create()
     print(target.uri)
@@ -53,10 +53,10 @@ def create(store: StoreURI) -> None:
 def ls(
     store: StoreURI,
     name: Annotated[str | None, typer.Argument(metavar="[ARTIFACT]", help=NAME)] = None,
-    files: Annotated[bool, typer.Option("--files", help="List files, by the keys that `get` takes.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="List files, with the keys that `get` takes.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """List artifacts, and work that is not finished."""
+    """List artifacts and unfinished work."""
     target = chosen_store(store)
     everything = survey(target)
     chosen = everything if name is None else select(everything, name)
@@ -91,9 +91,9 @@ def ls(
 def get(
     store: StoreURI,
     name: Annotated[str, typer.Argument(metavar="ARTIFACT|KEY", help=NAME + " Or the key of one file.")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder; for one file also the file to write.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder; for one file, also the file to write.")],
 ) -> None:
-    """Copy an artifact, or one file, out of the store. The files of artifacts are verified."""
+    """Copy an artifact, or one file, out of the store. Files of artifacts are verified."""
     target = chosen_store(store)
     if "/" in name and target.size(name) is not None:
         copy_out(_local(target, name), destination / Path(name).name if destination.is_dir() else destination)
@@ -116,7 +116,7 @@ def put(
     path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The file to copy.")],
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its name in the store, such as published/slots.pkl.")],
 ) -> None:
-    """Copy a file of your own into the store; what is there is never overwritten."""
+    """Copy a file of your own into the store; nothing is ever overwritten."""
     if checked_key(key).split("/")[0] in ("artifacts", PREFIX) or key.startswith("."):
         raise ConfigError(
             f"key '{key}': only stages and `physion weights` write there; choose another, such as files/{path.name}"
@@ -138,7 +138,7 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT...]", help=NAME)] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Read every file of artifacts from the store, not from the cache, and check it against its SHA-256."""
+    """Read every file of artifacts from the store, not from the cache, and check its SHA-256."""
     target = open_store(store)
     everything = survey(target)
     if not everything:
@@ -158,7 +158,7 @@ def verify(
     if problems:
         raise DataError(f"{len(problems)} of {len(work)} files are bad:\n" + "\n".join(problems))
     if not as_json:
-        print(f"{len(work)} files of {len(chosen)} artifacts are what their manifests say")
+        print(f"{len(work)} files of {len(chosen)} artifacts match their manifests")
 
 
 @store_app.command(
@@ -170,11 +170,11 @@ def diff(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT...]", help=NAME)] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Say which artifacts that two stores both have differ, in which files and by how much; exit code 1 if any does.
+    """Say which artifacts that both stores have differ, in which files and by how much; exit code 1 if any does.
 
-    Those of which no input differs come first: the others may follow from them. Files with times in them are passed over.
+    Artifacts whose inputs are all equal come first: the others may follow from them. Files that contain times are skipped.
     """
-    from physion.data.differences import differences, differing_values  # with numpy
+    from physion.data.differences import differences, differing_values  # imports numpy
 
     stores = [chosen_store(uri) for uri in (one, other)]
     everything = [survey(store) for store in stores]
@@ -224,15 +224,16 @@ def gc(
     store: StoreURI,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="PRESET", help="Remove artifacts that this preset does not need. Repeatable: those of none go."),
+        typer.Option(
+            metavar="PRESET",
+            help="Remove artifacts that this preset does not need. Repeatable: removes what none of them needs.",
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value in each --keep. Repeatable.")
     ] = None,
-    days: Annotated[
-        float, typer.Option(min=0, help="Spare what was written in the last so many days, and all it needs.")
-    ] = 7.0,
-    delete: Annotated[bool, typer.Option("--delete", help="Do it. Without, nothing is removed.")] = False,
+    days: Annotated[float, typer.Option(min=0, help="Spare what was written in the last N days, and all it needs.")] = 7.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; otherwise nothing is removed.")] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Show, or with --delete remove, what no run needs: leftovers, forgotten work, dead uploads, artifacts of no preset."""
@@ -241,7 +242,7 @@ def gc(
     needed = {node.fingerprint for graph in graphs for node in graph.values()}
     verdicts = judge(target, survey(target), needed if keep else None, days)
     if delete:
-        shutil.rmtree(target.scratch())  # making a scratch directory removes those of dead processes
+        shutil.rmtree(target.scratch())  # making one removes those of dead processes
     uploads = [(upload, upload.age >= days * 86400) for upload in target.unfinished_uploads()]
     removed = "removed" if delete else "would remove"
     problems = [verdict.found.problem for verdict in verdicts if verdict.found.problem]
@@ -276,7 +277,7 @@ def gc(
 
 
 def _show(pair: Pair, files: Mapping[str, Differences | str]) -> None:
-    """Print how the files of an artifact differ, more of one that differs first, and what is known by its bytes only last."""
+    """Print how an artifact's files differ, in more detail if it is the first; files that differ only in bytes come last."""
     most = 2 if pair.after else 5
     cause = f"inputs that differ: {', '.join(pair.after)}" if pair.after else "first to differ"
     print(f"{pair.a.instance} {pair.a.fingerprint[:12]}, {cause}")
@@ -316,12 +317,12 @@ def _judged(action: str, verdict: Verdict, size: int) -> dict[str, Any]:
 
 
 def _unfinished(action: str, upload: Upload) -> dict[str, Any]:
-    reason = f"an upload that is not finished, last added to {upload.age / 86400:.1f} days ago"
+    reason = f"an unfinished upload, last added to {upload.age / 86400:.1f} days ago"
     return {"upload": upload.id, "action": action, "reason": reason, "bytes": upload.bytes, "keys": [upload.key]}
 
 
 def _local(store: Store, key: str) -> Path:
-    """A local file with the content of a key, verified where a manifest names it."""
+    """A local file with the content of a key, verified if a manifest names it."""
     parts = key.split("/", 3)
     if parts[0] == "artifacts" and len(parts) == 4 and (manifest := read_manifest(store, parts[1], parts[2])):
         artifact = Artifact(store, manifest)
@@ -331,7 +332,7 @@ def _local(store: Store, key: str) -> Path:
 
 
 def _problem(store: Store, found: Found, record: FileRecord) -> str | None:
-    """What is wrong with a file in the store, in a line; None when nothing is."""
+    """What is wrong with a file in the store, in one line; None if nothing is."""
     key = f"{found.prefix}/{record.name}"
     advice = f"run `physion stage {found.stage} --force` with the options of {_title(found)} to make it again"
     try:
@@ -341,5 +342,5 @@ def _problem(store: Store, found: Found, record: FileRecord) -> str | None:
     except DataError as error:
         return f"{error}; {advice}"
     if not isinstance(store, LocalStore):
-        path.unlink()  # a copy of our own
+        path.unlink()  # our own copy
     return None

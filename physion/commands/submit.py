@@ -26,18 +26,18 @@ def submit(
     store: Annotated[
         str | None,
         typer.Option(
-            "--store", "-s", envvar="PHYSION_STORE", help="As pods see it. Default: the cluster's.", show_default=False
+            "--store", "-s", envvar="PHYSION_STORE", help="As seen by the pods. Default: the cluster's.", show_default=False
         ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     parameters: Annotated[
-        list[str], typer.Option("--param", metavar="NAME=VALUE", help="Of the workflow: train-steve-gpus=8. Repeatable.")
+        list[str], typer.Option("--param", metavar="NAME=VALUE", help="Workflow parameter: train-steve-gpus=8. Repeatable.")
     ] = [],  # noqa: B006
     namespace: Namespace = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it, and end as it ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it, and exit with its result.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Start the whole study as a workflow on a cluster, after a check of its configuration."""
+    """Start the whole study as a workflow on a cluster, after checking its configuration."""
     given = {"preset": preset, "store": store, "overrides": " ".join(overrides)}
     chosen = {key: value for key, value in given.items() if value} | dict(_pair(text) for text in parameters)
     if "://" not in chosen.get("store", "://"):
@@ -73,7 +73,7 @@ def submit(
 
 
 def _wait(cluster: Cluster, name: str, as_json: bool) -> None:
-    """Say what changes until the workflow has ended, and end as it ended."""
+    """Report changes until the workflow has ended, and exit with its result."""
     from physion.kubernetes import workflows
 
     said: dict[str, str] = {}
@@ -89,7 +89,7 @@ def _wait(cluster: Cluster, name: str, as_json: bool) -> None:
                 cluster.pause(LOOK_INTERVAL)
     except (Interrupted, Preempted) as error:
         raise type(error)(
-            f"workflow {name} goes on without this command; kubectl delete workflow {name} would end it"
+            f"workflow {name} continues without this command; kubectl delete workflow {name} would end it"
         ) from error
     show(cluster, found, as_json)
     if code := workflows.exit_code(found):

@@ -1,4 +1,4 @@
-"""`physion weights`: published checkpoints in and out, and named weights from store to store."""
+"""`physion weights`: import and export published checkpoints, and copy named weights between stores."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from physion.store.pretrained import (
 from physion.store.protocol import Store
 from physion.store.uri import BUILTIN
 
-weights_app = typer.Typer(help="Bring in published checkpoints, share and fetch named weights.", no_args_is_help=True)
+weights_app = typer.Typer(help="Import published checkpoints, share and fetch named weights.", no_args_is_help=True)
 Source = Annotated[str, typer.Argument(help="pretrained/<name>, builtin/<name>, or a trained stage such as train-steve.")]
-Features = Annotated[str | None, typer.Option(help="Of a trained readout: observed, rollout or full.")]
-Seed = Annotated[int | None, typer.Option(help="Of a trained readout.")]
-Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or the name alone.")]
+Features = Annotated[str | None, typer.Option(help="For a trained readout: observed, rollout or full.")]
+Seed = Annotated[int | None, typer.Option(help="For a trained readout.")]
+Reference = Annotated[str, typer.Argument(help="pretrained/<name>, or just the name.")]
 
 
 @weights_app.command(
@@ -55,7 +55,7 @@ def import_command(
     preset: Preset = "paper",
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Check a published checkpoint against the configured model and make it named weights of the store."""
+    """Check a published checkpoint against the configured model and store it as named weights."""
     from physion.models.published import form_of, read_published, take_apart
 
     config = load_config(preset, overrides)
@@ -79,7 +79,7 @@ def export(
     features: Features = None,
     seed: Seed = None,
 ) -> None:
-    """Write weights as a published .pth: the same keys, the frozen copies and stored constants included."""
+    """Write weights as a published .pth: the same keys, including the frozen copies and stored constants."""
     import torch
 
     from physion.models.published import to_published
@@ -118,7 +118,7 @@ def push(
     seed: Seed = None,
     licence: Annotated[str | None, typer.Option("--license", help="For the model card: an SPDX name such as mit.")] = None,
 ) -> None:
-    """Share what was trained or imported here, as named weights of a store."""
+    """Share what was trained or imported here, as named weights in a store."""
     origin, target = chosen_store(store), chosen_store(to or store)
     if source.startswith((f"{PREFIX}/", f"{SHIPPED}/")):
         if name is not None:
@@ -144,7 +144,7 @@ def pull(
         str | None, typer.Option("--from", help="Store to fetch a name from, such as s3://bucket/prefix.")
     ] = None,
 ) -> None:
-    """Fetch named weights from elsewhere; a download that broke off goes on where it was."""
+    """Fetch named weights from elsewhere; an interrupted download resumes where it stopped."""
     target = chosen_store(store)
     given = find_weights(chosen_store(source), name) if source is not None else shared_weights(name)
     _say(target, copy_weights(given, target, cache_options.pulls))
@@ -152,13 +152,13 @@ def pull(
 
 @weights_app.command("list", epilog="Examples: physion weights list builtin    |    physion weights list -s runs/paper")
 def list_command(
-    which: Annotated[
-        Literal["builtin"] | None, typer.Argument(help="Those that came with physion; default: a store's.")
+    which: Annotated[Literal["builtin"] | None, typer.Argument(help="Those included with physion; default: a store's.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="The store whose weights to list.")
     ] = None,
-    store: Annotated[str | None, typer.Option("--store", "-s", envvar="PHYSION_STORE", help="Of which store.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """List the named weights that came with physion, or those of a store."""
+    """List the named weights included with physion, or those in a store."""
     if which is None and store is None:
         raise ConfigError("say whose weights to list: `physion weights list builtin`, or --store")
     place = BUILTIN if which else str(store)
@@ -181,7 +181,7 @@ def list_command(
 
 @weights_app.command()
 def remove(name: Reference, store: StoreURI) -> None:
-    """Remove named weights, whole or broken; artifacts made with them stay."""
+    """Remove named weights, complete or damaged; artifacts made with them stay."""
     remove_weights(chosen_store(store), name)
 
 
@@ -199,7 +199,7 @@ def _named(source: str, store: Store) -> tuple[str, Any, dict[str, Any]]:
 def _trained(
     source: str, store: Store, config: Study, preset: str, features: str | None, seed: int | None
 ) -> tuple[str, Any, dict[str, Any], Node]:
-    """Kind, model, frozen copies and node of a stage that was trained here. Raises ConfigError when it is no such stage."""
+    """Kind, model, frozen copies and node of a stage that was trained here. Raises ConfigError if it is not such a stage."""
     from physion.models.published import copies_for
     from physion.models.weights import kind_of_weights, load_model
     from physion.training.engine import WEIGHTS
@@ -225,7 +225,7 @@ def _trained(
 
 
 def _facts(store: Store, config: Study, node: Node) -> dict[str, Any]:
-    """Of a stage that was trained here: how, on what, and what came out, of the whole study too if it is evaluated."""
+    """Facts about a stage trained here: how, on what, with what results, including the whole study's if it is evaluated."""
     manifest = node.manifest(store)
     assert manifest is not None
     data = {role: record.model_dump(exclude_defaults=True) for role, record in manifest.inputs.items()}
@@ -244,7 +244,7 @@ def _sizes(config: Study, kind: str) -> dict[str, Any]:
 
 
 def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen: dict[str, Any], origin: Any) -> Manifest:
-    """Save and publish; the manifest tells by digests which models these weights belong with."""
+    """Save and publish; the manifest's digests show which models these weights belong with."""
     from physion.models.published import digests, save_copies
     from physion.models.weights import save_weights
 

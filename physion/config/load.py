@@ -23,14 +23,14 @@ from physion.stages import STAGES, Kind, Stage, instances
 
 
 def preset_names() -> list[str]:
-    """The presets shipped with the package, sorted."""
+    """The presets included with the package, sorted."""
     return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
 
 
 def preset_text(preset: str) -> str:
-    """The YAML of a shipped preset (by name) or of a file (by path).
+    """The YAML of an included preset (by name) or of a file (by path).
 
-    Raises ConfigError when there is none of that name, naming the nearest.
+    Raises ConfigError if there is none with that name, suggesting the nearest.
     """
     if preset.endswith((".yaml", ".yml")) or "/" in preset:
         try:
@@ -55,7 +55,7 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
         if (section := stage.section) is not None:
             if not any(field.is_required() for field in section.model_fields.values()):
                 fields[stage.key] = (section, section())
-            elif stage.kind is Kind.TRAINING:  # of a model that a study need not use
+            elif stage.kind is Kind.TRAINING:  # for a model that a study need not use
                 fields[stage.key] = (section | None, None)
             else:
                 fields[stage.key] = (section, ...)
@@ -64,7 +64,7 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
         known = STAGES.that_make("dataset")
         if study.dataset not in known:
             raise ValueError(
-                f"'dataset': {study.dataset!r} is none{nearest(study.dataset, known)}; there are {', '.join(known)}"
+                f"'dataset': {study.dataset!r} is not one{nearest(study.dataset, known)}; there are {', '.join(known)}"
             )
         MODELS.named(study.slot_model, SlotModelKind)
         used = dict.fromkeys(instance.stage for instance, _ in instances(study).values())
@@ -82,9 +82,9 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
 
 
 def read_preset(preset: str, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
-    """What a preset says, with `key.path=value` overrides (values are YAML), unchecked; its plug-ins are imported.
+    """The content of a preset, with `key.path=value` overrides (values are YAML), unchecked; its plug-ins are imported.
 
-    A preset may begin with `base: <preset>` and say only what it changes.
+    A preset may build on another with `base: <preset>` and list only its changes.
 
     Raises ConfigError.
     """
@@ -97,7 +97,7 @@ def read_preset(preset: str, overrides: typing.Sequence[str] = ()) -> dict[str, 
 
 
 def _tree(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The YAML of a preset, laid over that of its base. Raises ConfigError."""
+    """The YAML of a preset, merged over that of its base. Raises ConfigError."""
     try:
         tree = yaml.safe_load(preset_text(preset))
     except yaml.YAMLError as error:
@@ -120,7 +120,7 @@ def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
     """Read a preset, apply overrides and check everything.
 
-    Raises ConfigError listing every problem, one a line; an unknown key comes with the nearest known one.
+    Raises ConfigError listing every problem, one per line; an unknown key comes with the nearest known one.
     """
     tree = read_preset(preset, overrides)
     try:
@@ -131,8 +131,8 @@ def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:
 
 
 def _import_plugins(preset: str, names: typing.Any) -> None:
-    """Import modules that register stages and kinds of models. Raises ConfigError naming one that will not do."""
-    for name in names if isinstance(names, list) else []:  # of anything else the schema complains
+    """Import modules that register stages and kinds of models. Raises ConfigError naming one that is unsuitable."""
+    for name in names if isinstance(names, list) else []:  # the schema rejects anything else
         known = set(STAGES)
         try:
             importlib.import_module(str(name))
@@ -147,7 +147,7 @@ def _import_plugins(preset: str, names: typing.Any) -> None:
             raise ConfigError(f"preset {preset}: plugin '{name}' cannot be imported ({error}){hint}") from error
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: plugin '{name}': {error}") from error
-        except Exception as error:  # whatever its code does wrong
+        except Exception as error:  # whatever error its code raises
             what = " ".join(f"{type(error).__name__}: {error}".split())
             bodies = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
             where = "".join(f"; {frame.filename}, line {frame.lineno}" for frame in bodies[-1:])
@@ -155,7 +155,7 @@ def _import_plugins(preset: str, names: typing.Any) -> None:
 
 
 def fingerprinted(section: BaseModel) -> dict[str, Any]:
-    """The part of a section that changes results, as plain JSON data: everything but the knobs, and later options not used."""
+    """The part of a section that affects results, as plain JSON data: everything but the knobs and unused later options."""
     plain: dict[str, Any] = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         key = field.alias or name
@@ -189,7 +189,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         below = node.get(key)
         if not isinstance(below, dict | None):
             raise ConfigError(f"--set {override}: '{key}' holds a value, not a section")
-        node[key] = dict(below or {})  # a copy: YAML's anchors share one mapping between several places
+        node[key] = dict(below or {})  # a copy: YAML anchors share one mapping between several places
         node = node[key]
     node[keys[-1]] = value
 
@@ -211,7 +211,7 @@ def _missing(where: str, options: dict[str, FieldInfo]) -> str:
 
 
 def _fields_at(location: typing.Sequence[int | str]) -> dict[str, FieldInfo]:
-    """The options of a section by their names; none of what is no section."""
+    """The options of a section by name; none if it is not a section."""
     model: Any = study_class()
     for part in location:
         model = _model_of(_options(model)[str(part)].annotation)

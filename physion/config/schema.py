@@ -1,4 +1,4 @@
-"""The sections of the configuration, one a stage: pydantic only, so that reading it never loads torch.
+"""The sections of the configuration, one per stage: pydantic only, so reading it never loads torch.
 
 A field marked `Knob` does not change results (workers, intervals) and stays out of fingerprints.
 """
@@ -27,7 +27,7 @@ from pydantic.config import JsonDict
 
 KNOB: JsonDict = {"knob": True}
 LATER: JsonDict = {"later": True}
-"""An option that came when artifacts had been made without it: at its default it is not part of what they are known by."""
+"""An option added after artifacts had been made without it: at its default it stays out of fingerprints."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
 
@@ -42,7 +42,7 @@ Distinct = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(_dist
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration in which an unknown key is an error."""
+    """A frozen part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -57,7 +57,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, given: Any) -> Any:
-        """Of a part that has a default, only what differs from it need be given."""
+        """A part that has a default needs only the values that differ from it."""
         defaults = {f.alias or n: f.default.model_dump() for n, f in cls.model_fields.items() if isinstance(f.default, Section)}
         if not isinstance(given, dict):
             return given
@@ -80,18 +80,18 @@ class DVAEModel(Section):
 class STEVEModel(Section):
     """Sizes of STEVE; the defaults are the published ones (6.87 M trainable parameters)."""
 
-    slots: Annotated[int, Field(ge=2)] = Field(6, description="slots S a frame; the readout compares pairs")
+    slots: Annotated[int, Field(ge=2)] = Field(6, description="slots S per frame; the readout compares pairs")
     slot_size: PositiveInt = Field(192, description="slot size D, also the width of the decoder")
-    slot_iterations: PositiveInt = Field(2, description="slot-attention iterations a frame")
+    slot_iterations: PositiveInt = Field(2, description="slot-attention iterations per frame")
     slot_mlp: PositiveInt = Field(384, description="hidden size of the slot MLP")
     encoder_channels: PositiveInt = Field(64, description="width of the four 5x5 convolutions")
     encoder_stride: Literal[2, 4] = Field(
-        2, description="of the first convolution; 4, which is not in the paper, leaves a quarter of the positions"
+        2, description="stride of the first convolution; 4, which is not in the paper, leaves a quarter of the positions"
     )
     residual_guess: bool = Field(
         False,
-        description="a frame's slots are guessed as the layer norm of the last ones plus the predictor's output; not in the "
-        "paper. Slots keep their places, which clips of few frames teach no predictor",
+        description="start a frame's slots from the layer norm of the last ones plus the predictor's output; not in the "
+        "paper. Keeps slots in place, which no predictor learns from clips of few frames",
     )
     predictor_layers: PositiveInt = 2
     predictor_heads: PositiveInt = 4
@@ -105,14 +105,14 @@ class STEVEModel(Section):
     def _heads_divide(self) -> Self:
         for key in ("predictor_heads", "decoder_heads"):
             if self.slot_size % getattr(self, key):
-                raise ValueError(f"slot-size {self.slot_size} cannot be shared by {key.replace('_', '-')} {getattr(self, key)}")
+                raise ValueError(f"slot-size {self.slot_size} is not divisible by {key.replace('_', '-')} {getattr(self, key)}")
         return self
 
 
 class SlotFormerModel(Section):
     """Sizes of the rollouter; the defaults are the published ones (6.42 M parameters)."""
 
-    burn_in: PositiveInt = Field(15, description="frames of context; the window slides, its length stays")
+    burn_in: PositiveInt = Field(15, description="frames of context, the constant length of the sliding window")
     stride: PositiveInt = Field(3, description="video frames between two frames of the window")
     d_model: PositiveInt = 256
     layers: PositiveInt = 8
@@ -123,7 +123,7 @@ class SlotFormerModel(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.d_model % self.heads:
-            raise ValueError(f"d-model {self.d_model} cannot be shared by heads {self.heads}")
+            raise ValueError(f"d-model {self.d_model} is not divisible by heads {self.heads}")
         return self
 
 
@@ -134,7 +134,7 @@ SUBSETS: tuple[Subset, ...] = ("training", "readout", "test")
 
 
 class Videos(Section):
-    """Videos of each subset, spread evenly over the eight scenarios. Default: those of the benchmark PhysionSim-v1."""
+    """Videos of each subset, spread evenly over the eight scenarios. The default is the benchmark PhysionSim-v1."""
 
     training: PositiveInt = 4000
     readout: PositiveInt = 2000
@@ -142,25 +142,25 @@ class Videos(Section):
 
 
 class Simulate(Section):
-    """PhysionSim videos: simulated by MuJoCo, ray cast, encoded, in Physion's own layout."""
+    """PhysionSim videos: simulated with MuJoCo, ray cast and encoded, in Physion's own layout."""
 
     videos: Videos = Videos()
     seed: NonNegativeInt = 0
-    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels a side of the MP4")
-    antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays a pixel, squared")
+    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=2)] = Field(128, description="pixels per side of the MP4")
+    antialias: Annotated[int, Field(ge=1, le=4)] = Field(2, description="rays per pixel and axis")
     truth: tuple[Subset, ...] = Field(
-        SUBSETS, description="subsets of which the engine's truth is kept: masks, states, contacts (about 65 kB a video)"
+        SUBSETS, description="subsets whose ground truth is kept: masks, states, contacts (about 65 kB per video)"
     )
     videos_per_part: PositiveInt = Field(
-        8, json_schema_extra=KNOB, description="videos saved together; a crash loses at most these"
+        8, json_schema_extra=KNOB, description="videos saved together; a crash loses at most this many"
     )
-    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")
+    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one per core")
 
 
 _PUBLISHED = "https://physics-benchmarking-neurips2021-dataset.s3.amazonaws.com"
 _TRAINING = f"{_PUBLISHED}/PhysionTrainMP4s.tar.gz"
 _LABELS = "https://raw.githubusercontent.com/cogtoolslab/physics-benchmarking-neurips2021/master/data/readout_labels.csv"
-# In the name of a query's parameter: such a query is another one each time, for the same place.
+# Matches names of query parameters that carry a signature: such a query differs each time, for the same place.
 _SIGNATURE = re.compile("(^|[-_])(sig|token|key|secret|pass|pwd?$|cred|auth|private)|accesskey", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?!file:)\b[a-z][a-z0-9+.-]*://[^\s,\]}'\"]*[^\s,\]}'\":;.)]", re.IGNORECASE)
 _HIDDEN = re.compile(r"hidden-[0-9a-f]{6}")
@@ -169,17 +169,17 @@ GLITCHY_CHOICES = ("leave-out", "keep")
 
 
 def expected_sha256(source: str) -> str | None:
-    """The SHA-256 that a source is said to have: `...#sha256=<64 hexadecimal digits>`."""
+    """The SHA-256 that the configuration gives for a source: `...#sha256=<64 hexadecimal digits>`."""
     match = _EXPECTED.search(source)
     return match and match[1]
 
 
 def shown_source(source: str) -> str:
-    """A source as it is printed, stored and known, without what may be secret.
+    """A source as it is printed, stored and fingerprinted, without possible secrets.
 
-    Of a path, the absolute one. Of an address, scheme, host and path. Where there is a query, which may be a password or a
-    signature, a few digits of its hash stand for it, by which two places differ and of which nothing can be told; for a
-    signature, which is another each time, there is nothing: one place has one name.
+    A path becomes absolute. An address keeps its scheme, host and path. A query may be a password: it becomes a few
+    digits of its hash, which distinguish two places but reveal nothing. A signature differs each time, so it is dropped:
+    one place has one name.
     """
     source = _EXPECTED.sub("", source)
     if "://" not in source:
@@ -188,7 +188,7 @@ def shown_source(source: str) -> str:
         url = urlsplit(source)
         if url.port is None and url.netloc.endswith(":"):
             raise ValueError("no port")
-    except ValueError:  # then what is left of a slash may be half a password
+    except ValueError:  # the part before a slash may then be half a password
         return f"{source.partition('://')[0]}://..."
     query = url.query
     if not _HIDDEN.fullmatch(query):
@@ -198,12 +198,12 @@ def shown_source(source: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text, all addresses in it that may hold secrets as they may be shown."""
+    """A text in which addresses that may hold secrets are replaced by what may be shown."""
     return _ADDRESS.sub(lambda match: shown_source(match[0]) if _secret(match[0]) else match[0], text)
 
 
 def holds_secret(text: str) -> bool:
-    """Whether there is an address in a text that holds what may be secret."""
+    """Whether a text contains an address that may hold a secret."""
     return any(map(_secret, _ADDRESS.findall(text)))
 
 
@@ -233,35 +233,35 @@ def _shown_glitchy(choice: str) -> str:
 
 
 DataSource = Annotated[str, AfterValidator(_checked_source), PlainSerializer(shown_source)]
-"""A path or an address. What is made of it in writing (`config show`, manifests, fingerprints) is `shown_source`."""
+"""A path or an address. `config show`, manifests and fingerprints use `shown_source` of it."""
 
 
 class Fetch(Section):
     """The official Physion videos, from a directory or from the published archives."""
 
-    root: DataSource | None = Field(None, description="directory somewhere below which the folders of the scenarios lie")
+    root: DataSource | None = Field(None, description="directory with the scenarios' folders somewhere below it")
     archives: dict[Subset, tuple[DataSource, ...]] = Field(
         {"training": (_TRAINING,), "readout": (_TRAINING, _LABELS), "test": (f"{_PUBLISHED}/Physion.zip",)},
-        description="read when `root` is not set; by subset, or one list for all: .zip and .tar.gz archives and label files "
-        "(.csv), as URLs or paths, and directories. An ending #sha256=... says what one must hold",
+        description="read if `root` is not set; by subset, or one list for all: .zip and .tar.gz archives and label files "
+        "(.csv), as URLs or paths, and directories. Append #sha256=... to require a digest",
     )
     glitchy: Annotated[str, AfterValidator(_checked_glitchy), PlainSerializer(_shown_glitchy)] = Field(
         "leave-out",
-        description="test stimuli with glitches: leave-out (those on the authors' list, which is shipped, or on a "
-        "glitchy_stimuli.txt among the videos), keep, or a list of your own (URL or path)",
+        description="test stimuli with glitches: leave-out (those on the included list by the authors, or on a "
+        "glitchy_stimuli.txt among the videos), keep, or your own list (URL or path)",
     )
 
     largest_gb: PositiveFloat = Field(
         100.0,
         json_schema_extra=KNOB,
-        description="most gigabytes that a download may have, and that may be taken from an archive or a folder; the official "
+        description="size limit, in gigabytes, of a download and of what is read from an archive or a folder; the official "
         "videos have 1.1",
     )
 
     @field_validator("archives", mode="before")
     @classmethod
     def _by_subset(cls, value: Any) -> Any:
-        """A plain list is for all subsets, label files by their names; a subset that is not given keeps what is published."""
+        """A plain list applies to all subsets, label files by their names; subsets not given keep the published sources."""
 
         def several(given: Any) -> Any:
             return (given,) if isinstance(given, str) else given
@@ -278,14 +278,14 @@ class Fetch(Section):
 class Frames(Section):
     """Decoded, resized frames as JPEG in shards, and the split of the videos."""
 
-    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=4)] = Field(128, description="pixels a side")
-    frames: PositiveInt = Field(150, description="frames kept of a video, from its start")
+    image_size: Annotated[int, Field(ge=32, le=512, multiple_of=4)] = Field(128, description="pixels per side")
+    frames: PositiveInt = Field(150, description="frames kept from each video, from its start")
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     heldout: Fraction = Field(
-        0.05, description="share of training and readout videos kept for held-out measures, in whole families of near twins"
+        0.05, description="share of training and readout videos held out for measurements, in whole families of near twins"
     )
-    videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 200 MB at 128 pixels)")
-    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one a core")
+    videos_per_shard: PositiveInt = Field(256, description="videos per shard (about 200 MB at 128 pixels)")
+    workers: PositiveInt | None = Field(None, json_schema_extra=KNOB, description="processes; default: one per core")
 
 
 class Optim(Section):
@@ -300,46 +300,46 @@ class Optim(Section):
 
 
 class TrainingStage(Section):
-    """What every trained stage has."""
+    """Options of every training."""
 
     optim: Optim
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPU"
+        "auto", description="auto: bf16 where the GPU supports it, fp16 on older GPUs, fp32 on CPU"
     )
-    heldout_every: PositiveInt = Field(1000, description="steps between held-out measures")
-    heldout_batches: PositiveInt = Field(20, description="held-out batches a measure, spread over all held-out clips")
+    heldout_every: PositiveInt = Field(1000, description="steps between held-out measurements")
+    heldout_batches: PositiveInt = Field(20, description="held-out batches per measurement, spread over all held-out clips")
     checkpoint_every: PositiveInt = Field(500, json_schema_extra=KNOB, description="steps between checkpoints")
     ranks: PositiveInt | None = Field(
         None,
         json_schema_extra=KNOB,
-        description="processes that train together in `physion run`; default: one per GPU, or one on a CPU. On another number "
-        "of them rounding is another (docs/reproduce.md)",
+        description="processes that train together in `physion run`; default: one per GPU, or one on a CPU. Another number "
+        "rounds differently (docs/reproduce.md)",
     )
     threads: PositiveInt | None = Field(
         None,
         json_schema_extra=KNOB,
-        description="CPU threads of torch a rank, default all cores; small models want 1",
+        description="torch's CPU threads per rank; default: all cores; 1 suits small models",
     )
     loader_workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, json_schema_extra=KNOB, description="data processes a rank; default: none on CPU, up to 8 beside a GPU"
+        None, json_schema_extra=KNOB, description="data processes per rank; default: none on a CPU, up to 8 with a GPU"
     )
     micro_batch: PositiveInt | None = Field(
         None,
         json_schema_extra=KNOB,
-        description="samples a rank computes at a time; default: its whole share of the batch, of the dVAE on a CPU less",
+        description="samples that a rank computes at a time; default: all of its share, or less for the dVAE on a CPU",
     )
-    compile: bool = Field(False, json_schema_extra=KNOB, description="torch.compile, where minutes of it come back")
+    compile: bool = Field(False, json_schema_extra=KNOB, description="use torch.compile, where the minutes it takes pay off")
     stuck_after: PositiveFloat = Field(
-        600.0, json_schema_extra=KNOB, description="seconds without a step, a batch or an answer after which the job ends"
+        600.0, json_schema_extra=KNOB, description="end the job after this many seconds without a step, a batch or an answer"
     )
 
 
 class ReplaceableStage(TrainingStage):
-    """A stage whose weights can be given instead of trained."""
+    """A training that given weights can replace."""
 
     weights: str | None = Field(
-        None, json_schema_extra=KNOB, description="take pretrained/<name> of the store, or builtin/<name>, instead of training"
+        None, json_schema_extra=KNOB, description="use pretrained/<name> in the store, or builtin/<name>, instead of training"
     )
 
 
@@ -361,37 +361,37 @@ class TrainDVAE(ReplaceableStage):
 class Tokenize(Section):
     """dVAE tokens of every frame, int16."""
 
-    videos_per_shard: PositiveInt = Field(512, description="videos a shard (about 160 MB at 1024 tokens a frame)")
-    batch_size: PositiveInt = Field(64, json_schema_extra=KNOB, description="frames a forward pass")
+    videos_per_shard: PositiveInt = Field(512, description="videos per shard (about 160 MB at 1024 tokens per frame)")
+    batch_size: PositiveInt = Field(64, json_schema_extra=KNOB, description="frames per forward pass")
 
 
 class TrainSTEVE(ReplaceableStage):
     """Slots from video: slot attention over time, trained by predicting the tokens of every frame."""
 
     model: STEVEModel = STEVEModel()
-    clip_frames: PositiveInt = Field(6, description="successive frames a training clip")
-    decoder_lr: PositiveFloat = Field(3e-4, description="peak learning rate of the decoder (the rest: optim.lr)")
+    clip_frames: PositiveInt = Field(6, description="successive frames per training clip")
+    decoder_lr: PositiveFloat = Field(3e-4, description="peak learning rate of the decoder (everything else uses optim.lr)")
     balance: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         json_schema_extra=LATER,
-        description="a token counts in the loss by its code's frequency to the power of minus this; not in the paper. At 1 all "
-        "codes count alike, and small objects of a rare colour as much as the floor",
+        description="weight a token in the loss by its code's frequency to the power of minus this; not in the paper. At 1 all "
+        "codes have equal weight, and small objects of a rare color as much as the floor",
     )
 
 
 class ExtractSlots(Section):
     """Slots of every frame of whole videos."""
 
-    videos_per_shard: PositiveInt = Field(256, description="videos a shard (about 170 MB at 6 slots of 192)")
-    batch_size: PositiveInt = Field(8, json_schema_extra=KNOB, description="videos a forward pass")
-    chunk_frames: PositiveInt = Field(30, json_schema_extra=KNOB, description="frames a forward pass; state carries over")
+    videos_per_shard: PositiveInt = Field(256, description="videos per shard (about 170 MB at 6 slots of 192)")
+    batch_size: PositiveInt = Field(8, json_schema_extra=KNOB, description="videos per forward pass")
+    chunk_frames: PositiveInt = Field(30, json_schema_extra=KNOB, description="frames per forward pass; the state carries over")
 
 
 class TrainSlotFormer(ReplaceableStage):
     """The rollouter: slot dynamics, predicted autoregressively."""
 
     model: SlotFormerModel = SlotFormerModel()
-    rollout_frames: PositiveInt = Field(10, description="frames predicted a training clip, after the burn-in")
+    rollout_frames: PositiveInt = Field(10, description="frames predicted per training clip, after the burn-in")
 
 
 class Rollout(Section):
@@ -399,7 +399,7 @@ class Rollout(Section):
 
     observed: PositiveInt = Field(45, description="frames seen (1.5 s)")
     videos_per_shard: PositiveInt = 256
-    batch_size: PositiveInt = Field(32, json_schema_extra=KNOB, description="videos a forward pass")
+    batch_size: PositiveInt = Field(32, json_schema_extra=KNOB, description="videos per forward pass")
 
 
 class ReadoutFrames(Section):
@@ -420,11 +420,11 @@ class TrainReadout(TrainingStage):
     weights: dict[Features, str] = Field(
         {},
         json_schema_extra=KNOB,
-        description="by feature mode, as of other trainings: weights to take instead; {seed} in a name is the seed",
+        description="weights to use instead of training, by feature mode; {seed} in a name stands for the seed",
     )
     seeds: Distinct[NonNegativeInt] = Field((0, 1, 2), json_schema_extra=KNOB, description="one readout for each")
     keep: Literal["last", "best"] = Field(
-        "last", description="the weights that answer: the last, as published, or those with the lowest held-out loss"
+        "last", description="which weights to use: the last, as published, or those with the lowest held-out loss"
     )
 
 
@@ -444,10 +444,12 @@ Source = Literal[
 
 
 class Regress(Section):
-    """Regressions that answer from slots, and from what needs no slot model; without truth, those on states are left out."""
+    """Regressions on slots and on inputs that need no slot model; without ground truth, those on states are omitted."""
 
-    on: Distinct[Source] = Field(get_args(Source), json_schema_extra=KNOB, description="what to answer from, each by itself")
-    stride: PositiveInt = Field(5, description="frames between two of those that are looked at")
+    on: Distinct[Source] = Field(
+        get_args(Source), json_schema_extra=KNOB, description="what to predict from, one regression each"
+    )
+    stride: PositiveInt = Field(5, description="use every frame that is a multiple of this")
     seed: NonNegativeInt = 0
 
 
@@ -457,24 +459,24 @@ class Evaluate(Section):
     resamples: PositiveInt = Field(2000, description="bootstrap resamples of the 95 % intervals")
     seed: NonNegativeInt = 0
     measured_videos: PositiveInt = Field(
-        200, description="test videos, and held-out ones of the training, on which slots are measured, evenly spaced over all"
+        200, description="test videos, and held-out training videos, on which slots are measured, evenly spaced over all"
     )
     videos: Annotated[int, Field(ge=0)] = Field(8, description="test videos shown in the report")
     people: tuple[str, ...] = Field(
         (),
         json_schema_extra=LATER,
-        description="CSV files, or folders of them, of people's answers to the same stimuli (docs/reproduce.md)",
+        description="CSV files, or folders of them, with people's answers to the same stimuli (docs/reproduce.md)",
     )
-    shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over the whole of it")
+    shown_frames: PositiveInt = Field(15, description="frames of each shown video, evenly spaced over all of it")
 
 
 class Study(Section):
     """The whole study; loading a preset adds a section for each stage to this class (`physion.config.load`)."""
 
-    preset: str = Field("custom", description="name of the preset it came from; set by loading")
-    plugins: tuple[str, ...] = Field((), description="Python modules to import first, which add stages and kinds of models")
+    preset: str = Field("custom", description="name of the preset; set on loading")
+    plugins: tuple[str, ...] = Field((), description="Python modules to import first; they add stages and kinds of models")
     dataset: str = Field("simulate", description="where the videos come from: simulate or fetch")
-    slot_model: str = Field("steve", description="which model finds the slots")
+    slot_model: str = Field("steve", description="the model that finds the slots")
 
     def section(self, stage: str) -> Any:
         """The section of a stage."""

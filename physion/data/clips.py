@@ -1,6 +1,6 @@
-"""Training clips: a dataset maps a clip's number to its place in a video, and fetches many at once.
+"""Training clips: a dataset maps a clip's number to its place in a video, and fetches many clips at once.
 
-Images stay uint8 [.., 3, H, W] until they are on the device; `to_unit` makes them float in [-1, 1].
+Images stay uint8 [.., 3, H, W] until they are on the device; `to_unit` converts them to float in [-1, 1].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Clips(Protocol):
 
 
 class VideoClips:
-    """Every clip of `frames` frames, `stride` apart, of every video: all starts, as in the published training."""
+    """Every clip of `frames` frames, `stride` apart, from every video: all starts, as in the published training."""
 
     def __init__(self, videos: Sequence[Video], video_frames: int, frames: int, stride: int = 1) -> None:
         self.videos = list(videos)
@@ -47,7 +47,7 @@ class VideoClips:
 
 
 class FrameClips(VideoClips):
-    """Images of clips, with their tokens where `tokens` is given."""
+    """Images of clips, with their tokens if `tokens` is given."""
 
     def __init__(
         self, shards: FrameShards, videos: Sequence[Video], video_frames: int, frames: int, tokens: Shards | None = None
@@ -81,7 +81,7 @@ class SlotClips(VideoClips):
 
 
 class LabelledSlots:
-    """The first `frames` frames of labelled videos."""
+    """The first `frames` frames of labeled videos."""
 
     def __init__(self, shards: Shards, videos: Sequence[Video], frames: int) -> None:
         self.shards, self.videos, self.frames = shards, list(videos), frames

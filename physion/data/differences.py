@@ -20,18 +20,18 @@ from physion.data.shards import decode_jpeg, read_entries
 from physion.data.video import decode
 from physion.store.artifacts import Artifact
 
-CHUNK = 1 << 22  # bytes of either file in memory at once
+CHUNK = 1 << 22  # bytes of each file in memory at once
 
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor, value, frame or stretch of bytes that differs."""
+    """A tensor, value, frame or range of bytes that differs."""
 
     where: str
     detail: str = ""
-    """How many elements (of a video in JPEG: frames), or what it was and is."""
+    """How many elements (for a JPEG video: frames), or the old and the new value."""
     largest: float | None = None
-    """The largest absolute difference of numbers, infinite where only one is NaN, or of pixels (0 to 255)."""
+    """The largest absolute difference of numbers, infinite if only one is NaN, or of pixels (0 to 255)."""
 
     def __str__(self) -> str:
         return f"{self.where} ({self.detail})" if self.detail else self.where
@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Differences:
-    """`count` of `of` tensors, values, frames or bytes of a file differ: none when equal ones are only coded otherwise."""
+    """`count` of `of` tensors, values, frames or bytes of a file differ: none if equal content is only encoded differently."""
 
     unit: str
     count: int
@@ -48,7 +48,7 @@ class Differences:
 
     @property
     def largest(self) -> float | None:
-        """That of all changes."""
+        """The largest difference of all changes."""
         return max((change.largest for change in self.changes if change.largest is not None), default=None)
 
     def __str__(self) -> str:
@@ -60,9 +60,10 @@ class Differences:
 
 
 def differences(name: str, a: Artifact, b: Artifact) -> Differences | str:
-    """How file `name` of two artifacts differs, by what its suffix says it is, else byte by byte; or that only one has it.
+    """How file `name` of two artifacts differs, compared by the type that its suffix says, otherwise byte by byte; or that only
+    one has it.
 
-    Raises DataError when a file is not what its manifest says.
+    Raises DataError if a file does not match its manifest.
     """
     if name not in a.names() or name not in b.names():
         return "only in A" if name in a.names() else "only in B"
@@ -78,7 +79,7 @@ def differences(name: str, a: Artifact, b: Artifact) -> Differences | str:
                 case ".mp4":
                     return _frames(decode(one), decode(other))
         except Exception:  # noqa: S110
-            pass  # it is not what its name says: whatever its reader makes of it
+            pass  # it is not what its name says, whatever error its reader raises
         return _bytes(one, other)
 
 
@@ -108,7 +109,7 @@ def _apart(a: str, b: str) -> float | None:
 
 
 def _rows(file: BinaryIO) -> dict[str, dict[str, str]]:
-    """The rows below the header, by their first cell, which in our tables is the video. Raises ValueError for other tables."""
+    """The rows below the header, by their first cell, which is the video in our tables. Raises ValueError for other tables."""
     header, *rows = csv.reader(io.StringIO(file.read().decode()))
     if not rows or len({row[0] for row in rows}) < len(rows):
         raise ValueError("there are no rows, or some share their first cell")
@@ -160,7 +161,7 @@ def _jpegs(file: BinaryIO, start: int, entries: dict[str, Any], video: str) -> l
 
 
 def _elements(dtype: str, chunks: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, float]:
-    """How many elements of a tensor differ, of how many, and by how much at most. NaN does not differ from NaN."""
+    """How many elements of a tensor differ, of how many, and by how much at most. NaN equals NaN."""
     known = re.fullmatch(r"[FIU](8|16|32|64)", dtype)
     kind = np.dtype("<u2" if dtype == "BF16" else f"<{dtype[0].lower()}{int(dtype[1:]) // 8}" if known else "u1")
     count, of, largest = 0, 0, 0.0
@@ -189,6 +190,6 @@ def _bytes(a: BinaryIO, b: BinaryIO) -> Differences:
 
 
 def _chunks(a: BinaryIO, b: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The next `size` bytes of two files, piece by piece."""
+    """The next `size` bytes of two files, in chunks."""
     for left in range(size, 0, -CHUNK):
         yield a.read(min(CHUNK, left)), b.read(min(CHUNK, left))

@@ -5,7 +5,8 @@
     PhysionTestMP4s/<Scenario>/mp4s-redyellow/<name>-redyellow_<nnnn>_img.mp4
     PhysionTestMP4s/labels.csv
 
-So a dataset's artifact has them. At a source the folder above the scenarios' has any name, or there is none (`place_of`).
+This is the layout inside a dataset's artifact. In a source, the folder above the scenarios' may have any name or be missing
+(`place_of`).
 
 Both label files have an unnamed first column with the stimulus name and a column `ground truth outcome` (True or False).
 """
@@ -45,16 +46,16 @@ class Video:
 
 
 def video_path(subset: Subset, scenario: str, stimulus: str, number: int) -> str:
-    """Where Physion's layout has a video."""
+    """Where Physion's layout puts a video."""
     if subset == "test":
         return f"PhysionTestMP4s/{scenario}/mp4s-redyellow/{stimulus}-redyellow_{number:04d}_img.mp4"
     return f"PhysionTrainMP4s/{scenario}_{subset}_MP4s/{stimulus}_{number:04d}_img.mp4"
 
 
 def place_of(path: str) -> tuple[Subset, str] | None:
-    """The subset of a video, by the folders of its scenario, and where the layout has it; None for any other file.
+    """The subset of a video, judged by its scenario's folders, and its place in the layout; None for any other file.
 
-    Hidden files are none: archives made on a Mac hold `._<name>` beside each file, and `..` would lead out.
+    Hidden files do not count: archives made on a Mac hold `._<name>` beside each file. Nor does `..`, which would lead out.
     """
     parts = PurePosixPath(path).parts
     if any(part.startswith(".") for part in parts):
@@ -69,25 +70,25 @@ def place_of(path: str) -> tuple[Subset, str] | None:
 
 
 def home_of(path: str) -> str:
-    """The folder that holds the scenarios' folders, of the path of a video."""
+    """The folder that holds the scenarios' folders, from the path of a video."""
     return path.rsplit("/", 3 if path.split("/")[-2] == "mp4s-redyellow" else 2)[0]
 
 
 def shipped_glitchy() -> bytes:
-    """The test stimuli that the authors leave out: 29 lines, of which 26 match one of the 1,200 official videos each."""
+    """The test stimuli that the authors leave out: 29 lines, 26 of which match one of the 1,200 official videos each."""
     return (resources.files("physion.data") / "glitchy_stimuli.txt").read_bytes()
 
 
 def label_key(subset: Subset, name: str) -> str:
-    """The name by which the label file of a subset knows a video."""
+    """The name of a video in the label file of its subset."""
     return name.removesuffix("_img") if subset == "readout" else name.replace("-redyellow", "")
 
 
 def read_subset(subset: Subset, files: Iterable[str], read: Callable[[str], bytes]) -> list[Video]:
     """The videos of a subset, sorted by scenario and name.
 
-    `files` are all paths of the dataset, `read` returns one's bytes. Test stimuli that the authors found glitchy are left out
-    where their list (`PhysionTestMP4s/glitchy_stimuli.txt`) is there.
+    `files` are all paths of the dataset, `read` returns the bytes of one. Test stimuli that the authors found glitchy are left
+    out if their list (`PhysionTestMP4s/glitchy_stimuli.txt`) is there.
 
     Raises DataError with one line for every missing or superfluous label, duplicate name and malformed row.
     """
@@ -121,10 +122,12 @@ def read_subset(subset: Subset, files: Iterable[str], read: Callable[[str], byte
 
 
 def require_both_outcomes(videos: Sequence[Video], which: str) -> None:
-    """Raise DataError when labelled videos have all one outcome: nothing can be learned from them, or measured on them."""
+    """Raise DataError if all labeled videos have the same outcome: they can neither train nor test anything."""
     outcomes = {video.label for video in videos} - {None}
     if len(outcomes) == 1:
-        raise DataError(f"the outcome of all {len(videos)} {which} is {outcomes.pop()}: some of the other are needed")
+        raise DataError(
+            f"the outcome of all {len(videos)} {which} is {outcomes.pop()}: videos with the other outcome are needed"
+        )
 
 
 def _lines(path: str, data: bytes) -> list[str]:
@@ -138,7 +141,7 @@ def _lines(path: str, data: bytes) -> list[str]:
 
 
 def left_out(metrics: Mapping[str, Any]) -> str:
-    """How many test videos a dataset leaves out, and by which list, from the metrics of its manifest; empty if it has none."""
+    """How many test videos a dataset leaves out, and by which list, from its manifest's metrics; empty if it has none."""
     if "left_out" not in metrics:
         return ""
     return f"{metrics['left_out']} of {metrics['left_out'] + metrics['videos']:,} left out ({metrics['glitchy']})"
@@ -147,7 +150,7 @@ def left_out(metrics: Mapping[str, Any]) -> str:
 def parse_labels(path: str, data: bytes) -> tuple[dict[str, bool], list[str]]:
     """Labels by stimulus name, and one line for each malformed row.
 
-    Raises DataError when the file is no CSV with the two columns.
+    Raises DataError if the file is not a CSV with the two columns.
     """
     try:
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
@@ -185,7 +188,7 @@ def write_labels(labels: Sequence[tuple[str, bool]]) -> bytes:
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one DataError that lists all problems, a line each; nothing when there are none."""
+    """Raise one DataError that lists all problems, one per line; do nothing if there are none."""
     if problems:
         more = len(problems) - SHOWN_PROBLEMS
         lines = [*problems[:SHOWN_PROBLEMS], *([f"... and {more} more"] if more > 0 else [])]

@@ -10,9 +10,9 @@ import numpy as np
 class StepBatches:
     """Global batches for steps `start` to `stop` - 1.
 
-    The clips of all epochs form one endless sequence, epoch e being a permutation drawn from (seed, e); step s takes items
-    s * batch to (s + 1) * batch - 1 of it. No clip is dropped, and a batch may span two epochs. Iterating gives a rank's
-    `share` of every batch.
+    The clips of all epochs form one endless sequence; epoch e is a permutation drawn from (seed, e). Step s takes items s *
+    batch to (s + 1) * batch - 1. No clip is dropped, and a batch may span two epochs. Iterating yields a rank's `share` of
+    every batch.
     """
 
     def __init__(self, clips: int, batch: int, seed: int, start: int, stop: int, share: slice = slice(None)) -> None:
@@ -27,7 +27,7 @@ class StepBatches:
         return (self.at(step)[self.share] for step in range(self.start, self.stop))
 
     def at(self, step: int) -> list[int]:
-        """Clip numbers of the batch of one step."""
+        """Clip numbers of the batch for one step."""
         chosen: list[int] = []
         position, end = step * self.batch, (step + 1) * self.batch
         while position < end:

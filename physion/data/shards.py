@@ -1,7 +1,7 @@
-"""Videos in safetensors shards: JPEG frames, tokens or slots, read by slices through memory maps.
+"""Videos in safetensors shards: JPEG frames, tokens or slots, read in slices through memory maps.
 
-A shard holds one tensor `<video>/<kind>` (or two) a video; `index.json` says which shard has which video, and carries what
-later stages need to know of it: scenario, label, split.
+A shard holds one tensor `<video>/<kind>` (or two) per video. `index.json` says which shard holds which video, and what later
+stages need to know about it: scenario, label, split.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
-ENTRY_BYTES = 160  # of a header, at most, beside the name: two offsets and a shape of four
+ENTRY_BYTES = 160  # bytes per header entry, at most, besides the name: two offsets and a shape of four
 
 
 def shard_name(part: str) -> str:
-    """File name of the shard that a part makes."""
+    """File name of the shard for a part."""
     return f"{part}.safetensors"
 
 
 def write_shard(path: Path, names: Iterable[str], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write a safetensors file array by array, so that only one at a time is in memory.
+    """Write a safetensors file array by array, so that only one is in memory at a time.
 
-    `names` are those that `arrays` may yield: room is left for a header about all of them.
+    `names` are the names that `arrays` may yield: the header reserves room for all of them.
     """
     room = sum(len(json.dumps(name)) + ENTRY_BYTES for name in names)
     room += -room % 8
@@ -70,7 +70,7 @@ def write_shard(path: Path, names: Iterable[str], arrays: Iterable[tuple[str, np
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an array lies in a shard."""
+    """Where an array is in a shard."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -79,26 +79,26 @@ class _Place:
 
 
 def read_entries(file: int) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file begin, and what its header says of each array. Raises ValueError for other files."""
+    """Where the data of a safetensors file begin, and its header's entry for each array. Raises ValueError for other files."""
     length, size = int.from_bytes(os.pread(file, 8, 0), "little"), os.fstat(file).st_size
     if length > min(size - 8, LONGEST_HEADER):
         raise ValueError("it has no safetensors header")
     entries = json_of(os.pread(file, length, 8))
     if not isinstance(entries, dict):
-        raise ValueError("its header is none")
+        raise ValueError("its header is not a JSON object")
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
         (first, end), count = entry["data_offsets"], math.prod(entry["shape"])
         numbers = [first, end, *entry["shape"]]
         if not all(type(number) is int and number >= 0 for number in numbers) or not first <= end <= size - 8 - length:
-            raise ValueError(f"{name} lies outside of it")  # to map what is not there would end the process
+            raise ValueError(f"{name} lies outside of it")  # mapping what is not there would kill the process
         if entry["dtype"] in DTYPES and end - first != count * DTYPES[entry["dtype"]].itemsize:
-            raise ValueError(f"{name} has another size than its shape")
+            raise ValueError(f"{name} has a size that does not match its shape")
     return 8 + length, entries
 
 
 def _read_header(file: int) -> dict[str, _Place]:
-    """Places by name. Raises ValueError, KeyError or TypeError when it is no safetensors header."""
+    """Places by name. Raises ValueError, KeyError or TypeError if it is not a safetensors header."""
     start, entries = read_entries(file)
     places = {}
     for name, entry in entries.items():
@@ -113,7 +113,7 @@ def index_item(video: Video, shard: str) -> dict[str, Any]:
 
 
 def index_bytes(items: Iterable[Mapping[str, Any]]) -> bytes:
-    """The content of `index.json` for all entries, in their order."""
+    """The content of `index.json` for all entries, in order."""
     return json.dumps({"videos": list(items)}, indent=0).encode()
 
 
@@ -134,8 +134,8 @@ class _Index(BaseModel):
 class Shards:
     """The videos of an artifact. Cheap to open and to send to another process.
 
-    Every read maps just its rows and lets go of them: resident memory does not grow with what was read, and a shard that the
-    cache drops frees its room at once. (Maps that stay are faster, but their pages count as this process's memory.)
+    Every read maps only the rows it needs and releases them: resident memory does not grow with what was read, and a shard that
+    the cache evicts frees its space at once. (Permanent maps are faster, but their pages count as this process's memory.)
     """
 
     def __init__(self, artifact: Artifact, index: str = INDEX) -> None:
@@ -154,7 +154,7 @@ class Shards:
         return [video for video in self.videos if video.heldout == heldout]
 
     def read(self, video: str, kind: str, rows: slice = slice(None)) -> np.ndarray:
-        """Some rows of a video's array, copied from a map of them; `rows` must not run backwards."""
+        """Some rows of a video's array, copied from a map; `rows` must not run backwards."""
         with self._open(video) as (file, header):
             place = header[f"{video}/{kind}"]
             start, stop, step = rows.indices(place.shape[0])
@@ -176,19 +176,19 @@ class Shards:
         return found
 
     def shape(self, kind: str) -> tuple[int, ...]:
-        """Shape of the first video's array (all have the same)."""
+        """Shape of the first video's array (all videos have the same)."""
         name = self.videos[0].name
         with self._open(name) as (_, header):
             return header[f"{name}/{kind}"].shape
 
     def prefetch(self, videos: Iterable[Video]) -> None:
-        """Begin to fetch the shards of these videos, in their order, where the store is remote."""
+        """Start fetching the shards of these videos, in order, if the store is remote."""
         self.artifact.prefetch(list(dict.fromkeys(self._shard[video.name] for video in videos)))
 
     def prefetch_all(self) -> None:
-        """Begin to fetch every shard, for reading in random order, where the store is remote.
+        """Start fetching every shard, for reading in random order, if the store is remote.
 
-        In an order of this process's own: the ranks of a node share what each of them fetches.
+        Each process uses its own order, so that the ranks of a node share the work.
         """
         cache, files = self.artifact.store.cache, self.artifact.manifest.files
         if cache is None:
@@ -205,7 +205,7 @@ class Shards:
 
     @contextmanager
     def _open(self, video: str) -> Iterator[tuple[int, dict[str, _Place]]]:
-        """The shard that holds a video, and where in it each array is."""
+        """The shard that holds a video, and where each array is in it."""
         shard = self._shard[video]
         path = self.artifact.path(shard)
         try:
@@ -228,17 +228,17 @@ class FrameShards(Shards):
 
     @property
     def video_frames(self) -> int:
-        """Frames T of a video."""
+        """Frames T per video."""
         return self.shape("offsets")[0] - 1
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of a frame."""
+        """Pixels per side of a frame."""
         return int(self.images(self.videos[0].name, 0, 1).shape[1])
 
     def images(self, video: str, start: int, count: int) -> np.ndarray:
         """Decode frames start, start + 1, ...: uint8 [count, H, W, 3], RGB."""
-        with self._open(video):  # whose errors are also those of what is found in it
+        with self._open(video):  # also turns errors in its content into clear ones
             offsets = self.read(video, "offsets", slice(start, start + count + 1))
             data = self.read(video, "jpeg", slice(int(offsets[0]), int(offsets[-1]))).tobytes()
             offsets = offsets - offsets[0]
@@ -257,9 +257,9 @@ def encode_frames(frames_THW3: np.ndarray, quality: int) -> dict[str, np.ndarray
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3], RGB: the pixels that Pillow gives, in a third of its time. Raises ValueError for what is no frame."""
+    """uint8 [H, W, 3], RGB: the same pixels as Pillow, in a third of the time. Raises ValueError if it is not a frame."""
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    if height * width > FRAME_PIXELS:  # a few hundred bytes can say so, and the decoder would believe them
+    if height * width > FRAME_PIXELS:  # a few hundred bytes can claim this size, and the decoder would trust them
         raise ValueError(f"a frame of {width} x {height} pixels")
     frame: np.ndarray = simplejpeg.decode_jpeg(data)
     return frame

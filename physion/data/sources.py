@@ -1,4 +1,4 @@
-"""Where videos are read from: folders, archives, and addresses that they are downloaded from."""
+"""Where videos are read from: folders, archives, and addresses to download from."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ UNREAD = {
     b"\x04\x22\x4d\x18": "LZ4",
     b"\x1f\x9d": "compress",
 }
-"""How files begin that are archives, but not of a kind that Python unpacks."""
+"""First bytes of archives of kinds that Python cannot unpack."""
 
 Member = tuple[str, Callable[[], IO[bytes]]]
 """The path of a file in a folder or an archive, and how to open it."""
 
 
 def folder_members(root: Path) -> Iterator[Member]:
-    """The files below a folder, also behind links; none twice where links lead to one folder in two ways.
+    """The files below a folder, also behind links; none twice, even if links lead to one folder in two ways.
 
-    Raises DataError when the folder, or one that would hold videos, cannot be read.
+    Raises DataError if the folder, or one that would hold videos, cannot be read.
     """
     seen, met = set(), set()
 
@@ -66,7 +66,7 @@ def folder_members(root: Path) -> Iterator[Member]:
     for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):
         facts, below = os.stat(folder), Path(folder).relative_to(root)
         itself, place = (facts.st_dev, facts.st_ino), place_of((below / "x.mp4").as_posix())
-        # The names of the last two folders say what a file is; who comes by others looks again, who comes by these does not.
+        # The names of the last two folders determine what a file is: a folder is read again only under other names.
         if (itself, route := place or below.parts[-2:]) in seen:
             folders.clear()
             continue
@@ -88,7 +88,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def archive_members(archive: Path, shown: str) -> Iterator[Member]:
-    """The files of a zip or tar archive; raises DataError when it cannot be read. `shown` is the archive's name in errors."""
+    """The files of a zip or tar archive; raises DataError if it cannot be read. `shown` is the archive's name in errors."""
     with readable(shown):
         _require_known(archive, shown)
         if zipfile.is_zipfile(archive):
@@ -107,11 +107,11 @@ def archive_members(archive: Path, shown: str) -> Iterator[Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """One whose extensions, which tarfile reads into memory whole, are as small as they are by right."""
+    """A header whose extensions, which tarfile reads into memory whole, have a legitimate size."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """The header that a block holds."""
+        """The header in a block."""
         header = super().frombuf(buf, encoding, errors)
         if header.type in EXTENSIONS and header.size > LARGEST_EXTENSION:
             raise tarfile.TarError(f"one of its headers has {header.size:,} bytes")
@@ -128,12 +128,12 @@ def _require_known(archive: Path, shown: str) -> None:
     for magic, name in UNREAD.items():
         if start.startswith(magic):
             raise DataError(
-                f"{shown}: is compressed with {name}, which is not read here; unpack it by hand and name the folder"
+                f"{shown}: is compressed with {name}, which is not supported; unpack it by hand and name the folder"
             )
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    """A file, through its links: tarfile would follow those that lead in a circle for ever."""
+    """A file, reached through its links; tarfile would follow circular links forever."""
     at: tarfile.TarInfo | None = member
     passed: set[str] = set()
     while at is not None and (at.issym() or at.islnk()):
@@ -152,12 +152,12 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 @contextlib.contextmanager
 def readable(source: str, where: str = "") -> Iterator[None]:
-    """Inside, what goes wrong with an archive, or with a file `where` in a source, becomes a DataError of one line."""
+    """Inside, errors of an archive, or of a file `where` in a source, become a DataError of one line."""
     try:
         yield
     except _ARCHIVE_ERRORS as error:
         raise DataError(f"{source}: not a readable archive ({_reason(error)}); download it again") from error
-    except RuntimeError as error:  # zipfile's word for an encryption or compression (such as Deflate64) that it does not know
+    except RuntimeError as error:  # zipfile raises it for encryption or compression (such as Deflate64) it does not support
         raise DataError(f"{source}: cannot be unpacked ({_reason(error)}); unpack it by hand and name the folder") from error
     except MemoryError as error:
         raise DataError(
@@ -170,12 +170,12 @@ def readable(source: str, where: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line, of tarfile's many, or what ended it where it says nothing."""
+    """The first of tarfile's many lines, or the error's cause if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
 
 
 def too_large(source: str, limit: float) -> DataError:
-    """What to say when a source holds more than fetch.largest-gb."""
+    """The error for a source that holds more than fetch.largest-gb."""
     return DataError(f"{source}: holds more than {limit:g} GB; if that is right, --set fetch.largest-gb=... allows more")
 
 
@@ -185,9 +185,9 @@ _one_at_a_time = threading.Lock()
 
 
 def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
-    """A path as it is, a URL downloaded; with its SHA-256. `option` is what named it, for errors.
+    """A path as it is, or the download of a URL; with its SHA-256. `option` is the option that named it, for errors.
 
-    Raises ConfigError when it is not there, DataError when another SHA-256 was expected, TransientError when it cannot be
+    Raises ConfigError if it does not exist, DataError if another SHA-256 was expected, TransientError if it cannot be
     downloaded now.
     """
     shown = shown_source(source)
@@ -216,33 +216,33 @@ def local_copy(source: str, job: Job, option: str) -> tuple[Path, str]:
 
 
 def require_expected(source: str, sha256: str) -> None:
-    """Raise DataError unless that is the SHA-256 that the source is said to have, if any."""
+    """Raise DataError unless this is the SHA-256 that the configuration gives for the source, if any."""
     if (expected := expected_sha256(source)) not in (None, sha256):
         raise DataError(f"{shown_source(source)}: its SHA-256 is {sha256}, not {expected} as the configuration says")
 
 
 def forget_downloads(store: Store) -> None:
-    """Remove what was downloaded for a store: what is wrong with it may be mended when the next run looks."""
+    """Remove what was downloaded for a store: the source may be fixed by the next run."""
     for path, _ in _downloads.pop(store, {}).values():
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _download(source: str, path: Path, job: Job) -> None:
-    """Download, going on where what is there ends."""
+    """Download, resuming where the existing file ends."""
     have = path.stat().st_size if path.exists() else 0
     try:
         response = opened(source, have)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
-        path.unlink()  # the rest of another file than the one that is there now
+        path.unlink()  # the server's file is no longer the one we have a part of
         raise TransientError(f"the server answers {error.code} {said(error.reason)}") from error
     with response:
         if response.status != 206:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             path.unlink()
-            raise TransientError("the server sends another part than it was asked for")
+            raise TransientError("the server sent a different part than requested")
         limit = job.config.largest_gb * 1e9
         total = have + int(response.headers.get("Content-Length") or 0)
         with (

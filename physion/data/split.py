@@ -1,4 +1,4 @@
-"""Which videos are held out: whole families of near twins, so that nothing is chosen on what training has seen."""
+"""Which videos are held out: whole families of near twins, so that nothing is chosen on videos that training has seen."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import replace
 
 from physion.data.layout import Video
 
-# What a Physion name says of the looks of an event alone: its room, and distractors and occluders put around it. Official names
-# with these parts left out and the number kept are one event (and one label) seen up to five times, as in
-# pilot_it2_drop_simple_box_0003_img and pilot_it2_drop_simple_tdw_2_dis_2_occ_0003_img.
+# The words of a Physion name that only describe the looks of an event: its room, and distractors and occluders around it.
+# Official names that are equal without these words, and have the same number, show one event (with one label) up to five times,
+# as in pilot_it2_drop_simple_box_0003_img and pilot_it2_drop_simple_tdw_2_dis_2_occ_0003_img.
 _LOOKS = re.compile(r"_(?:\d_dis_\d_occ|(?:box|tdw)(?:room(?:_2)?)?|(?:mono|dis|occ|d|o)\d[a-z]*)(?=_)")
-# PhysionSim draws clips 2k and 2k + 1 for opposite labels: one of them tells the other's.
+# PhysionSim draws clips 2k and 2k + 1 for opposite labels: each reveals the other's.
 _SIMULATED = re.compile(r"([a-z]+_[a-z]+_s\d+)_(\d+)_img")
 
 
 def family(name: str) -> str:
-    """What the names of near twins share: videos of one event in other rooms, and PhysionSim's pairs of clips."""
+    """What the names of near twins share: videos of one event in different rooms, and PhysionSim's pairs of clips."""
     if match := _SIMULATED.fullmatch(name):
         return f"{match[1]}_{int(match[2]) // 2}"
     return _LOOKS.sub("", name)
 
 
 def hold_out(videos: Sequence[Video], share: float) -> list[Video]:
-    """Mark whole families as held out, until their videos are `share` of all videos up to there, scenario after scenario.
+    """Mark whole families as held out, scenario by scenario, until their videos reach `share` of all videos so far.
 
-    Of each scenario these are the families whose names have the smallest SHA-256: the choice depends on names alone, so it is
+    In each scenario these are the families whose names have the smallest SHA-256: the choice depends only on names, so it is
     the same on every machine, in every order and for every seed. The share is met to within one family.
     """
     families: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

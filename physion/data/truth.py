@@ -1,7 +1,7 @@
-"""What is true of simulated videos: who is where in every frame, and who touches whom. `simulate` publishes it.
+"""Ground truth of simulated videos: who is where in every frame, and who touches whom. `simulate` publishes it.
 
-`truth.json` is an index as other shards have it; each entry has a `scene`. A video's file holds its masks, `states` float32
-[T, B, 13] and `picture` float32 [T, B, 3]; `physion/simulation/truth.py` says what the columns are.
+`truth.json` is an index like that of other shards; each entry has a `scene`. A video's file holds its masks, `states` float32
+[T, B, 13] and `picture` float32 [T, B, 3]; `physion/simulation/truth.py` describes the columns.
 
 Shapes: T frames, B bodies (0 the agent, 1 the patient), H W pixels, R runs.
 """
@@ -24,7 +24,7 @@ SPREAD = np.array([0.6] * 3 + [0.5] * 4 + [0.3] * 3 + [1.0] * 3, np.float32)  # 
 
 
 class Body(BaseModel):
-    """One body; `size` is half its box along its own axes, metres."""
+    """One body; `size` is half its box along its own axes, in meters."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -49,13 +49,13 @@ class Scene(BaseModel):
 
     @property
     def first_contact(self) -> int | None:
-        """When agent and patient first touch; None where they do not."""
+        """The frame in which agent and patient first touch; None if they never do."""
         pair = {self.bodies[AGENT].name, self.bodies[PATIENT].name}
         return next((contact.frame for contact in self.contacts if set(contact.bodies) == pair), None)
 
 
 class TruthShards(Shards):
-    """The truth of an artifact's videos."""
+    """The ground truth of an artifact's videos."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact, TRUTH)
@@ -63,15 +63,15 @@ class TruthShards(Shards):
 
     @classmethod
     def of(cls, dataset: Artifact | None) -> TruthShards | None:
-        """What a dataset says is true of its videos; None where it says nothing, or there is none."""
+        """A dataset's ground truth about its videos; None if it has none, or there is no dataset."""
         return cls(dataset) if dataset is not None and TRUTH in dataset.names() else None
 
     def states(self, video: str) -> np.ndarray:
-        """Float32 [T, B, 13]: centre (m), quaternion, velocity (m/s), angular velocity (rad/s), all in the room."""
+        """Float32 [T, B, 13]: center (m), quaternion, velocity (m/s), angular velocity (rad/s), all in the room."""
         return self.read(video, "states")
 
     def picture(self, video: str) -> np.ndarray:
-        """Float32 [T, B, 3]: where the centres are in the picture, x and y from the upper left corner, 0..1; depth, metres."""
+        """Float32 [T, B, 3]: the centers in the picture, x and y from the upper left corner, 0..1; depth in meters."""
         return self.read(video, "picture")
 
     def masks(self, video: str) -> np.ndarray:
@@ -97,12 +97,13 @@ def bodies(truth: TruthShards, video: str, count: int) -> np.ndarray:
 def write_truth(path: Path, video: str, masks_THW: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the file of one video: its masks, and `arrays` (states and picture) by kind.
 
-    Masks are runs of equal values along time, pixel after pixel: most pixels never change. The bytes follow from the values.
+    Masks are stored as runs of equal values along time, pixel by pixel: most pixels never change. The bytes depend only on the
+    values.
     """
     flat = masks_THW.transpose(1, 2, 0).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
     lengths = np.diff(starts, append=len(flat))
-    pieces = -(-lengths // LONGEST)  # what is too long for an int16 becomes several runs
+    pieces = -(-lengths // LONGEST)  # a run too long for int16 becomes several
     split = np.full(pieces.sum(), LONGEST, np.int16)
     split[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST
     runs = {"shape": np.array(masks_THW.shape, np.int64), "values": np.repeat(flat[starts], pieces), "lengths": split}

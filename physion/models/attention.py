@@ -1,4 +1,4 @@
-"""Attention over heads, and the pre-norm encoder layer that STEVE's predictor and the rollouter are made of.
+"""Attention over heads, and the pre-norm encoder layer that makes up STEVE's predictor and the rollouter.
 
 Shapes: B batch, L queries, M keys, D width, A heads, E = D / A head size.
 """
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from physion.models.noise import Drawn, dropout, keep_mask
 
-CAUSAL_BLOCK = 128  # queries a block on the CPU: small, to skip most of the masked half, but enough for a fast GEMM
-PART = 1 << 19  # weights of attention at a time on the CPU: as many as stay in its caches
+CAUSAL_BLOCK = 128  # queries per block on the CPU: few, to skip most of the masked half, but enough for a fast GEMM
+PART = 1 << 19  # attention weights at a time on the CPU: as many as stay in its caches
 
 
 def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
@@ -29,7 +29,7 @@ def split_heads(x_BLD: Tensor, heads: int) -> Tensor:
 def attend(q_BALE: Tensor, k_BAME: Tensor, v_BAME: Tensor, p: float = 0.0, causal: bool = False) -> Tensor:
     """Attend with scale E^-0.5 and dropout p on the attention weights; returns the heads merged, [B, L, D].
 
-    torch's kernels, except for dropout on a CPU, which they know only by way of a full [L, M] map of slow noise.
+    Uses torch's kernels, except for dropout on a CPU, where they need a full [L, M] map of slowly drawn noise.
     """
     if p > 0 and q_BALE.device.type == "cpu":
         exact = torch.promote_types(q_BALE.dtype, torch.float32)
@@ -43,15 +43,15 @@ def attend(q_BALE: Tensor, k_BAME: Tensor, v_BAME: Tensor, p: float = 0.0, causa
 
 
 def softmax_in_place(x: Tensor) -> Tensor:
-    """Softmax over the last dimension, on a CPU in the memory of x: torch's kernel there has read a row before it writes it."""
+    """Softmax over the last dimension, on a CPU in the memory of x: torch's kernel there reads a row before writing it."""
     return torch.softmax(x, -1, out=x if x.device.type == "cpu" else None)
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """Attention with dropout, X = B * A heads of frames, which never holds a whole map [L, M], nor its noise.
+    """Attention with dropout, X = B * A heads of frames, which never holds a whole map [L, M] nor its noise.
 
-    Some heads at a time, block by block of queries: a causal block never touches the keys after it. The backward pass makes the
-    weights again.
+    Some heads at a time, block by block of queries: a causal block never touches the keys after it. The backward pass
+    recomputes the weights.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ class _DroppedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_XLE: Tensor) -> tuple[Tensor | None, ...]:
         q_XLE, k_XME, v_XME, out_XLE = ctx.saved_tensors
-        mean_XL1 = (grad_XLE * out_XLE).sum(-1, keepdim=True)  # of the weights' gradients, weighted by the weights
+        mean_XL1 = (grad_XLE * out_XLE).sum(-1, keepdim=True)  # mean of the weights' gradients, weighted by the weights
         grad_XLE = grad_XLE / (1 - ctx.attending.p)
         grads = grad_q_XLE, grad_k_XME, grad_v_XME = torch.empty_like(q_XLE), torch.zeros_like(k_XME), torch.zeros_like(v_XME)
         for x, queries, keys, weights_xlm, kept_xlm in ctx.attending.blocks():
@@ -82,7 +82,7 @@ class _DroppedAttention(torch.autograd.Function):
 
 
 class _Attending:
-    """Weights of attention before dropout, and what dropout keeps of them, block by block in the same memory."""
+    """Attention weights before dropout, and dropout's mask for them, block by block in the same memory."""
 
     def __init__(self, q_XLE: Tensor, k_XME: Tensor, p: float, causal: bool) -> None:
         self.q_XLE, self.k_XME, self.p, self.causal, self.scale = q_XLE, k_XME, p, causal, q_XLE.shape[-1] ** -0.5
@@ -90,7 +90,7 @@ class _Attending:
         self.noise = Drawn(len(q_XLE), min(self.block, q_XLE.shape[1]) * k_XME.shape[1], PART)
 
     def blocks(self) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
-        """Which heads, queries and keys; [x, l, m] of each their weights, and 1 where they are kept, else 0."""
+        """Which heads, queries and keys; for these their weights [x, l, m], and the mask: 1 where kept, else 0."""
         length, count = self.q_XLE.shape[1], self.k_XME.shape[1]
         room = self.q_XLE.new_empty(2, self.noise.part * min(self.block, length) * count)
         for x in self.noise.parts():
@@ -107,7 +107,7 @@ class _Attending:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameter names and the initialisation of `nn.MultiheadAttention`."""
+    """Multi-head self-attention with the parameter names and the initialization of `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int, p: float) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x_BMD: Tensor, last: int | None = None) -> Tensor:
-        """[B, M, D] -> [B, M, D], or only its `last` positions, which is all that a final layer has to compute."""
+        """[B, M, D] -> [B, M, D], or only its `last` positions, which are all that a final layer has to compute."""
         p = self.p if self.training else 0.0
         attended = self.self_attn(self.norm1(x_BMD), last)
         x_BLD = (x_BMD if last is None else x_BMD[:, -last:]) + dropout(attended, p)
@@ -154,7 +154,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers without a final norm, keyed `layers.<i>` and starting alike as in `nn.TransformerEncoder`."""
+    """Encoder layers without a final norm, keyed `layers.<i>` and initialized alike, as in `nn.TransformerEncoder`."""
 
     def __init__(self, layers: int, width: int, heads: int, ffn: int, p: float) -> None:
         super().__init__()

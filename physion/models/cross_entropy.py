@@ -14,20 +14,20 @@ CHUNK = 8192  # positions whose V logits exist at a time
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy of the logits `hidden @ weight.T`, and with it the gradients, while a chunk's logits are at hand."""
+    """Mean cross-entropy of the logits `hidden @ weight.T`, and its gradients, while a chunk's logits are in memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.chunk = LossAndGradient()
 
     def forward(self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, worth_V: Tensor | None = None) -> Tensor:
-        """Hidden [X, D], weight [V, D] and targets int64 [X] -> a scalar; worth_V: a factor for each target's part of it."""
+        """Hidden [X, D], weight [V, D] and targets int64 [X] -> a scalar; worth_V: a weight for each target code."""
         loss: Tensor = _Chunked.apply(to_autocast(hidden_XD), to_autocast(weight_VD), targets_X, self.chunk, worth_V)
         return loss
 
 
 class LossAndGradient(nn.Module):
-    """Of a chunk. A module, to be compiled: it is many passes over the logits otherwise."""
+    """For one chunk. A module, so that it can be compiled: otherwise it takes many passes over the logits."""
 
     def forward(self, logits_xV: Tensor, targets_x: Tensor, worth_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies, float32, and its gradient with respect to the logits, in their precision."""
@@ -45,7 +45,7 @@ class LossAndGradient(nn.Module):
 
 
 def to_autocast(x: Tensor) -> Tensor:
-    """What autocast would make of x for a matrix product: once, where several products read it."""
+    """What autocast would turn x into for a matrix product: done once, if several products read it."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -55,7 +55,7 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, chunk: LossAndGradient, worth_V: Tensor | None
     ) -> Tensor:
-        """Gradients are kept for a mean of 1 a position: divided by X they would underflow in float16."""
+        """Gradients are kept for a mean of 1 per position: divided by X they would underflow in float16."""
         loss = hidden_XD.new_zeros((), dtype=torch.float32)
         grad_XD, grad_VD = torch.empty_like(hidden_XD), torch.zeros_like(weight_VD, dtype=torch.float32)
         with torch.autocast(hidden_XD.device.type, enabled=False):

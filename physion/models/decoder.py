@@ -1,6 +1,6 @@
 """STEVE's token decoder: an autoregressive transformer that reads a frame's slots and writes its visual tokens.
 
-Shapes: N frames (B * T), S slots, D width (the slot size), L tokens a frame, V codes, A heads, E = D / A head size.
+Shapes: N frames (B * T), S slots, D width (the slot size), L tokens per frame, V codes, A heads, E = D / A head size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from physion.models.attention import attend, softmax_in_place, split_heads
 from physion.models.cross_entropy import CrossEntropy
 from physion.models.noise import dropout
 
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits at a time in the loss: as many as stay in a CPU's caches, or fill a GPU
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits at a time in the loss: as many as fit in a CPU's caches, or fill a GPU
 
 
 def linear(inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> nn.Linear:
-    """Make a linear layer of a block: unlike torch's own, Xavier initialised, its bias zero."""
+    """Make a linear layer of a block: unlike torch's own, Xavier initialized, with zero bias."""
     layer = nn.Linear(inputs, outputs, bias)
     nn.init.xavier_uniform_(layer.weight, gain)
     if bias:
@@ -35,7 +35,7 @@ class KeysValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, key_NA1E: Tensor, value_NA1E: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a token's key and value; returns all of them up to it."""
+        """Add a token's key and value; returns all of them so far."""
         self.keys[:, :, self.length : self.length + 1] = key_NA1E
         self.values[:, :, self.length : self.length + 1] = value_NA1E
         self.length += 1
@@ -80,10 +80,10 @@ class DecoderBlock(nn.Module):
         self.ffn = nn.Sequential(widening, nn.ReLU(inplace=True), linear(4 * width, width, gain=gain))
 
     def forward(self, x_NLD: Tensor, slots: tuple[Tensor, Tensor], past: KeysValues | None = None) -> Tensor:
-        """All tokens at once, or the single next one after those of `past`; slots: their keys and values."""
+        """All tokens at once, or only the next one after those in `past`; slots: their keys and values."""
         p = self.p if self.training else 0.0
         normed_NLD = self.self_attn_layer_norm(x_NLD)
-        if self.first:  # as published: the residual stream starts from the normalised input
+        if self.first:  # as published: the residual stream starts from the normalized input
             x_NLD = normed_NLD
         tokens = self.self_attn.keys_values(normed_NLD)
         if past is not None:
@@ -129,7 +129,7 @@ class TokenDecoder(nn.Module):
         self.cross_entropy = CrossEntropy()
 
     def forward(self, slots_NSD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> what `head` turns into their teacher-forced logits, [N, L, D]."""
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> the input of `head`, teacher forced, [N, L, D]."""
         inputs_NL = F.pad(tokens_NL[:, :-1], (1, 0), value=self.codes)
         x_NLD = dropout(self.tok_emb(inputs_NL) + self.pos_emb.pe, self.p if self.training else 0.0)
         for block, cross in zip(self.tf_dec.blocks, self.tf_dec.keys_values(self.in_proj(slots_NSD)), strict=True):
@@ -138,9 +138,10 @@ class TokenDecoder(nn.Module):
         return out_NLD
 
     def loss(self, slots_NSD: Tensor, tokens_NL: Tensor, worth_V: Tensor | None = None) -> Tensor:
-        """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, from some logits at a time.
+        """Slots [N, S, D] and the true tokens int64 [N, L] -> their mean cross-entropy, with only some logits in memory at a
+        time.
 
-        worth_V: float32, what the cross-entropy of a token of each code is multiplied by; default: 1.
+        worth_V: float32, the weight of a token's cross-entropy by its code; default: 1.
         """
         hidden_PD, weight_VD = self(slots_NSD, tokens_NL).flatten(0, 1), self.head.weight
         if hidden_PD.device.type != "cpu":
@@ -155,7 +156,7 @@ class TokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, slots_NSD: Tensor) -> Tensor:
-        """Slots [N, S, D] -> the greedily chosen tokens int64 [N, L], each computed once: past keys are kept."""
+        """Slots [N, S, D] -> the greedily chosen tokens int64 [N, L], each computed once: past keys are cached."""
         frames = slots_NSD.shape[0]
         cross = self.tf_dec.keys_values(self.in_proj(slots_NSD))
         room = (frames, cross[0][0].shape[1], self.tokens, cross[0][0].shape[3])
@@ -170,7 +171,7 @@ class TokenDecoder(nn.Module):
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Mean cross-entropy of P tokens from what `head` reads. The gradients come along, while the logits are there."""
+    """Mean cross-entropy of P tokens from the input of `head`. Computes the gradients too, while the logits are there."""
 
     @staticmethod
     def forward(ctx: Any, hidden_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor, worth_V: Tensor | None) -> Tensor:
@@ -210,7 +211,7 @@ class _TokenLoss(torch.autograd.Function):
 def causal_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The masks bool [L, L], True where attention is forbidden, that the published decoder stores in every block, by key.
 
-    state: a published state dict with the parameters of a decoder, below whatever prefix.
+    state: a published state dict with the parameters of a decoder, below any prefix.
     """
     masks = {}
     for key, value in state.items():

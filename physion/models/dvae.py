@@ -1,10 +1,10 @@
-"""The discrete VAE: an image becomes a grid of visual tokens, one of V codes for every 4x4 pixels, and comes back.
+"""The discrete VAE: turns an image into a grid of visual tokens, one of V codes for every 4x4 pixels, and back.
 
-Architecture and training of SlotFormer's Physion dVAE (arXiv 2210.05861; after SLATE, arXiv 2110.11405).
-Shapes: B batch, V codes, C channels, H W pixels, h = H / 4 and w = W / 4 tokens a side.
+Architecture and training of SlotFormer's Physion dVAE (arXiv 2210.05861; based on SLATE, arXiv 2110.11405).
+Shapes: B batch, V codes, C channels, H W pixels, h = H / 4 and w = W / 4 tokens per side.
 
-The 4096-way tensors are what costs. No [B, V, h, w] ever exists, in training or in tokenizing: the positions pass through the
-codes in parts that stay in the caches, and a backward pass makes the soft codes again, from the seeds of their noise.
+The 4096-way tensors are the expensive part. No [B, V, h, w] ever exists, in training or in tokenizing: the positions pass
+through the codes in parts that stay in the caches, and a backward pass recomputes the soft codes from the seeds of their noise.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from physion.config.schema import DVAEModel
 from physion.models.noise import Drawn, log_exponential
 
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}  # elements [positions, V] at a time: as many as stay in a CPU's caches, or fill a GPU
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}  # elements [positions, V] at a time: as many as fit in a CPU's caches, or fill a GPU
 TOKENIZED = 1 << 16  # pixels at a time through the encoder, for the same reason
 GROUP = 64  # codes whose maximum is taken together
 
 
 class Block(nn.Module):
-    """Convolution, group norm of one group (over the whole image) with a gain and bias a channel, ReLU."""
+    """Convolution, group norm with one group (over the whole image) and a gain and bias per channel, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -39,17 +39,17 @@ class Block(nn.Module):
         return self.normalised(pointwise(self.m, x_BCHW) if self.m.kernel_size == (1, 1) else self.m(x_BCHW))
 
     def normalised(self, x_BCHW: Tensor) -> Tensor:
-        """Do what follows the convolution."""
+        """What follows the convolution."""
         return F.group_norm(x_BCHW, 1, self.weight, self.bias, eps=1e-5).relu_()
 
 
 def pointwise(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """Do a 1x1 convolution as the product of matrices that it is, which torch's on a CPU is not; channels last in and out."""
+    """A 1x1 convolution computed as a matrix product, unlike torch's on a CPU; channels last in and out."""
     return F.linear(x_BCHW.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
 def plain_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """Make a 1x1 convolution with bias, Xavier initialised."""
+    """Make a 1x1 convolution with bias, Xavier initialized."""
     conv = nn.Conv2d(inputs, outputs, 1)
     nn.init.xavier_uniform_(conv.weight)
     if conv.bias is not None:
@@ -58,7 +58,7 @@ def plain_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class DVAE(nn.Module):
-    """The dVAE; images are float in [-1, 1] and of any size that 4 divides."""
+    """The dVAE; images are float in [-1, 1], with sides divisible by 4."""
 
     def __init__(self, model: DVAEModel) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class DVAE(nn.Module):
 
     @torch.no_grad()
     def most_likely(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] -> the most likely codes, int64 [B, h, w], and their logits, finite where all are."""
+        """Images [B, 3, H, W] -> the most likely codes, int64 [B, h, w], and their logits, finite if all logits are."""
         few = max(1, TOKENIZED // images_B3HW[0, 0].numel()) if images_B3HW.device.type == "cpu" else len(images_B3HW)
         codes, logits = zip(*map(self._most_likely, images_B3HW.split(few)), strict=True)
         return torch.cat(codes), torch.cat(logits)
@@ -108,13 +108,13 @@ class DVAE(nn.Module):
         return self._image(F.linear(codes_BVhw.movedim(1, -1), self._code_weights()))
 
     def decode_tokens(self, tokens_Bhw: Tensor) -> Tensor:
-        """Tokens int64 [B, h, w] -> images [B, 3, H, W]: `decode` of their one-hot codes, by looking columns up."""
+        """Tokens int64 [B, h, w] -> images [B, 3, H, W]: `decode` of their one-hot codes, by column lookup."""
         return self._image(F.embedding(tokens_Bhw, self._code_weights().t()))
 
     def loss(self, images_B3HW: Tensor, tau: float, exponential_BVhw: Tensor | None = None) -> Tensor:
         """Mean squared error of the reconstruction from Gumbel-softmax codes at temperature tau, a scalar.
 
-        The noise is -log of standard exponentials, drawn as `physion.models.noise` says if none are passed.
+        The noise is -log of standard exponentials, drawn as `physion.models.noise` describes if none are passed.
         """
         hidden_BhwC, conv = self._hidden(images_B3HW), cast(nn.Conv2d, self.encoder[-1])
         noise = Noise(hidden_BhwC[..., 0].numel(), self.model.codes, hidden_BhwC.device, exponential_BVhw)
@@ -122,7 +122,7 @@ class DVAE(nn.Module):
         return F.mse_loss(self._image(embedded_BhwC), images_B3HW)
 
     def loss_at_once(self, images_B3HW: Tensor, tau: Tensor) -> Tensor:
-        """As `loss`, in plain operations on all codes at once: what torch.compile fuses well. tau: a scalar on the device."""
+        """As `loss`, in plain operations on all codes at once, which torch.compile fuses well. tau: a scalar on the device."""
         logits_BhwV = self._logits(self._hidden(images_B3HW)).float()
         gumbel_BhwV = -(torch.empty_like(logits_BhwV).exponential_() + torch.finfo(torch.float32).tiny).log()
         codes_BhwV = ((logits_BhwV + gumbel_BhwV) / tau).softmax(-1)
@@ -137,17 +137,17 @@ class DVAE(nn.Module):
         return F.linear(hidden_BhwC, conv.weight.flatten(1), conv.bias)
 
     def _code_weights(self) -> Tensor:
-        """Weights [C, V] of the decoder's first convolution: a column is what a code looks like to the decoder."""
+        """Weights [C, V] of the decoder's first convolution: each column is a code as the decoder sees it."""
         return cast(Block, self.decoder[0]).m.weight.flatten(1)
 
     def _image(self, embedded_BhwC: Tensor) -> Tensor:
-        """Decode what the first convolution of the decoder made of the codes."""
+        """Decode the output of the decoder's first convolution."""
         x_BChw = cast(Block, self.decoder[0]).normalised(embedded_BhwC.movedim(-1, 1))
         return pointwise(cast(nn.Conv2d, self.decoder[-1]), self.decoder[1:-1](x_BChw))
 
 
 def first_maximum(x_PV: Tensor) -> Tensor:
-    """`x_PV.argmax(-1)`, the first of several; by groups on a CPU, where torch's takes 12 times as long as `amax`."""
+    """`x_PV.argmax(-1)`, the first of several; by groups on a CPU, where torch's argmax takes 12 times as long as `amax`."""
     if x_PV.device.type != "cpu" or x_PV.shape[1] < GROUP**2 or x_PV.shape[1] % GROUP:
         return x_PV.argmax(-1)
     grouped_PGg = x_PV.unflatten(1, (-1, GROUP))
@@ -174,7 +174,7 @@ class Noise(Drawn):
 def through_codes(
     hidden_BhwC: Tensor, to_logits_VC: Tensor, bias_V: Tensor | None, from_codes_CV: Tensor, tau: float, noise: Noise
 ) -> Tensor:
-    """Hidden [B, h, w, C] -> logits -> soft samples of the codes at temperature tau -> what they look like, [B, h, w, C].
+    """Hidden [B, h, w, C] -> logits -> soft samples of the codes at temperature tau -> their embeddings, [B, h, w, C].
 
     z = softmax((logits + Gumbel noise) / tau), without straight-through.
     """
@@ -187,7 +187,7 @@ def through_codes(
 
 
 class _ThroughCodes(torch.autograd.Function):
-    """`through_codes`, of P = B * h * w positions, p at a time."""
+    """`through_codes` for P = B * h * w positions, p at a time."""
 
     @staticmethod
     def forward(
@@ -209,7 +209,7 @@ class _ThroughCodes(torch.autograd.Function):
         grad_to_CV, grad_from_CV = (torch.zeros_like(from_codes_CV, dtype=bias_V.dtype) for _ in range(2))
         mean_P1 = (grad_PC * embedded_PC).sum(
             -1, keepdim=True, dtype=bias_V.dtype
-        )  # of the codes' gradients, weighted by the codes
+        )  # mean of the codes' gradients, weighted by the codes
         for rows in ctx.noise.parts():
             codes_pV, grad_pC = to_codes(rows), grad_PC[rows]
             grad_from_CV += grad_pC.t() @ codes_pV.to(grad_PC.dtype)
@@ -223,11 +223,14 @@ class _ThroughCodes(torch.autograd.Function):
 
 
 class _ToCodes:
-    """Soft codes [p, V] of a part, in memory that serves one part after the other: fresh memory costs more than arithmetic."""
+    """Soft codes [p, V] of a part, in memory reused for every part: fresh memory costs more than arithmetic."""
 
     def __init__(self, hidden_PC: Tensor, to_logits_VC: Tensor, bias_V: Tensor, tau: float, noise: Noise) -> None:
         self.hidden_PC, self.tau, self.noise = hidden_PC, tau, noise
-        self.to_logits_CV, self.bias_V = (to_logits_VC / tau).t().contiguous(), bias_V / tau  # the small ones are scaled
+        self.to_logits_CV, self.bias_V = (
+            (to_logits_VC / tau).t().contiguous(),
+            bias_V / tau,
+        )  # scales the small tensors
         self.first_pV, self.second_pV = (
             bias_V.new_empty(noise.part, noise.codes, dtype=x) for x in (bias_V.dtype, torch.float32)
         )

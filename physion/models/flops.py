@@ -1,6 +1,6 @@
-"""What the models compute and hold, by plain arithmetic: a plan needs no torch. The tests hold it to torch's FLOP counter.
+"""The models' FLOPs and parameters, by plain arithmetic: a plan needs no torch. The tests compare it with torch's FLOP counter.
 
-Symbols as in the models: c channels, d slot size, n tokens a frame, p positions of the feature map. A multiply-add is 2 FLOPs.
+Symbols as in the models: c channels, d slot size, n tokens per frame, p positions of the feature map. A multiply-add: 2 FLOPs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def decode_flops(model: DVAEModel, size: int) -> float:
 
 
 def reconstruct_flops(model: DVAEModel, size: int) -> float:
-    """dVAE there and back, one image: a sample of its training, forward."""
+    """dVAE encoder and decoder, one image: a sample of its training, forward."""
     return encode_flops(model, size) + decode_flops(model, size)
 
 
@@ -91,5 +91,5 @@ def steve_parameters(model: STEVEModel, size: int, codes: int) -> float:
 
 
 def _encoder_layer(width: int, ffn: int) -> float:
-    """Multiply-adds a token, and weights, of a transformer encoder layer without its attention products."""
+    """Multiply-adds per token, and weights, of a transformer encoder layer without its attention products."""
     return 4 * width**2 + 2 * width * ffn

@@ -23,7 +23,7 @@ BODIES = (
 
 @dataclass(frozen=True)
 class Imported:
-    """A callable `package.module:name` that is imported when it is first called: what makes a model loads torch."""
+    """A callable `package.module:name` that is imported when first called: code that builds models loads torch."""
 
     path: str
 
@@ -38,7 +38,7 @@ class Imported:
 
 
 class Copy(NamedTuple):
-    """A frozen copy of another model: of which kind, and which module of it (default: the whole)."""
+    """A frozen copy of another model: its kind, and which module of it (default: all of it)."""
 
     kind: str
     module: str = ""
@@ -48,9 +48,9 @@ class Copy(NamedTuple):
 class Published:
     """How a kind's published state dict differs from ours, whose parameters carry the published names.
 
-    mark: how keys begin that only this kind has. prefix: of all our keys there. frozen: copies of other models, by the first
-    name of their keys; they stand before our first key that begins with `frozen_before`. constants: how the keys end of what
-    the published modules store beside parameters, such as masks; the model's `published_constants(state)` computes them.
+    mark: prefix of keys that only this kind has. prefix: of all our keys there. frozen: copies of other models, by the first
+    name of their keys; they come before our first key that begins with `frozen_before`. constants: suffixes of the keys that
+    the published modules store besides parameters, such as masks; the model's `published_constants(state)` computes them.
     """
 
     mark: str
@@ -64,11 +64,11 @@ class Published:
 class ModelKind:
     """A kind of model.
 
-    make: the class, or another callable, that makes one with fresh weights from its sizes as keyword arguments. sizes: what
-    these are in the configured study, plain JSON. stage: what trains it. published: where there are published checkpoints.
+    make: the class, or another callable, that builds one with fresh weights from its sizes as keyword arguments. sizes: their
+    values in the configured study, plain JSON. stage: what trains it. published: if there are published checkpoints.
 
-    For the plan, and 0 where nobody says: parameters; flops of a forward pass, of one frame; sample_flops, forward too, of
-    one sample of its training.
+    For the plan, and 0 if unknown: parameters; flops, of a forward pass for one frame; sample_flops, also forward, for one
+    training sample.
     """
 
     name: str = field(kw_only=False)
@@ -85,7 +85,7 @@ class ModelKind:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for people."""
+        """Where its code is, for people."""
         make = self.make
         return make.path if isinstance(make, Imported) else f"{make.__module__}:{getattr(make, '__qualname__', make)}"
 
@@ -94,7 +94,7 @@ class ModelKind:
         return self.published.frozen if self.published else {}
 
     def copied(self) -> list[str]:
-        """The kinds of models that these are of."""
+        """The kinds of models that these are copies of."""
         return list(dict.fromkeys(copy.kind for copy in self.frozen().values()))
 
 
@@ -102,9 +102,9 @@ class ModelKind:
 class SlotModelKind(ModelKind):
     """A kind of slot model: `make` makes a `physion.models.slots.SlotModel`.
 
-    shape: slots S and slot size D of the configured study. decodes_with: kinds of models without which its slots cannot become
-    pictures; where they are at hand, `with_others(model, **{kind: model})` is the slot model. from_truth: nothing is trained,
-    the slots are what the dataset knows of the bodies (`physion.data.truth.bodies`).
+    shape: slots S and slot size D of the configured study. decodes_with: kinds of models that it needs to turn slots into
+    pictures; if they are available, `with_others(model, **{kind: model})` is the slot model. from_truth: nothing is trained;
+    the slots are the dataset's ground truth of the bodies (`physion.data.truth.bodies`).
     """
 
     shape: Callable[[Any], tuple[int, int]]
@@ -127,7 +127,7 @@ def _slot_sizes(config: Any) -> Sizes:
 class ReadoutKind(ModelKind):
     """A kind of readout, trained by `train-readout`: `make(slots, slot_size)` makes a `physion.models.readout.ReadoutModel`.
 
-    version: raise it when a change of the code changes what it answers. sample_flops follow from the frames that it sees.
+    version: raise it when a code change affects its predictions. sample_flops follow from the frames that it sees.
     """
 
     sizes: Callable[[Any], Sizes] = _slot_sizes
@@ -145,14 +145,14 @@ class Kinds(dict[str, ModelKind]):
     """The kinds of models by name."""
 
     def register(self, kind: ModelKind) -> None:
-        """Add a kind. A name is taken once; the same kind again changes nothing.
+        """Add a kind. Each name can be used once; adding the same kind again changes nothing.
 
-        Raises ConfigError, also for a class that is not what the kind says, or leaves out a part of it.
+        Raises ConfigError, also for a class that is not what the kind requires, or lacks a part of it.
         """
         if isinstance(kind.make, type):
             protocol = kind.protocol.load()
             if not issubclass(kind.make, protocol):
-                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} is no subclass of {kind.protocol.path}")
+                raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} is not a subclass of {kind.protocol.path}")
             if missing := ", ".join(sorted(getattr(kind.make, "__abstractmethods__", ()))):
                 raise ConfigError(f"{kind.what} '{kind.name}': {kind.origin} does not define {missing} of {kind.protocol.path}")
         known = self.setdefault(kind.name, kind)
@@ -160,7 +160,7 @@ class Kinds(dict[str, ModelKind]):
             raise ConfigError(f"two kinds of models are called '{kind.name}': {known.origin} and {kind.origin}")
 
     def named(self, name: str, of: type[KindT]) -> KindT:
-        """The kind of that name, which must be one `of` these. Raises ConfigError naming those that are."""
+        """The kind with that name, which must be an instance of `of`. Raises ConfigError naming those that are."""
         kind = self.get(name)
         if isinstance(kind, of):
             return kind
@@ -181,7 +181,7 @@ MODELS = Kinds()
 
 
 def shared_parts() -> dict[str, Copy]:
-    """The parts of models that others' published state dicts hold copies of, by the first name of the copies' keys."""
+    """The parts of models that other models' published state dicts hold copies of, by the first name of the copies' keys."""
     return {part: copy for kind in MODELS.values() for part, copy in kind.frozen().items()}
 
 

@@ -1,13 +1,14 @@
-"""The random numbers that training draws: cheap on a CPU, there the same however a batch is split, and drawn again, not kept.
+"""The random numbers that training draws: cheap on a CPU, independent there of how a batch is split, and redrawn rather than
+kept.
 
 torch's CPU generator fills a tensor one element at a time (about 10 ns for a Bernoulli, 28 ns for an exponential),
 which made dropout 24 % of STEVE's published training step and Gumbel noise a third of the dVAE's. Here 64 bits of numpy's SFC64
 (1.8 ns) serve four dropout decisions or two exponentials, and parts of a tensor are filled side by side.
 
-Inside `sample_noise` every sample of the batch draws from a generator of its own, so its noise does not depend on which others
-are computed with it. That needs every noisy tensor to hold the samples one after the other, as all do here: [B * x, ...].
-Outside, torch's global generator serves. A backward pass draws the same noise again, which is cheaper than to have kept it. A
-GPU's kernels draw their own.
+Inside `sample_noise` every sample of the batch draws from its own generator, so its noise does not depend on which others are
+computed with it. This requires every noisy tensor to hold the samples one after the other, as all do here: [B * x, ...].
+Outside, torch's global generator is used. A backward pass draws the same noise again, which is cheaper than keeping it. A GPU's
+kernels draw their own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
-UNIT = 1 << 18  # elements at most, in the caches, whose noise has a seed of its own
-SIDE_BY_SIDE = 1 << 15  # 64-bit draws that are worth sharing out over threads
+UNIT = 1 << 18  # most elements per seed: they stay in the caches
+SIDE_BY_SIDE = 1 << 15  # 64-bit draws from which threads pay off
 
 _generators: list[np.random.Generator] = []
 _threads = ThreadPoolExecutor(thread_name_prefix="noise")
@@ -32,7 +33,7 @@ _threads = ThreadPoolExecutor(thread_name_prefix="noise")
 
 @contextmanager
 def sample_noise(seeds: Sequence[int]) -> Iterator[None]:
-    """Inside, the CPU noise of a batch of len(seeds) samples comes from these seeds, one a sample."""
+    """Inside, the CPU noise of a batch of len(seeds) samples comes from these seeds, one per sample."""
     _generators[:] = map(_generator, seeds)
     try:
         yield
@@ -41,14 +42,14 @@ def sample_noise(seeds: Sequence[int]) -> Iterator[None]:
 
 
 class Drawn:
-    """Noise of a tensor [rows, ...] that can be drawn part by part, and again in a backward pass.
+    """Noise for a tensor [rows, ...] that can be drawn part by part, and again in a backward pass.
 
-    Its rows are in units, each with a seed of its own that follows from its sample and its place therein. So the noise depends
+    Its rows form units, each with its own seed, determined by its sample and its place in that sample. The noise thus depends
     neither on the batch nor on how many units make a part.
     """
 
     def __init__(self, rows: int, elements: int, part: int) -> None:
-        """For `rows` of so many `elements`, in parts of about `part` elements."""
+        """For `rows` rows of `elements` elements, in parts of about `part` elements."""
         self.rows, self._seeds = rows, [int(generator.integers(2**63)) for generator in _current()]
         self._sample = rows // len(self._seeds)
         most = max(1, min(self._sample, UNIT // elements))
@@ -56,7 +57,7 @@ class Drawn:
         self.part = min(rows, max(1, part // (elements * self._unit)) * self._unit)
 
     def parts(self) -> Iterator[slice]:
-        """Successive rows, all in all."""
+        """Successive rows, covering all of them."""
         for first in range(0, self.rows, self.part):
             yield slice(first, min(first + self.part, self.rows))
 
@@ -69,7 +70,7 @@ class Drawn:
 def keep_mask(out: Tensor, p: float, seeds: Sequence[Sequence[int]] | None = None) -> Tensor:
     """Fill a contiguous CPU tensor with 1 where an element survives dropout (probability 1 - p to within 2^-17), else with 0.
 
-    seeds: one for each of equal parts of the tensor, one after the other; None: from where all noise comes.
+    seeds: one for each of equal successive parts of the tensor; None: from the current generators.
     """
     generators = _current() if seeds is None else [_generator(seed) for seed in seeds]
     count, rest = divmod(out.numel(), len(generators))
@@ -82,7 +83,7 @@ def keep_mask(out: Tensor, p: float, seeds: Sequence[Sequence[int]] | None = Non
 def dropout(x: Tensor, p: float, relu: bool = False) -> Tensor:
     """Zero each element of x (any shape) with probability p and scale the others by 1 / (1 - p).
 
-    relu: take the positive part of x, and perhaps its memory.
+    relu: take the positive part of x first, possibly reusing its memory.
     """
     if p > 0 and x.device.type == "cpu":
         kept: Tensor = (_ReluDropout if relu else _Dropout).apply(x, p)
@@ -121,7 +122,7 @@ class _ReluDropout(torch.autograd.Function):
 def log_exponential(out: Tensor, seeds: Sequence[Sequence[int]]) -> Tensor:
     """Fill a contiguous float32 tensor with logarithms of exponentials of mean 1: minus Gumbel noise, from -16 to 2.8.
 
-    seeds: one for each of equal parts of the tensor, one after the other.
+    seeds: one for each of equal successive parts of the tensor.
     """
     if out.device.type != "cpu":
         generator = torch.Generator(out.device).manual_seed(int(_generator(seeds[0]).integers(2**63)))
@@ -145,12 +146,12 @@ def _generator(seed: int | Sequence[int]) -> np.random.Generator:
 
 
 def _current() -> Sequence[np.random.Generator]:
-    """The samples' generators, or one that torch's global generator seeds."""
+    """The samples' generators, or one seeded by torch's global generator."""
     return _generators or [_generator(int(torch.randint(2**63 - 1, ()).item()))]
 
 
 def _integers(generator: np.random.Generator, count: int, dtype: type[np.signedinteger]) -> np.ndarray:
-    """Draw random integers of all bits."""
+    """Draw random integers, uniform in all bits."""
     words = -(-count * np.dtype(dtype).itemsize // 8)
     return generator.integers(2**64, size=words, dtype=np.uint64).view(dtype)[:count]
 

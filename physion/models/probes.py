@@ -1,4 +1,4 @@
-"""Linear probes: where a body is, from one slot, and which slot that is. Learnt on some videos, asked about others.
+"""Linear probes: where a body is, from one slot, and which slot that is. Trained on some videos, evaluated on others.
 
 Shapes: N videos, T frames, S slots, D slot size, K coordinates, X samples.
 """
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 FOLDS = 5
-PENALTY = 1.0  # of ridge regression, on standardised slots
+PENALTY = 1.0  # of ridge regression, on standardized slots
 
 
 class Probe:
-    """What one learns of a body from slots [X, S, D], of which number `best` [X] is its own, and its places [X, K]."""
+    """What can be learned about a body from slots [X, S, D], the index `best` [X] of its own slot, and its places [X, K]."""
 
     def __init__(self, slots_XSD: np.ndarray, best_X: np.ndarray, places_XK: np.ndarray) -> None:
         from sklearn.linear_model import Ridge
@@ -41,19 +41,19 @@ class Probe:
         )
 
     def pick(self, slots_XSD: np.ndarray) -> np.ndarray:
-        """The slot that most looks like this body's, int64 [X]."""
+        """The slot that looks most like this body's, int64 [X]."""
         scores = self._picker.decision_function(slots_XSD.reshape(-1, slots_XSD.shape[-1]))
         picked: np.ndarray = scores.reshape(slots_XSD.shape[:2]).argmax(1)
         return picked
 
     def places(self, slots_XSD: np.ndarray, which_X: np.ndarray) -> np.ndarray:
-        """Where the body is by one slot each, [X, K]."""
+        """Where the body is, judged by one slot each, [X, K]."""
         found: np.ndarray = self._places.predict(slots_XSD[np.arange(len(which_X)), which_X])
         return found
 
 
 def folds(families_N: Sequence[str]) -> np.ndarray:
-    """A fold of each video, int64 [N]; a family's videos, near twins, are in one."""
+    """The fold of each video, int64 [N]; a family's videos, near twins, share one."""
     numbers: np.ndarray = np.unique(np.asarray(families_N), return_inverse=True)[1] % FOLDS
     return numbers
 
@@ -61,9 +61,9 @@ def folds(families_N: Sequence[str]) -> np.ndarray:
 def learn_apart(
     slots_NTSD: np.ndarray, best_NT: np.ndarray, places_NTK: np.ndarray, seen_NT: np.ndarray, families_N: Sequence[str]
 ) -> Iterator[tuple[Probe, np.ndarray]]:
-    """Probes, each with the videos, bool [N], that it may be asked about: it has learnt from those of other families.
+    """Probes, each with the videos, bool [N], on which it may be evaluated: it was trained on those of other families.
 
-    Only from frames where the body is seen; where there is nothing to learn from, there is no probe.
+    Trained only on frames that show the body; if there is nothing to learn from, there is no probe.
     """
     of = folds(families_N)
     for fold in np.unique(of):
@@ -75,9 +75,9 @@ def learn_apart(
 def probe(
     slots_NTSD: np.ndarray, best_NT: np.ndarray, places_NTK: np.ndarray, seen_NT: np.ndarray, families_N: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Places [N, T, K] of a body by its `best` slot and by the one that is `picked`, never by a probe of its like.
+    """Places [N, T, K] of a body by its `best` slot and by the one that is `picked`, never by a probe trained on its family.
 
-    Only where the body is seen; elsewhere, and where there is nothing to learn from, NaN.
+    NaN where the body is not visible or there is nothing to learn from.
     """
     found = {way: np.full(places_NTK.shape, np.nan) for way in ("best", "picked")}
     for learnt, mine in learn_apart(slots_NTSD, best_NT, places_NTK, seen_NT, families_N):

@@ -1,9 +1,9 @@
-"""Published SlotFormer state dicts (github.com/pairlab/SlotFormer) to ours and back.
+"""Converts published SlotFormer state dicts (github.com/pairlab/SlotFormer) to ours and back.
 
-Our parameters carry the published names, so only what is not a trained part of a model differs: constants that the
-published modules store (position grid, causal masks, sine positions, slot pairs), and frozen copies of other models
-(the dVAE inside STEVE; the dVAE and STEVE's decoder inside SlotFormer). Reading checks them and takes them apart, writing
-puts them back. Which kind has what is in the table of kinds.
+Our parameters have the published names, so only what is not a trained part of a model differs: constants that the published
+modules store (position grid, causal masks, sine positions, slot pairs), and frozen copies of other models (the dVAE inside
+STEVE; the dVAE and STEVE's decoder inside SlotFormer). Reading checks them and takes them out, writing puts them back. The
+table of kinds says which kind has what.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from physion.store.keys import one_line
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model")  # entries of a file under which trainers keep it
 SHOWN_ENTRIES = 8
-MOST_INFLATED = 8  # times the size of a .pth file: what it may take in memory
+MOST_INFLATED = 8  # size limit in memory, as a multiple of the .pth file's size
 
 
 # --------------------------------------------------------------------------------------------------- state dicts
 def from_published(name: str, published: Mapping[str, Tensor]) -> State:
-    """Pick from a published state dict of model `name` what our model loads."""
+    """Select from a published state dict of model `name` what our model loads."""
     form = form_of(name)
     return {
         key.removeprefix(form.prefix): value
@@ -44,13 +44,13 @@ def from_published(name: str, published: Mapping[str, Tensor]) -> State:
 
 
 def frozen_copies(name: str, published: Mapping[str, Tensor]) -> State:
-    """Take the frozen copies of other models out of a published state dict of model `name`, keys as they are."""
+    """Take the frozen copies of other models out of a published state dict of model `name`, with unchanged keys."""
     form = form_of(name)
     return {key: value for key, value in published.items() if _first(key) in form.frozen and not key.endswith(form.constants)}
 
 
 def to_published(name: str, model: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> State:
-    """Make the published state dict of a model `name`, in the published order, with these frozen copies in it."""
+    """Make the published state dict of a model `name`, in the published order, including these frozen copies."""
     form = form_of(name)
     ours = [(f"{form.prefix}{key}", value) for key, value in model.state_dict().items()]
     copies = [(key, value) for part in form.frozen for key, value in (frozen or {}).items() if _first(key) == part]
@@ -59,14 +59,14 @@ def to_published(name: str, model: nn.Module, frozen: Mapping[str, Tensor] | Non
     constants = cast(Any, model).published_constants(parameters) if form.constants else {}
     state: State = {}
     for key, value in parameters.items():
-        # torch lists what a module holds itself before what its parts hold.
+        # torch lists what a module holds itself before what its children hold.
         state |= {c: constants.pop(c) for c in list(constants) if key.startswith(c[: c.rfind(".") + 1])}
         state[key] = value
     return state
 
 
 def copies_for(name: str, models: Mapping[str, nn.Module]) -> State:
-    """The frozen copies that a published state dict of a model holds, of those models, by kind, that it was trained with."""
+    """The frozen copies in a published state dict of a model, taken from the models, by kind, that it was trained with."""
     state: State = {}
     for part, copy in MODELS[name].frozen().items():
         if copy.kind in models:
@@ -75,7 +75,7 @@ def copies_for(name: str, models: Mapping[str, nn.Module]) -> State:
 
 
 def form_of(name: str) -> Published:
-    """How the published state dict of a kind of model differs from ours. Raises ConfigError when there is none."""
+    """How the published state dict of a kind of model differs from ours. Raises ConfigError if there is none."""
     form = MODELS[name].published
     if form is None:
         known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
@@ -85,12 +85,12 @@ def form_of(name: str) -> Published:
 
 
 def save_copies(path: Path, frozen: Mapping[str, Tensor]) -> None:
-    """Write frozen copies as a safetensors file, which sorts its keys, with their published order beside them."""
+    """Write frozen copies as a safetensors file, which sorts its keys, together with their published order."""
     save_file({key: value.contiguous() for key, value in frozen.items()}, path, metadata={FACTS: json.dumps(list(frozen))})
 
 
 def load_copies(path: Path) -> State:
-    """The frozen copies of a file, in their published order. Raises DataError when it is no such file."""
+    """The frozen copies in a file, in their published order. Raises DataError if it is not such a file."""
     order, state = read_tensors(path, f"frozen copies {path}")
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(state):
         raise DataError(f"{path} holds no frozen copies: its metadata does not list its tensors")
@@ -98,7 +98,7 @@ def load_copies(path: Path) -> State:
 
 
 def digests(name: str, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of the parts by which weights of several models can be told to belong together: `dvae`, STEVE's `decoder`."""
+    """SHA-256 of the parts that show whether weights of several models belong together: `dvae`, STEVE's `decoder`."""
     shared = dict(frozen)
     for part, copy in shared_parts().items():
         if copy.kind == name:
@@ -124,33 +124,33 @@ def _first(key: str) -> str:
 def read_published(path: Path) -> State:
     """The state dict of a published .pth file: the whole file, or its `state_dict` or `model` entry.
 
-    No code of the file is run. The `module.` that DataParallel puts before every name is taken off.
+    No code in the file is run. The `module.` that DataParallel puts before every name is removed.
 
-    Raises DataError when the file is missing, truncated, no state dict, or holds anything but tensors and plain containers.
+    Raises DataError if the file is missing, truncated, not a state dict, or holds anything but tensors and plain containers.
     """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as entries:
                 if sum(entry.file_size for entry in entries.infolist()) > MOST_INFLATED * path.stat().st_size:
                     raise DataError(f"{path} is refused: it is compressed, and would take far more memory than its size")
-                if broken := entries.testzip():  # torch does not look at the checksums
+                if broken := entries.testzip():  # torch does not check the checksums
                     raise DataError(f"{path} is damaged: the checksum of its entry {broken} is wrong")
-        with warnings.catch_warnings(action="ignore"):  # of torch about its own old formats
+        with warnings.catch_warnings(action="ignore"):  # torch's, about its own old formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"no file at {path}") from error
     except DataError:
         raise
-    except Exception as error:  # whatever torch and zipfile make of bytes that are none of theirs
+    except Exception as error:  # whatever torch and zipfile raise for bytes they cannot read
         if wanted := re.search(r"nsupported .*?(?:GLOBAL|class) ([\w.]+)", str(error)):
             raise DataError(
                 f"{path} is refused: it asks for {wanted[1]}, and unpickling anything but tensors and plain containers can "
                 "run any code. If you trust its origin, load it there and save the model's state_dict() alone"
             ) from error
         reason = str(error).split("\n")[0].split(". ")[0].removeprefix("Weights only load failed")
-        raise DataError(f"{path} is truncated or no .pth file{f' ({reason})' if ' ' in reason else ''}") from error
+        raise DataError(f"{path} is truncated or not a .pth file{f' ({reason})' if ' ' in reason else ''}") from error
     state = content
-    for _ in WRAPPERS:  # one may hold the other
+    for _ in WRAPPERS:  # one may contain the other
         inside = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)] if isinstance(state, dict) else []
         state = inside[0] if inside else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -165,12 +165,12 @@ def read_published(path: Path) -> State:
         raise DataError(f"{path} is refused: its tensors take far more memory than its size")
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise DataError(f"{path} is of no use: {key} holds values that are not finite")
+            raise DataError(f"{path} is unusable: {key} holds values that are not finite")
     return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _found(content: Any) -> str:
-    """What a file holds, as one line of an error."""
+    """What a file contains, as one line of an error."""
     if not isinstance(content, dict):
         return type(content).__name__
     entries = [f"{one_line(str(key))[:60]} ({type(value).__name__})" for key, value in content.items()]
@@ -179,12 +179,12 @@ def _found(content: Any) -> str:
 
 
 def _stored(value: Tensor) -> int:
-    """Bytes that a tensor's storage holds from where the tensor begins."""
+    """Bytes that a tensor's storage holds from the tensor's start on."""
     return value.untyped_storage().nbytes() - int(value.storage_offset()) * value.element_size()
 
 
 def kind_of(published: Mapping[str, Tensor]) -> str | None:
-    """Which model a published state dict is of, by keys that only that one has; None when it is none of them."""
+    """The kind of model of a published state dict, by keys that only this kind has; None if it is none of them."""
     marks = {kind.name: kind.published.mark for kind in MODELS.values() if kind.published}
     return next((name for name, mark in marks.items() if any(key.startswith(mark) for key in published)), None)
 
@@ -192,8 +192,8 @@ def kind_of(published: Mapping[str, Tensor]) -> str | None:
 def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]], file: str) -> tuple[nn.Module, State]:
     """Model `name` from a published state dict, and the frozen copies in it. `sizes`: what `build_model` needs, by model.
 
-    A dVAE is also taken from inside STEVE or SlotFormer. Raises DataError naming `file` when it is of another model, or when
-    a key is missing, extra or of another shape, or when a stored constant is not what this model computes.
+    A dVAE can also be taken from inside STEVE or SlotFormer. Raises DataError naming `file` if it is of another model, if a key
+    is missing, extra or of another shape, or if a stored constant is not what this model computes.
     """
     form, found = form_of(name), kind_of(published)
     for part in (part for part, copy in shared_parts().items() if copy == Copy(name)):
@@ -202,7 +202,7 @@ def take_apart(published: State, name: str, sizes: Mapping[str, dict[str, Any]],
     if found is None:
         known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
         keys = ", ".join(one_line(key)[:60] for key in list(published)[:SHOWN_ENTRIES])
-        raise DataError(f"{file} is of no known model: its {len(published)} keys, such as {keys}, are of none of {known}")
+        raise DataError(f"{file} matches no known model: its {len(published)} keys, such as {keys}, belong to none of {known}")
     if found != name:
         raise DataError(f"{file} holds a {found} model, not {name}: import it --as {found}")
     model, frozen = build_model(name, sizes[name]), frozen_copies(name, published)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-CHUNK = {"cpu": 128, "cuda": 1 << 20}  # frames at a time: as many as stay in a CPU's caches
+CHUNK = {"cpu": 128, "cuda": 1 << 20}  # frames at a time: as many as fit in a CPU's caches
 
 
 class ReadoutModel(nn.Module, ABC):
-    """What the study asks of a readout, whichever it is: a class of two arguments, `slots` S and `slot_size` D."""
+    """What the study requires of any readout: a class with two arguments, `slots` S and `slot_size` D."""
 
     @abstractmethod
     def forward(self, slots_BTSD: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class ReadoutModel(nn.Module, ABC):
 
 
 class Readout(ReadoutModel):
-    """A linear layer of every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
+    """A linear layer on every unordered slot pair, maximum over pairs, a linear layer, maximum over frames."""
 
     def __init__(self, slots: int, slot_size: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Readout(ReadoutModel):
     def forward(self, slots_BTSD: Tensor) -> Tensor:
         """Slots [B, T, S, D] -> logits [B] of "they touch".
 
-        Only a video's best frame has a gradient, so that only that frame is computed with one.
+        Only a video's best frame has a gradient, so only that frame is computed with one.
         """
         with torch.no_grad():
             frames_X = [self._of_frames(frames) for frames in slots_BTSD.flatten(0, 1).split(CHUNK[slots_BTSD.device.type])]
@@ -50,8 +50,8 @@ class Readout(ReadoutModel):
     def _of_frames(self, slots_XSD: Tensor) -> Tensor:
         """Logits [X] of frames.
 
-        The first layer is linear in the pair, W [s_i; s_j] = W_1 s_i + W_2 s_j, so it runs once a slot, not once a
-        pair; and the best j > i for slot i is the largest W_2 s_j, whatever i is, so no pair is ever formed.
+        The first layer is linear in the pair, W [s_i; s_j] = W_1 s_i + W_2 s_j, so it runs once per slot, not once per pair;
+        and the best j > i for slot i is the largest W_2 s_j, whatever i is, so no pair is ever formed.
         """
         both = torch.cat(self.linear1.weight.split(self.slot_size, 1))
         as_first, as_second = (half.unbind(1) for half in nn.functional.linear(slots_XSD, both).split(self.slot_size, -1))
@@ -64,5 +64,5 @@ class Readout(ReadoutModel):
         return logits_X
 
     def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the published module stores beside its parameters: all pairs of slots."""
+        """What the published module stores besides its parameters: all pairs of slots."""
         return {"comb_idx": torch.tensor(list(itertools.combinations(range(self.slots), 2))).flatten()}

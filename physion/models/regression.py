@@ -1,4 +1,4 @@
-"""The readout of the Physion benchmark (arXiv 2106.08261), logistic regression on standardised features; and boosted trees.
+"""The readout of the Physion benchmark (arXiv 2106.08261), logistic regression on standardized features; and boosted trees.
 
 Shapes: N videos, T frames, F features.
 """
@@ -20,9 +20,9 @@ FOLDS = 5
 
 @dataclass
 class Answerer:
-    """What gives the probability of "they touch" from features.
+    """Computes the probability of "they touch" from features.
 
-    cross_validated: its accuracy on the folds; None where the videos are too few, or all alike, to be split.
+    cross_validated: its accuracy on the folds; None if the videos are too few, or too similar, to be split.
     """
 
     kind: Kind
@@ -43,19 +43,20 @@ class Answerer:
 
 
 def fit(kind: Kind, features_NF: np.ndarray, labels_N: np.ndarray, families_N: Sequence[str], seed: int = 0) -> Answerer:
-    """Learn to answer. A family's videos are in one fold, since they are near twins (`physion.data.split.family`).
+    """Train a predictor. A family's videos are in one fold, since they are near twins (`physion.data.split.family`).
 
     `logistic` takes the inverse strength C of its L2 penalty from a log grid, by accuracy over five stratified folds, ties
     going to the strongest. `trees` are scikit-learn's histogram gradient boosting, with its defaults.
 
-    The same arguments give the same answerer. Without features, or where all labels are alike, it says the share of positives.
+    The same arguments give the same predictor. Without features, or if all labels are the same, it predicts the share of
+    positives.
     """
     labels = np.asarray(labels_N, bool)
     folds = _folds(labels, families_N, seed)
     found = Answerer(kind, share=float(labels.mean()))
     if not features_NF.shape[1] or labels.all() or not labels.any():
         return found
-    with threadpool_limits(1):  # no slower alone, many times faster beside other work, the same bits
+    with threadpool_limits(1):  # no slower alone, many times faster alongside other work, same bits
         strengths: tuple[float | None, ...] = STRENGTHS if kind == "logistic" else (None,)
         right = np.zeros(len(strengths))
         for train, held in folds:
@@ -99,9 +100,10 @@ def _folds(labels: np.ndarray, families: Sequence[str], seed: int) -> list[tuple
 
 
 def _prepared(kind: Kind, features: np.ndarray) -> list[Any]:
-    """What standardises features; and where there are more of them than videos, turns them into the space that the videos span.
+    """The step that standardizes features and, if there are more of them than videos, one that projects them onto the space
+    that the videos span.
 
-    In there a penalised regression finds the same answers (its weights are a sum of the videos), in a fraction of the time.
+    There a penalized regression finds the same solution (its weights are a sum of the videos) in a fraction of the time.
     """
     if kind == "trees":
         return []
@@ -128,6 +130,6 @@ def _fitted(kind: Kind, strength: float | None, seed: int, features: np.ndarray,
     if kind == "trees":
         return HistGradientBoostingClassifier(random_state=seed).fit(features, labels)
     with warnings.catch_warnings():
-        # Next to no penalty, on videos that can be told apart perfectly, has no end to run to: the last step serves.
+        # With almost no penalty, on perfectly separable videos, it does not converge: the last step is used.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=2000).fit(features, labels)

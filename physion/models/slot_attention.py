@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class SlotAttention(nn.Module):
-    """The iterated attention and update of slots, as STEVE's published code has it."""
+    """The iterated attention and update of slots, as in STEVE's published code."""
 
     def __init__(self, slot_size: int, mlp: int, iterations: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class SlotAttention(nn.Module):
         Returns slots [B, S, D] and masks [B, S, P]: the share of each position that each slot won in the last
         iteration.
 
-        Keys and values are never made: with S slots and P >> S positions it is far cheaper to take the queries back
-        through the key projection, q (W x) = (q W) x, and the weighted mean of features through the value projection.
+        Keys and values are never computed: with S slots and P >> S positions it is far cheaper to take the queries back through
+        the key projection, q (W x) = (q W) x, and the weighted mean of features through the value projection.
         """
         for _ in range(self.iterations):
             q_BSD = self.project_q(slots_BSD) * slots_BSD.shape[-1] ** -0.5

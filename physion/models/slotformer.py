@@ -1,4 +1,4 @@
-"""SlotFormer's rollouter (arXiv 2210.05861): predicts the slots of frames to come from those of a window of frames.
+"""SlotFormer's rollouter (arXiv 2210.05861): predicts the slots of future frames from those of a window of frames.
 
 Shapes: B batch, T frames, S slots, D slot size, W the model's width.
 """
@@ -83,5 +83,5 @@ class SlotFormer(nn.Module):
         return torch.cat([observed_BTSD, predicted_BTSD], 1)[:, :frames]
 
     def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the published modules store beside their parameters: frame positions, and the masks of STEVE's decoder."""
+        """What the published modules store besides their parameters: frame positions, and the masks of STEVE's decoder."""
         return causal_masks(state) | {"rollouter.enc_t_pe": self.positions[None].clone()}

@@ -1,4 +1,4 @@
-"""What the study asks of a model that finds slots, whichever it is.
+"""What the study requires of any model that finds slots.
 
 Shapes: B videos, T frames, S slots, D slot size, N frames of any videos, H W pixels, h w the masks' own grid.
 """
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from physion.errors import ConfigError
 
-MASK_ERROR = 0.02  # of the sum of bfloat16 masks
+MASK_ERROR = 0.02  # in the sum of bfloat16 masks
 
 
 class SlotOutput(NamedTuple):
-    """What `SlotModel.encode` returns; `state` continues the video with its next chunk."""
+    """The result of `SlotModel.encode`; `state` continues the video with its next chunk."""
 
     slots: Tensor  # [B, T, S, D]
     masks: Tensor | None  # [B, T, S, h, w], summing to 1 over the slots
@@ -31,24 +31,24 @@ class SlotModel(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images_BT3HW: Tensor, state: Any = None, with_masks: bool = False) -> SlotOutput:
-        """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
+        """Find the slots of successive frames, float in [-1, 1]: the first of a video, or those that follow `state`.
 
-        Chunk by chunk with the state carried must give the slots of the whole video at once.
+        Going chunk by chunk while carrying the state must give the slots of the whole video at once.
         """
 
     def decode(self, slots_NSD: Tensor) -> Tensor | None:
-        """Draw slots as images [N, 3, H, W] in [-1, 1]; None when this model cannot."""
+        """Draw slots as images [N, 3, H, W] in [-1, 1]; None if this model cannot."""
         return None
 
     def reconstruct(self, images_N3HW: Tensor) -> Tensor | None:
-        """What is left of images [N, 3, H, W] in a code that the model sees them through; None when there is none."""
+        """Images [N, 3, H, W] as reconstructed from the code through which the model sees them; None if there is none."""
         return None
 
 
 def encode_video(model: SlotModel, chunks_BT3HW: Iterable[Tensor], with_masks: bool = False) -> Iterator[SlotOutput]:
-    """Successive chunks of some videos, one after the other, with the state carried along.
+    """Successive chunks of some videos, one after the other, carrying the state along.
 
-    Raises ConfigError when what the model gives is not of the shapes that `SlotOutput` says.
+    Raises ConfigError if the model's outputs do not have the shapes of `SlotOutput`.
     """
     state = None
     for images in chunks_BT3HW:

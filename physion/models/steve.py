@@ -1,7 +1,7 @@
 """STEVE (arXiv 2205.14065): slots that follow the objects of a video, learned by predicting its visual tokens.
 
 Architecture of SlotFormer's published Physion STEVE; the frozen dVAE is not inside, its tokens are passed in.
-Shapes: B batch, T frames, S slots, D slot size, N tokens a frame, V codes, C channels, H W pixels; the feature map and
+Shapes: B batch, T frames, S slots, D slot size, N tokens per frame, V codes, C channels, H W pixels; the feature map and
 the masks have h = H / 2 and w = W / 2 (or a quarter: `encoder_stride`), P = h * w positions.
 """
 
@@ -25,7 +25,7 @@ TOGETHER = 1 << 16  # pixels at a time through the encoder
 
 
 class VideoState(NamedTuple):
-    """What carries a video's slots from one frame to the next."""
+    """The state that carries a video's slots from one frame to the next."""
 
     slots: Tensor  # [B, S, D] of the last frame
     hidden: Tensor  # [B * S, E], as `cell` the predictor's LSTM state: zero before a video's second frame
@@ -68,7 +68,7 @@ class LSTM(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Guesses a frame's slots from those before: a transformer among the slots, then an LSTM along each slot's time."""
+    """Predicts a frame's slots from the previous ones: a transformer across the slots, then an LSTM along each slot's time."""
 
     def __init__(self, model: STEVEModel) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Predictor(nn.Module):
         })  # fmt: skip
         self.rnn = LSTM(model.slot_size, model.predictor_lstm)
         self.out_projector = nn.Linear(model.predictor_lstm, model.slot_size)
-        # Normalised, since a plain sum grows with every frame after those that a training's clips hold.
+        # Normalized, because a plain sum grows with every frame beyond the length of the training clips.
         self.norm_guess = nn.LayerNorm(model.slot_size) if model.residual_guess else None
 
     def forward(self, state: VideoState) -> VideoState:
@@ -121,13 +121,13 @@ class STEVE(SlotModel):
         return cls(STEVEModel(**model), image_size, codes)
 
     def encode(self, images_BT3HW: Tensor, state: VideoState | None = None, with_masks: bool = False) -> SlotOutput:
-        """Find the slots of successive frames, float in [-1, 1]: of a video's first ones, or of those after `state`.
+        """Find the slots of successive frames, float in [-1, 1]: the first of a video, or those that follow `state`.
 
-        Chunk by chunk with the state carried gives the slots of the whole video at once. Returns slots [B, T, S, D],
+        Going chunk by chunk while carrying the state gives the slots of the whole video at once. Returns slots [B, T, S, D],
         with_masks the masks [B, T, S, h, w] (each slot's share of every position), and the state after the last frame.
         """
         videos, frames = images_BT3HW.shape[:2]
-        # Without gradients, which hold everything anyway, memory that serves again and again is faster on a CPU than fresh one.
+        # Without gradients, which keep everything anyway, reused memory is faster on a CPU than fresh memory.
         pixels, at_once = images_BT3HW[:, 0, 0].numel(), torch.is_grad_enabled() or images_BT3HW.device.type != "cpu"
         few = frames if at_once else max(1, TOGETHER // pixels)
         slots, masks = [], []
@@ -151,26 +151,26 @@ class STEVE(SlotModel):
         return logits_XNV.view(*tokens_BTN.shape, self.codes)
 
     def loss(self, slots_BTSD: Tensor, tokens_BTN: Tensor, worth_V: Tensor | None = None) -> Tensor:
-        """Cross-entropy of all tokens of all frames, mean: a scalar. worth_V: a factor for the tokens of each code."""
+        """Cross-entropy of all tokens of all frames, mean: a scalar. worth_V: a weight for the tokens of each code."""
         return self.trans_decoder.loss(slots_BTSD.flatten(0, 1), tokens_BTN.flatten(0, 1), worth_V)
 
     def generate(self, slots_NSD: Tensor) -> Tensor:
-        """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens a frame]."""
+        """Slots of any frames [N, S, D] -> their greedily decoded tokens int64 [N, tokens per frame]."""
         return self.trans_decoder.generate(slots_NSD)
 
     def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the published modules store beside their parameters: the position grid, and the decoder's masks."""
+        """What the published modules store besides their parameters: the position grid, and the decoder's masks."""
         return {"encoder_pos_embedding.grid": self.encoder_pos_embedding.grid.clone()} | causal_masks(state)
 
     def _features(self, images_BT3HW: Tensor) -> Tensor:
-        """Features [B, T, P, D] of all frames at once, normalised for slot attention."""
+        """Features [B, T, P, D] of all frames at once, normalized for slot attention."""
         images_F3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features_FhwD = self._project(self.encoder(images_F3HW).movedim(1, -1))
         batch, frames = images_BT3HW.shape[:2]
         return features_FhwD.reshape(batch, frames, -1, self.model.slot_size)
 
     def _project(self, features_FhwC: Tensor) -> Tensor:
-        """Give features their positions and the width of slots."""
+        """Add positions to features and project them to the width of slots."""
         features_FhwD = self.encoder_out_layer(self.encoder_pos_embedding(features_FhwC))
         return to_autocast(self.slot_attention.norm_inputs(features_FhwD))
 
@@ -182,7 +182,7 @@ class STEVE(SlotModel):
 
 
 class STEVEWithDVAE(SlotModel):
-    """STEVE with the dVAE whose tokens it predicts, which can draw what it sees."""
+    """STEVE with the dVAE whose tokens it predicts, so that it can draw what it sees."""
 
     def __init__(self, steve: STEVE, dvae: DVAE) -> None:
         super().__init__()

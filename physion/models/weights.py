@@ -1,4 +1,4 @@
-"""Weights files: safetensors whose metadata says which model they are of, so that a file alone rebuilds it."""
+"""Weights files: safetensors whose metadata describes the model, so that a file alone rebuilds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from physion.store.artifacts import json_of
 from physion.store.keys import shown
 
 FACTS = "physion"
-MODEST = 10_000  # a size that needs no tensor to show for it
+MODEST = 10_000  # largest size accepted without tensors to match
 MOST_UNHELD = 2**30  # bytes
 SHOWN_KEYS = 3  # keys that an error names before it counts the others
 
@@ -36,7 +36,7 @@ def build_model(name: str, sizes: dict[str, Any]) -> nn.Module:
 
 
 def save_weights(path: Path, model: nn.Module, name: str, config: dict[str, Any]) -> None:
-    """Write a model's parameters and what `build_model` needs to make it again."""
+    """Write a model's parameters and what `build_model` needs to rebuild it."""
     state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
     # One key: safetensors writes several in random order, and equal weights must give equal files.
     save_file(state, path, metadata={FACTS: json.dumps({"model": name, "config": config}, sort_keys=True)})
@@ -60,7 +60,7 @@ def load_model(path: Path, name: str | None = None) -> Any:
             if unheld > MOST_UNHELD:
                 raise ValueError(f"{unheld} bytes of buffers that the file does not hold")
             model = build_model(kind, config)
-    except Exception as error:  # whatever a model makes of sizes that are none
+    except Exception as error:  # whatever a model raises for invalid sizes
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(shown(f"weights file {path} describes a model that this version cannot build: {why}")) from error
     if problem:
@@ -82,7 +82,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[str, dict[str, Any], dic
 
 
 def read_tensors(path: Path, what: str, *, tensors: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Our facts (JSON) in the metadata of a safetensors file, None where they are none, and its tensors, views of the file.
+    """Our facts (JSON) in the metadata of a safetensors file, None if there are none, and its tensors, views of the file.
 
     Raises DataError, which begins with `what`, if the file is missing, truncated or corrupt.
     """

@@ -1,4 +1,4 @@
-"""The plan's graph: every stage instance of the study, what it reads and its fingerprint, known before anything runs."""
+"""The plan's graph: every stage instance of the study, its inputs and its fingerprint, known before anything runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from physion.store.protocol import Store
 class Node:
     """One stage instance.
 
-    inputs: the role the stage knows an input by -> the instance that makes it; weights: likewise for named weights.
-    identity: everything that decides what comes out; fingerprint: its hash. cost: what it will take, estimated.
+    inputs: the role by which the stage knows an input -> the instance that makes it; weights: the same for named weights.
+    identity: everything that affects the output; fingerprint: its hash. cost: estimate of what it will take.
     """
 
     name: str
@@ -40,26 +40,26 @@ class Node:
 
     @property
     def prefix(self) -> str:
-        """Where its artifact lies in a store."""
+        """Where a store keeps its artifact."""
         return prefix_of(self.stage.name, self.fingerprint)
 
     def manifest(self, store: Store) -> Manifest | None:
-        """That of its artifact; None when it is not published. Errors as of `read_manifest`."""
+        """The manifest of its artifact; None if it is not published. Raises what `read_manifest` does."""
         return read_manifest(store, self.stage.name, self.fingerprint)
 
     @property
     def options(self) -> str:
-        """How `physion stage` is told which instance is meant."""
+        """The options that tell `physion stage` which instance is meant."""
         return "".join([self.stage.name, *(f" --{key} {value}" for key, value in self.params.items())])
 
 
 def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
-    """The stage instances that the study's report takes, by name, inputs before what reads them.
+    """The stage instances that the study's report needs, by name, inputs before what reads them.
 
-    Named weights are those of the store. Without one none are looked for: the graph is right all the same, but not the
-    fingerprints of what stands on given weights.
+    Named weights are looked up in the store. Without a store, they are not: the graph is still right, but the fingerprints of
+    everything built on given weights are not.
 
-    Raises ConfigError when weights are not there, or do not fit the configured models or each other.
+    Raises ConfigError if weights do not exist, or do not fit the configured models or each other.
     """
     graph: dict[str, Node] = {}
     for name, (instance, sources) in instances(config).items():
@@ -85,7 +85,7 @@ def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
         graph[name] = Node(name, stage, params, inputs, section, settings, identity, fingerprint_of(identity), cost, weights)
     taken = {name: (str(node.params["model"]), artifact) for name, node in graph.items() for artifact in node.weights.values()}
     require_fit(config, taken)
-    # What needs the fewest others comes first: bad videos of any subset show before anything is trained.
+    # What needs the fewest others comes first, so bad videos of any subset show up before anything is trained.
     level: dict[str, int] = {}
     for name, node in graph.items():
         level[name] = 1 + max((level[source] for source in node.inputs.values()), default=0)
@@ -93,9 +93,9 @@ def build_graph(config: Study, store: Store | None = None) -> dict[str, Node]:
 
 
 def select(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> list[Node]:
-    """The instances of a stage with the given parameters (None: not given); `name` may be that of an instance itself.
+    """The instances of a stage with the given parameters (None: not given); `name` may also be that of an instance.
 
-    Raises ConfigError when there are none.
+    Raises ConfigError if there are none.
     """
     if name in graph and name not in STAGES and not any(value is not None for value in given.values()):
         return [graph[name]]
@@ -118,7 +118,7 @@ def select(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> li
 
 
 def select_one(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -> Node:
-    """The one instance that is meant. Raises ConfigError when there are none or several."""
+    """The one instance that is meant. Raises ConfigError if there are none or several."""
     meant = select(graph, name, given)
     if len(meant) > 1:
         nodes = [node for node in graph.values() if node.stage is meant[0].stage]
@@ -129,7 +129,7 @@ def select_one(graph: Mapping[str, Node], name: str, given: Mapping[str, Any]) -
 
 
 def _why_not(graph: Mapping[str, Node], name: str) -> str:
-    """Why a study has no instance of a stage, and what would give it one."""
+    """Why a study has no instance of a stage, and what would add one."""
     if makes := STAGES[name].makes:
         return f"set {makes}={name}"
     taking = [node.stage.name for node in graph.values() if node.weights]
@@ -138,7 +138,7 @@ def _why_not(graph: Mapping[str, Node], name: str) -> str:
 
 
 def downstream(graph: Mapping[str, Node], name: str) -> list[Node]:
-    """The instances that stand on one, directly or not, in order."""
+    """The instances that depend on one, directly or not, in order."""
     reached = {name}
     for node in graph.values():
         if reached & set(node.inputs.values()):
@@ -147,7 +147,7 @@ def downstream(graph: Mapping[str, Node], name: str) -> list[Node]:
 
 
 def left_to_do(graph: dict[str, Node], done: Callable[[Node], bool]) -> list[Node]:
-    """The instances that must run for the study's report: not what is done, and not what only served that."""
+    """The instances that must run for the study's report: not those already done, nor those needed only by them."""
     needed, left = {last_stage().name}, []
     for name in reversed(graph):
         if name in needed and not done(graph[name]):

@@ -1,4 +1,4 @@
-"""What a run will take on a machine, by what the artifacts of a store took to make on such a one."""
+"""Predicts what a run will take on a machine from what the store's artifacts took on a machine like it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from physion.stages import Kind
 from physion.store.artifacts import Manifest
 from physion.store.protocol import Store
 
-AT_ONCE = 16  # stages asked for at once
-LATEST = 5  # artifacts of a stage that a rate is the median of: code and machines change
+AT_ONCE = 16  # stages queried at once
+LATEST = 5  # rates are medians over this many artifacts of a stage: code and machines change
 
 
 class Measured:
-    """Rates and last times from the published artifacts of some instances' stages.
+    """Rates and latest times from the published artifacts of some instances' stages.
 
-    device: a GPU's or CPU's name, or part of it, as manifests have it (`device_of`); rates are of what was made there alone.
+    device: the name of a GPU or CPU, or part of it, as in manifests (`device_of`); rates use only artifacts made there.
     """
 
     def __init__(self, nodes: Iterable[Node], store: Store, device: str) -> None:
@@ -32,17 +32,18 @@ class Measured:
         self._device = device
 
     def add(self, manifest: Manifest) -> None:
-        """Take in what has been made since."""
+        """Include an artifact made since."""
         self._of_stage.setdefault(manifest.stage, []).insert(0, manifest)
 
     def last(self, node: Node) -> Manifest | None:
-        """The latest artifact of the same instance, whatever its configuration and wherever it was made."""
+        """The latest artifact of the same instance, with any configuration and from any machine."""
         return next((m for m in self._of_stage[node.stage.name] if m.instance == node.name), None)
 
     def seconds(self, node: Node) -> float | None:
-        """Estimated, as a manifest will have it: of a stage with parts the sum over them. None where nothing tells.
+        """Estimated seconds, as a manifest will report them: for a stage with parts, the sum over the parts. None if unknown.
 
-        In proportion to FLOPs, without them to the output's size; of stages that estimate neither, what the same instance took.
+        Proportional to FLOPs, or to the output's size without FLOPs; for stages that estimate neither, what the same instance
+        took.
         """
         here = [m for m in self._of_stage[node.stage.name] if self._device.lower() in device_of(m).lower()]
         if work := node.cost.flops or node.cost.bytes:
@@ -52,13 +53,13 @@ class Measured:
 
 
 def device_of(manifest: Manifest) -> str:
-    """The GPU that an artifact was made on, else the CPU; empty where the manifest does not say."""
+    """The GPU that an artifact was made on, otherwise the CPU; empty if the manifest does not say."""
     return str(manifest.host.get("gpu") or manifest.host.get("cpu") or "")
 
 
 def wall_clock(nodes: Iterable[Node], seconds: Mapping[str, float], machine: Machine) -> float:
-    """Seconds that instances, each of which takes so many, take together on a machine, at least: of the longest chain of
-    those that wait for each other, and of all work spread over cores or GPUs, the longer.
+    """The least time in seconds that a machine needs for instances that each take so many: that of the longest chain of
+    dependent instances, or that of all work spread over cores or GPUs, whichever is longer.
     """
     busy, end = 0.0, dict[str, float]()
     for node in nodes:

@@ -1,4 +1,4 @@
-"""The processes of `physion run`: each is a `physion stage` command, forked from a server that has imported torch already."""
+"""The processes of `physion run`: each is a `physion stage` command, forked from a server that has already imported torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 from physion.progress import Output
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# What takes seconds to import and several stages need. physion.cli itself may be the main program, which every process
-# imports for itself.
+# Modules that take seconds to import and that several stages need. physion.cli itself may be the main program, which every
+# process imports anyway.
 PRELOADED = [
     *(f"physion.commands.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "commands")])),
     "physion.pipeline.runner",
@@ -35,16 +35,16 @@ ERROR = "error: "
 
 
 class StageProcess:
-    """A `physion stage` command that runs.
+    """A running `physion stage` command.
 
-    arguments: of `physion`. environment: variables beside this process's. threads: CPU threads of torch.
+    arguments: for `physion`. environment: variables in addition to this process's. threads: torch's CPU threads.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], threads: int) -> None:
         CONTEXT.set_forkserver_preload(PRELOADED)
         self._output, writer = CONTEXT.Pipe(duplex=False)
         self._process = CONTEXT.Process(target=_run, args=(writer, list(arguments), dict(environment), threads))
-        resource_tracker.ensure_running()  # here, since it ends by letting signals through
+        resource_tracker.ensure_running()  # here, because starting it unblocks signals at the end
         with _signals_held():
             self._process.start()
         writer.close()
@@ -68,7 +68,7 @@ class StageProcess:
         return "\n".join(self._error).removeprefix(ERROR)
 
     def listen(self, heard: Callable[[str], None]) -> None:
-        """Pass on the lines that it wrote, but for its error."""
+        """Pass on the lines that it wrote, except its error."""
         with suppress(BlockingIOError):
             while data := os.read(self._output.fileno(), 65536):
                 *lines, self._unfinished = (self._unfinished + data).split(b"\n")
@@ -81,12 +81,12 @@ class StageProcess:
             self._open = False
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it still runs."""
+        """Send it a signal, if it is still running."""
         if self._process.is_alive() and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def close(self) -> None:
-        """Kill it if it still runs."""
+        """Kill it if it is still running."""
         self._process.kill()
         self._process.join()
         self._output.close()
@@ -94,7 +94,7 @@ class StageProcess:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold signals back. The server inherits that: one to the whole group must not end it before its children have."""
+    """Block signals. The server inherits this, so that a signal to the whole group does not end it before its children end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -103,9 +103,9 @@ def _signals_held() -> Iterator[None]:
 
 
 def _run(output: Connection, arguments: list[str], environment: dict[str, str], threads: int) -> None:
-    """In the new process: become the command. Ctrl-C stays held back: `physion run` decides what it means."""
+    """In the new process: become the command. Ctrl-C stays blocked: `physion run` decides what it means."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # when the server ends, and that ends with `physion run`
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)  # when the server ends, as it does with `physion run`
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(1)
@@ -113,7 +113,7 @@ def _run(output: Connection, arguments: list[str], environment: dict[str, str], 
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
-    # Those of the server are for what stood here before, such as a file.
+    # The server's own are for what was here before, such as a file.
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.update(environment)
     Output.relayed = True

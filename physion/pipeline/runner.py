@@ -1,4 +1,4 @@
-"""Runs one stage instance in this process, or finds it published."""
+"""Runs one stage instance in this process, or finds that it is published."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Done:
     manifest: Manifest
     cached: bool
     seconds: float = 0.0
-    """What this run took."""
+    """How long this run took."""
 
 
 def standing(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
-    """The manifest of an artifact that needs not be made: it is published, and its inputs are still what it was made from."""
+    """The manifest of an artifact that need not be made: it is published, and its inputs have not changed since."""
     manifest = read_manifest(store, node.stage.name, node.fingerprint)
     return None if manifest is None or stale_inputs(manifest, node, graph, store) else manifest
 
 
 def published(graph: Mapping[str, Node], store: Store) -> dict[str, Manifest | None]:
-    """The manifests of all instances of a graph, each read once; None of those that are not published."""
+    """The manifests of all instances of a graph, each read once; None for those that are not published."""
     return {name: read_manifest(store, node.stage.name, node.fingerprint) for name, node in graph.items()}
 
 
 def all_standing(graph: Mapping[str, Node], manifests: Mapping[str, Manifest | None]) -> set[str]:
-    """The names of all instances of a graph that need not be made (`standing`), nor stand on one that has to be made again."""
+    """Names of the instances that need not be made (`standing`) and do not depend on one that has to be made again."""
     stale: set[str] = set()
     for name, node in graph.items():
         manifest = manifests[name]
@@ -54,20 +54,20 @@ def all_standing(graph: Mapping[str, Node], manifests: Mapping[str, Manifest | N
 
 
 def require_standing_ground(node: Node, graph: Mapping[str, Node], store: Store) -> None:
-    """Raise ConfigError when something that an instance stands on, however far below, has to be made again first."""
+    """Raise ConfigError if something that an instance depends on, directly or not, has to be made again first."""
     below = {name: other for name, other in graph.items() if node in downstream(graph, name)}
     manifests = published(below, store)
     standing = all_standing(below, manifests)
     stale = [name for name in below if manifests[name] and name not in standing]
     if stale:
         raise ConfigError(
-            f"{node.name} stands on {stale[0]}, whose inputs were made again and have other bytes: run "
+            f"{node.name} depends on {stale[0]}, whose inputs were made again with different bytes: run "
             f"`physion stage {graph[stale[0]].options}` with the same preset, overrides and store first, or `physion run`"
         )
 
 
 def stale_inputs(manifest: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[str]:
-    """The roles of the inputs that have been made again since, with other bytes. One that is gone can be no other."""
+    """The roles of inputs that were made again since, with different bytes. A missing input cannot be different."""
     return _stale(manifest, node, lambda source: read_manifest(store, graph[source].stage.name, graph[source].fingerprint))
 
 
@@ -81,11 +81,11 @@ def _stale(manifest: Manifest, node: Node, manifest_of: Callable[[str], Manifest
 
 
 def standing_or_erased(node: Node, graph: Mapping[str, Node], store: Store) -> Manifest | None:
-    """As `standing`; what is published and does not stand is removed, to be made again."""
-    manifest = read_manifest(store, node.stage.name, node.fingerprint)  # once: another runner may publish it at any moment
+    """As `standing`; an artifact that is published but outdated is removed, to be made again."""
+    manifest = read_manifest(store, node.stage.name, node.fingerprint)  # read once: another runner may publish it at any moment
     if manifest is None or not stale_inputs(manifest, node, graph, store):
         return manifest
-    say(f"{node.name}: an input was made again and has other bytes, so this is made again, too")
+    say(f"{node.name}: an input was made again with different bytes, so this is made again too")
     ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
     return None
 
@@ -100,11 +100,11 @@ def run_node(
     share: slice = slice(None),
     ranks: Ranks = Ranks(),  # noqa: B008 (it holds nothing)
 ) -> Done:
-    """Make the artifact of one stage instance, or find it made; with the other ranks, of which the first publishes.
+    """Make the artifact of one stage instance, or find it made; together with the other ranks, the first of which publishes.
 
-    With `share`, do only these of its parts.
+    With `share`, make only these parts of it.
 
-    Raises ConfigError when an input is not published yet, PartsMissing when the share is done but other parts are not, and
+    Raises ConfigError if an input is not published yet, PartsMissing if the share is done but other parts are missing, and
     whatever PhysionError the stage ends with.
     """
 
@@ -131,7 +131,7 @@ def run_node(
         try:
             metrics = node.stage.load()(job)
         except (DataError, TransientError):
-            # Another runner was faster and took its parts away, perhaps between two questions of this one. Sweep up after both.
+            # Another runner was faster and removed its parts, perhaps between two requests of this one. Clean up after both.
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))
             raise
@@ -143,10 +143,10 @@ def run_node(
 
 
 def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program, started: float) -> Manifest:
-    """Write the manifest. Returns the one that stands."""
+    """Write the manifest. Returns the stored one."""
     output = job.output
     if manifest := read_manifest(output.store, node.stage.name, node.fingerprint):
-        return output.publish(manifest)  # another runner was faster; sweep up after both
+        return output.publish(manifest)  # another runner was faster; clean up after both
     parts = [part for _, part in sorted(output.kept.items())]
     manifest = Manifest(
         stage=node.stage.name,
@@ -175,7 +175,7 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program, st
 
 
 def host_facts() -> dict[str, Any]:
-    """What the artifact was made on; not part of any fingerprint."""
+    """The machine and software that made the artifact; not part of any fingerprint."""
     import torch
 
     facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
@@ -187,13 +187,14 @@ def host_facts() -> dict[str, Any]:
 
 
 def published_input(node: Node, graph: Mapping[str, Node], store: Store) -> Artifact:
-    """The artifact of an instance that another reads. Raises ConfigError when it is not published yet, or is stale."""
+    """The artifact of an instance that another reads. Raises ConfigError if it is not published yet, or is stale."""
     manifest = read_manifest(store, node.stage.name, node.fingerprint)
     again = f"run `physion stage {node.options}` with the same preset, overrides and store first, or `physion run`"
     if manifest is None:
         raise ConfigError(f"input {node.name} ({node.fingerprint}) is not in {store.uri}: {again}")
     if stale := stale_inputs(manifest, node, graph, store):
         raise ConfigError(
-            f"input {node.name} ({node.fingerprint}) was made from other bytes than its {' and '.join(stale)} now has: {again}"
+            f"input {node.name} ({node.fingerprint}) was made from different bytes than its {' and '.join(stale)} "
+            f"now has: {again}"
         )
     return Artifact(store, manifest)

@@ -1,4 +1,4 @@
-"""Runs a study on this machine: what does not wait for each other side by side, within its cores, memory and GPUs."""
+"""Runs a study on this machine: independent instances side by side, within its cores, memory and GPUs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from physion.stages import Kind
 from physion.store.artifacts import read_manifest
 from physion.store.protocol import Store
 
-PROCESS_MEMORY = 0.5e9  # bytes of a process beside what its stage declares
-LOOK_EVERY = 0.2  # seconds between looks at whether to stop
-PATIENCE = 30.0  # seconds for the other ranks of a training, one of which has failed, to notice
+PROCESS_MEMORY = 0.5e9  # bytes of a process, on top of what its stage declares
+LOOK_EVERY = 0.2  # seconds between checks whether to stop
+PATIENCE = 30.0  # seconds that the other ranks of a training get to notice that one has failed
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What an instance takes of the machine while it runs, in how many processes, and with which knobs set.
+    """The resources that an instance uses while it runs, in how many processes, and with which options set.
 
-    threads: of torch, in each process. They follow from configuration and machine alone, not from what else runs: bits may
-    depend on them.
+    threads: torch's, in each process. They depend only on configuration and machine, not on what else is running, because they
+    may change the last bits of the results.
     """
 
     processes: int
@@ -48,7 +48,7 @@ class Claim:
 
 @dataclass
 class Running:
-    """An instance at work."""
+    """A running instance."""
 
     node: Node
     claim: Claim
@@ -73,19 +73,19 @@ class Running:
         self.told_to_stop = True
 
     def give_up(self) -> None:
-        """Kill what is left of it."""
+        """Kill its remaining processes."""
         self.given_up += self.left
         for process in self.left:
             process.signal(signal.SIGKILL)
 
 
 class Schedule:
-    """A study on its way, as a context: no process outlives it.
+    """A running study, as a context: no process outlives it.
 
-    command: the options of `physion stage` that are the same for all, such as preset and store; before: those of `physion`.
-    starting and done are told what begins and what is there.
+    command: the options of `physion stage` that all instances share, such as preset and store; before: those of `physion`.
+    starting and done are called with what starts and what is finished.
 
-    Raises whatever PhysionError an instance ends with; what else was running has been stopped then, as by SIGTERM.
+    Raises whatever PhysionError an instance ends with; the others that were running have then been stopped, as if by SIGTERM.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Schedule:
         self._graph, self._store, self._stop, self._machine = graph, store, stop, machine
         self._command, self._before, self._starting, self._done = list(command), list(before), starting, done
         self._waiting = _most_urgent_first(graph)
-        self._checked: set[str] = set()  # whether they are there
+        self._checked: set[str] = set()  # whether they exist
         self._running: list[Running] = []
         self._finished: dict[str, Done] = {}
         self._gpus = list(machine.gpus)
@@ -118,7 +118,7 @@ class Schedule:
                 process.close()
 
     def run(self) -> list[Done]:
-        """Make every artifact of the graph that is not there yet. Returns them in the order of the graph."""
+        """Make every artifact of the graph that does not exist yet. Returns them in the order of the graph."""
         with Display() as self._display:
             self._start()
             while self._running:
@@ -130,14 +130,14 @@ class Schedule:
                     self._failed = self._failed or error
                 self._stop_all_if_asked()
         if self._failed is None or isinstance(self._failed, Preempted):
-            self._stop.check()  # which is why it was
+            self._stop.check()  # the reason for the interruption
         if self._failed is not None:
             raise self._failed
         return [self._finished[name] for name in self._graph]
 
     # ------------------------------------------------------------------------------------------ what can start
     def _start(self) -> None:
-        """Start what can be, the most urgent first; what does not fit waits, and does not keep smaller ones from starting."""
+        """Start what can start, the most urgent first; what does not fit waits, without holding up smaller ones."""
         self._find_what_is_there()
         for node in list(self._waiting):
             if self._failed or self._stop.signal:
@@ -163,14 +163,14 @@ class Schedule:
         return all(source in self._finished for source in node.inputs.values())
 
     def _claim(self, node: Node, ready: Sequence[Node]) -> Claim | None:
-        """What an instance is to take; None where that is not free. The first to run always gets what it needs."""
+        """What an instance is to use; None if that is not free. The first to run always gets what it needs."""
         free = Machine(
             self._machine.cores - sum(running.claim.cores for running in self._running),
             self._machine.memory - sum(running.claim.memory for running in self._running),
             tuple(self._gpus),
         )
         most = 1
-        if _has_parts(node):  # what has parts shares what is free with all of its kind
+        if _has_parts(node):  # instances with parts divide what is free among themselves
             most = math.ceil((len(free.gpus) if self._on_gpu(node) else free.cores) / sum(map(_has_parts, ready)))
         for count in range(most, 0, -1):
             claim = self._claim_of(node, count)
@@ -180,7 +180,7 @@ class Schedule:
         return None
 
     def _claim_of(self, node: Node, count: int) -> Claim:
-        """What an instance takes. count: how many processes may share it, where it has parts."""
+        """What an instance uses. count: how many processes may divide it, if it has parts."""
         stage, section, machine = node.stage, node.section, self._machine
         knobs: tuple[str, ...] = ()
         processes, workers, threads = 1, 1, 1
@@ -197,7 +197,7 @@ class Schedule:
         if self._on_gpu(node):
             processes = min(processes, len(machine.gpus))
             share = machine.cores // len(machine.gpus)
-            # What feeds a GPU mostly waits for it.
+            # Processes that feed a GPU mostly wait for it.
             cores, threads = processes * max(1, share // 2), max(1, share)
         else:
             cores = max(processes * threads, workers)
@@ -214,7 +214,7 @@ class Schedule:
         return node.stage.gpu and bool(self._machine.gpus)
 
     def _parts(self, node: Node) -> int:
-        """How many parts an instance has, as far as that can be told: more processes would have nothing to do."""
+        """Number of parts of an instance, as far as known: more processes than that would have nothing to do."""
         videos = [self._finished[source].manifest.metrics.get("videos") for source in node.inputs.values()]
         known = [count for count in videos if isinstance(count, int)]
         size = getattr(node.section, "videos_per_shard", None)
@@ -249,7 +249,7 @@ class Schedule:
         left = [(running, process) for running in self._running for process in running.left]
         wait([sign for _, process in left for sign in process.signs], LOOK_EVERY)
         for running, process in left:
-            code = process.code  # before its last words
+            code = process.code  # read before its last words
             process.listen(partial(self._display.heard, running.node.name, running.processes.index(process)))
             if code is not None:
                 running.ended.append(process)
@@ -257,7 +257,7 @@ class Schedule:
                     running.failed_at = running.failed_at or time.monotonic()
 
     def _collect(self) -> None:
-        """See to what has ended, well or not."""
+        """Handle processes that have ended, successfully or not."""
         for running in list(self._running):
             if running.failed_at is not None:
                 running.stop()
@@ -301,7 +301,7 @@ def _has_workers(node: Node) -> bool:
 
 
 def _most_urgent_first(graph: Mapping[str, Node]) -> list[Node]:
-    """The instances by how long a chain waits for them."""
+    """The instances, ordered by the length of the chain that waits for them."""
     height = dict.fromkeys(graph, 0)
     for name in reversed(list(graph)):
         for source in graph[name].inputs.values():
@@ -310,7 +310,7 @@ def _most_urgent_first(graph: Mapping[str, Node]) -> list[Node]:
 
 
 def _reserved_port() -> socket.socket:
-    """A socket that keeps a free port free, also for who binds it to listen there; the ranks' meeting place."""
+    """A socket that reserves a free port, on which the ranks' meeting place can still listen."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
@@ -318,7 +318,7 @@ def _reserved_port() -> socket.socket:
 
 
 def _verdict(running: Running) -> PhysionError:
-    """What an instance failed with: of its processes the first to fail, unless that was for the loss of another."""
+    """The error of an instance: that of its first process to fail, unless that failed only because it lost another."""
     failed = [process for process in running.ended if process.code and process not in running.given_up]
     late = (TransientError.exit_code, Preempted.exit_code)
     first = min(failed, key=lambda process: (process.code in late, not process.error))
@@ -328,9 +328,9 @@ def _verdict(running: Running) -> PhysionError:
     name, number = running.node.name, running.processes.index(first)
     what = name if running.claim.processes == 1 else f"process {number} of {name}"
     if code == 128 + signal.SIGTERM:
-        return Preempted(f"{what} was stopped by SIGTERM before it had begun")
+        return Preempted(f"{what} was stopped by SIGTERM before it began")
     if code > 128:
         with suppress(ValueError):
             by = signal.Signals(code - 128).name
-            return TransientError(f"{what} was killed by {by} (out of memory?); the same command goes on from what is saved")
+            return TransientError(f"{what} was killed by {by} (out of memory?); the same command resumes from what is saved")
     return of_exit_code(code, f"{what} ended with exit code {code}; what it said is above")

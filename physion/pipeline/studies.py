@@ -1,4 +1,4 @@
-"""The studies that a store holds, finished or at work, and what tells them, and artifacts of one instance, apart."""
+"""The studies in a store, finished or running, and how to distinguish them, and artifacts of one instance."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from physion.store.artifacts import ArtifactWriter, Manifest
 from physion.store.protocol import Store
 from physion.store.survey import survey
 
-Options = dict[str, dict[str, Any]]  # of each instance, those that are in its fingerprint
+Options = dict[str, dict[str, Any]]  # for each instance, those in its fingerprint
 
 
 @dataclass(frozen=True)
 class RecordedStudy:
     """A study in a store.
 
-    preset: of those that come with the package the one that is nearest; changed: option -> value, what differs from it.
-    report: the manifest of its report, None while it is at work. done, total: stage instances, as far as they are known.
+    preset: the nearest of those included with the package; changed: option -> value, where the study differs from it. report:
+    the manifest of its report, None while it is running. done, total: stage instances, as far as known.
     """
 
     preset: str
@@ -32,13 +32,13 @@ class RecordedStudy:
     total: int
     report: Manifest | None
     options: dict[str, Any]
-    """All that decide what comes out, by stage and name; of stages with several instances those of the last."""
+    """All options that affect results, by stage and name; for stages with several instances, those of the last."""
 
 
 def studies(store: Store) -> list[RecordedStudy]:
-    """The studies of a store, the newest report first, then those at work. Errors are those of a store that does not answer.
+    """The studies of a store, newest report first, then those still running. Raises the errors of a store that does not answer.
 
-    A study is known by its report, or while one of its stages is at work; manifests that cannot be read count as not there.
+    A study is known by its report or, while one of its stages is running, by that stage; unreadable manifests are ignored.
     """
     everything = survey(store)
     made = {found.manifest.fingerprint: found.manifest for found in everything if found.manifest}
@@ -69,7 +69,7 @@ def studies(store: Store) -> list[RecordedStudy]:
 
 
 def apart(manifests: Sequence[Manifest]) -> list[str]:
-    """For each of some artifacts what tells it from the others of its instance, such as `optim.lr=0.001`; else nothing."""
+    """For each artifact, what distinguishes it from the others of its instance, such as `optim.lr=0.001`; otherwise nothing."""
     of_instance: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         of_instance.setdefault(manifest.instance, []).append(manifest)
@@ -93,7 +93,7 @@ def _recorded(
     members: Mapping[str, Manifest], presets: Mapping[str, Options], total: int, report: Manifest | None
 ) -> RecordedStudy:
     changes = {name: _changes(members.values(), options) for name, options in presets.items()}
-    # First by the shape of the study: a preset without a training differs from it in a whole section, which counts as little.
+    # Compare the shape of the study first: a preset without a training lacks a whole section, which would count as little.
     nearest = min(changes, key=lambda name: (len(members.keys() - presets[name].keys()), len(changes[name])))
     options = {
         ".".join([manifest.stage, *path]): value
@@ -104,7 +104,7 @@ def _recorded(
 
 
 def _changes(members: Iterable[Manifest], preset: Options) -> dict[str, Any]:
-    """Options that are not the preset's."""
+    """Options that differ from the preset."""
     changed: dict[str, Any] = {}
     for manifest in members:
         for path, _, value in leaves(preset.get(manifest.instance, {}), manifest.config):

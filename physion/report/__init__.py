@@ -1,1 +1,1 @@
-"""What the study found: metrics with intervals, plots, and one self-contained HTML page. Plain arrays in, no torch."""
+"""The study's results: metrics with intervals, plots, and one self-contained HTML page. Takes plain arrays, no torch."""

@@ -1,4 +1,4 @@
-"""Do slots take hold of bodies, and keep them? Against the engine's masks; what needs none, from the slots alone.
+"""Do slots bind to bodies, and stay bound? Compared with the engine's masks, or measured from the slots alone.
 
 Shapes: T frames, B bodies (the agent, the patient, others), S slots, D slot size, H W pixels.
 """
@@ -11,13 +11,13 @@ import numpy as np
 
 from physion.data.truth import AGENT, PATIENT, TruthShards
 
-SEEN = 0.002  # of a frame's pixels that a body shows at least where it is asked for its slot: 8 of 64 x 64
+SEEN = 0.002  # share of a frame's pixels from which a body counts as seen: 8 of 64 x 64
 
 
 def overlaps(truth_THW: np.ndarray, slots_THW: np.ndarray, bodies: int, slots: int) -> np.ndarray:
-    """How many pixels of each body each slot has, int64 [T, 1 + B, S]; in row 0 those of floor and walls.
+    """How many pixels of each body each slot covers, int64 [T, 1 + B, S]; row 0 is floor and walls.
 
-    truth_THW: 1 + the number of the body in each pixel, 0 for none. slots_THW: which slot's mask is the largest there.
+    truth_THW: 1 + the index of the body in each pixel, 0 for none. slots_THW: the slot whose mask is largest there.
     """
     frames = len(truth_THW)
     cells = (np.arange(frames).reshape(-1, 1, 1) * (1 + bodies) + truth_THW) * slots + slots_THW
@@ -25,16 +25,16 @@ def overlaps(truth_THW: np.ndarray, slots_THW: np.ndarray, bodies: int, slots: i
 
 
 def overlaps_in(truth: TruthShards, video: str, masks_TSHW: np.ndarray) -> np.ndarray:
-    """`overlaps` of a video's bodies with the slots whose masks are given; of a truth with more pixels, every n-th."""
+    """`overlaps` of a video's bodies with the slots of these masks; every n-th pixel if the ground truth has more pixels."""
     bodies, side = truth.masks(video)[: len(masks_TSHW)], masks_TSHW.shape[-1]
     at = (2 * np.arange(side) + 1) * bodies.shape[1] // (2 * side)
     return overlaps(bodies[:, at][:, :, at], masks_TSHW.argmax(1), len(truth.scenes[video].bodies), masks_TSHW.shape[1])
 
 
 def adjusted_rand(overlap_BS: np.ndarray) -> np.ndarray:
-    """The adjusted Rand index of two ways to part the same pixels, from their overlaps [..., B, S] -> [...].
+    """The adjusted Rand index of two partitions of the same pixels, from their overlaps [..., B, S] -> [...].
 
-    1 where they are the same, 0 where they agree as chance would have it; as scikit-learn's `adjusted_rand_score`.
+    1 if they are equal, 0 if they agree only by chance; equal to scikit-learn's `adjusted_rand_score`.
     """
 
     def pairs(counts: np.ndarray) -> np.ndarray:
@@ -58,17 +58,17 @@ def overlap_ratios(overlap_BS: np.ndarray) -> np.ndarray:
 
 
 def mean_overlap(ratios_BS: np.ndarray) -> float:
-    """mIoU: the mean over bodies of the overlap with their slots, each slot standing for one body, so as to be largest."""
+    """mIoU: the mean over bodies of the overlap with their slots, matched one to one so that it is largest."""
     from scipy.optimize import linear_sum_assignment
 
     return float(ratios_BS[linear_sum_assignment(ratios_BS, maximize=True)].sum() / len(ratios_BS))
 
 
 def best_slots(overlap_TBS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The slot that fits each body best in each frame, int64 [T, B]; whether it is the body's own; whether the body is seen.
+    """The slot that fits each body best in each frame, int64 [T, B]; whether the body owns it; whether the body is seen.
 
-    It is its own where it has at least half of the body's pixels, and these are at least a quarter of it: masks are wider than
-    what they are of. Overlaps [T, 1 + B, S].
+    A body owns the slot if the slot covers at least half of the body's pixels, and they are at least a quarter of the slot:
+    masks are wider than what they show. Overlaps [T, 1 + B, S].
     """
     bodies, regions = overlap_TBS[:, 1:].sum(-1), overlap_TBS.sum(1)
     best = overlap_ratios(overlap_TBS).argmax(-1)
@@ -86,7 +86,7 @@ def steps(slots_TSD: np.ndarray) -> np.ndarray:
 
 
 def followed(slots_TSD: np.ndarray) -> np.ndarray:
-    """For each slot of a frame the one of the next frame that is nearest to it, int64 [T - 1, S]."""
+    """For each slot of a frame, the nearest slot of the next frame, int64 [T - 1, S]."""
     nearest: np.ndarray = steps(slots_TSD).argmin(-1)
     return nearest
 
@@ -98,19 +98,19 @@ def norms(slots_TSD: np.ndarray) -> np.ndarray:
 
 
 def measure_slots(slots_TSD: np.ndarray, overlap_TBS: np.ndarray | None = None) -> dict[str, float]:
-    """What is to be said of the slots of one video; what is not defined of it is left out.
+    """Measures of one video's slots; measures that are undefined for it are left out.
 
     - `kept_places`: share of the slots whose nearest slot in the next frame has the same index.
     - `norm_first`, `norm_last`: their mean length in the first and the last frame.
 
     With overlaps [T, 1 + B, S]:
 
-    - `ari`, `miou`: foreground ARI (of the pixels of bodies, where there are two) and mIoU over the whole video at once, so
-      that a body whose slot changes its index counts as torn apart.
-    - `ari_frames`, `miou_frames`: the means over frames, each by itself.
-    - `own_agent`, `own_patient`: share of the frames in which it is seen and has a slot of its own (`best_slots`).
-    - `kept_object`, `kept_index`: of the slots that are a body's own, the share that is so in the next frame too: the nearest
-      slot there, and the slot with the same index there.
+    - `ari`, `miou`: foreground ARI (of the pixels of bodies, if there are two) and mIoU over the whole video at once, so
+      that a body whose slot changes its index counts as split.
+    - `ari_frames`, `miou_frames`: the means over frames, each separately.
+    - `own_agent`, `own_patient`: share of the frames that show the body in which it owns a slot (`best_slots`).
+    - `kept_object`, `kept_index`: share of the slots that own a body for which, in the next frame, the nearest slot or the slot
+      with the same index owns it too.
     """
     lengths, next_slot = norms(slots_TSD), followed(slots_TSD)
     found = {"norm_first": float(lengths[0]), "norm_last": float(lengths[-1])}
@@ -142,6 +142,6 @@ def measure_slots(slots_TSD: np.ndarray, overlap_TBS: np.ndarray | None = None) 
 
 
 def means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each measure over the videos of which it is defined."""
+    """The mean of each measure over the videos for which it is defined."""
     names = dict.fromkeys(name for one in measured for name in one)
     return {name: float(np.mean([one[name] for one in measured if name in one])) for name in names}

@@ -1,4 +1,4 @@
-"""Runs that were tested on the same videos, side by side: numbers with paired intervals, and a page that shows them."""
+"""Runs tested on the same videos, side by side: numbers with paired intervals, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Run:
     """A finished study. videos: (name, scenario, label) of each test video.
 
     said: by mode, probabilities [R, N], to the 6 decimals of predictions.csv, and thresholds [R]. metrics: its metrics.json.
-    facts: what tells it from others (name, preset, fingerprint, store, created). options: all that decide what comes out.
+    facts: what distinguishes it from others (name, preset, fingerprint, store, created). options: all that affect results.
     """
 
     facts: Mapping[str, str]
@@ -29,7 +29,7 @@ class Run:
 
 
 def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
-    """What differs between runs, and what of each mode that all have; differences are against the first, None of itself."""
+    """How runs differ, for each mode that all of them have; differences are from the first, None for the first itself."""
     names, scenarios, labels = (list(column) for column in zip(*runs[0].videos, strict=True))
     first, truth = runs[0], np.array(labels)
     modes: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def render_comparison(found: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    """The page of what `compare_runs` found: one HTML file that asks the network for nothing. All text is escaped."""
+    """The page with the results of `compare_runs`: one HTML file that loads nothing from the network. All text is escaped."""
     plots = {
         mode: plot_accuracy({run.facts["name"]: run.metrics["modes"][mode] for run in runs}, found["simulated"], mode)
         for mode in found["modes"]

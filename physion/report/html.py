@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything it shows, opens from disk and asks the network for nothing."""
+"""The report: one HTML file that contains everything it shows, opens from disk and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ SLOT_MEASURES = {
     "miou_frames": "mIoU, frame by frame",
     "own_agent": "frames in which the agent has a slot of its own",
     "own_patient": "frames in which the patient has one",
-    "kept_object": "slots of a body whose nearest slot of the next frame is that body's too",
-    "kept_index": "slots of a body whose index is that body's in the next frame",
-    "kept_places": "slots whose nearest slot of the next frame has their index",
+    "kept_object": "slots of a body whose nearest slot in the next frame also belongs to it",
+    "kept_index": "slots of a body whose index still belongs to it in the next frame",
+    "kept_places": "slots whose nearest slot in the next frame has the same index",
 }
 ROLLED = {
     "rollout": "rollout, as given",
@@ -65,29 +65,30 @@ READ = {"rollout": "the rollout", "copied": "its slot of the last observed frame
 DRAWN = {"reconstructed": "from the dVAE's tokens", "slots": "from true slots", "rollouts": "from the rollout"}
 LINKS = {
     "states": "accuracy from the true states of agent and patient in the whole video",
-    "explained": "variance of the pixels that comes back from the tokens",
+    "explained": "share of the pixels' variance that the tokens preserve",
     "place_agent": "R² of the agent's place in the picture, read from its slot",
     "place_patient": "R² of the patient's place in the picture, read from its slot",
     "kept_places": "slots that keep their index from frame to frame",
-    "against_copying": "error of the rollout, by that of copying the last observed frame",
+    "against_copying": "error of the rollout, divided by that of copying the last observed frame",
     "answers_observed": "accuracy of the readout, from the observed frames",
     "answers_rollout": "accuracy of the readout, from the rollout",
     "answers_full": "accuracy of the readout, from the whole video",
 }
-SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}  # sections
-FEW_VIDEOS = 30  # in a scenario; with fewer a bootstrap interval is rough, and a point when all are right or wrong
+# Link -> section.
+SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}
+FEW_VIDEOS = 30  # in a scenario; below, a bootstrap interval is rough, and a point if all are right or wrong
 
 
 @dataclass(frozen=True)
 class VideoPanel:
-    """One test video: the truth, what each mode says (mean over readout seeds), and clips as (caption, H.264 MP4)."""
+    """One test video: the label, each mode's prediction (mean over readout seeds), and clips as (caption, H.264 MP4)."""
 
     name: str
     scenario: str
     label: bool
     probability: Mapping[str, float]
     clips: Sequence[tuple[str, bytes]]
-    predicted: Mapping[str, bool] = field(default_factory=dict)  # by mode; where given, right or wrong is marked
+    predicted: Mapping[str, bool] = field(default_factory=dict)  # by mode; if given, it is marked right or wrong
 
 
 @dataclass(frozen=True)
@@ -95,27 +96,27 @@ class ReportContext:
     """Everything the page shows, in the order of each mapping; empty sections are left out."""
 
     headline: str
-    simulated: bool  # PhysionSim's videos, on which published numbers are no comparison
+    simulated: bool  # PhysionSim's videos, which are not comparable with published numbers
     metrics: Mapping[str, Mapping[str, Any]]  # by mode, from `evaluate_predictions`
-    left_out: str = ""  # how many test videos are not among those, and why
+    left_out: str = ""  # how many test videos are missing from these, and why
     comparisons: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by name: `compare_modes`, and `p_value`
-    regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they answer from (`evaluate`)
+    regressions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by what they predict from (`evaluate`)
     people: Mapping[str, Any] = field(default_factory=dict)  # from `compare_with_people`; empty without their answers
     slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by set of videos (`evaluate`)
     dynamics: Mapping[str, Any] = field(default_factory=dict)  # `physion.stages.dynamics.dynamics_numbers`
     pictures: Mapping[str, Any] = field(default_factory=dict)  # by what is drawn: `physion.report.pictures.likeness`
     verdicts: Sequence[Mapping[str, Any]] = ()  # `physion.report.verdicts.verdicts`
     paper_protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mode, from `paper_protocol`
-    plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, put in as it is
+    plots: Mapping[str, str] = field(default_factory=dict)  # SVG of `physion.report.plots` by title, inserted as it is
     videos: Sequence[VideoPanel] = ()
     stills: Mapping[str, bytes] = field(default_factory=dict)  # PNG by caption
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by stage, for `plot_losses`
-    provenance: Sequence[Manifest] = ()  # of the artifacts that the numbers rest on
+    provenance: Sequence[Manifest] = ()  # of the artifacts behind the numbers
     config_yaml: str = ""
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this folder, and what they write numbers with."""
+    """The templates of this folder, with their number formats."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -174,17 +175,17 @@ def render_report(context: ReportContext) -> str:
 
 
 def _shown_in(context: ReportContext) -> dict[str, str]:
-    """The section that has a link's pictures and further numbers, of those that the page has."""
+    """The section of this page that has a link's pictures and further numbers."""
     drawn = DRAWN.keys() & context.pictures.keys()
     there = {"videos": context.videos, "slots": context.stills or context.slots, "dynamics": context.dynamics or drawn}
     return {link: section for link, section in SHOWN_IN.items() if there.get(section, True)}
 
 
 def _dynamics(measured: Mapping[str, Any]) -> dict[str, str]:
-    """SVG by title of how far rollouts are from the truth."""
-    plots = {"How far rollouts are from the slots that came": plot_errors(measured)} if measured else {}
+    """SVG by title, showing how far rollouts are from the truth."""
+    plots = {"How far rollouts are from the true slots": plot_errors(measured)} if measured else {}
     if "places" in measured:
-        plots["How far from its place a body is put"] = plot_distances(measured["places"], measured["watched"])
+        plots["How far off a body's predicted place is"] = plot_distances(measured["places"], measured["watched"])
     return plots
 
 

@@ -1,15 +1,15 @@
 """Metrics of the readouts on the test videos, each with a bootstrap interval.
 
-A video is called positive (red touches yellow) when its probability is greater than the threshold, as in the published
+A video is called positive (red touches yellow) if its probability is greater than the threshold, as in the published
 evaluation. Shapes: N videos, R readout seeds, E epoch checkpoints, B bootstrap resamples.
 
-The bootstrap resamples videos with replacement within their scenario. Physion fixes how many videos each scenario
-has (150), so that mix is part of the design and not a matter of luck; letting it vary would widen the intervals with
-differences between scenarios that no new test set would show. A resample is kept as multiplicities [B, N], which
-turns every metric into a weighted sum and the whole bootstrap into a few matrix products.
+The bootstrap resamples videos with replacement within their scenario. Physion fixes the number of videos per scenario (150), so
+that mix is part of the design, not random; letting it vary would widen the intervals with differences between scenarios that no
+new test set would show. A resample is kept as multiplicities [B, N], which turns every metric into a weighted sum and the whole
+bootstrap into a few matrix products.
 
-With several seeds these are resampled too. All seeds meet the same videos, so a resample draws both and crosses them (Owen, The
-pigeonhole bootstrap, arXiv 0712.1111): drawing other videos for each seed would let what makes a video hard average out.
+Seeds, if there are several, are resampled too. All seeds see the same videos, so a resample draws both and crosses them (Owen,
+The pigeonhole bootstrap, arXiv 0712.1111): drawing different videos for each seed would average out what makes a video hard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 RESAMPLES = 2000
 PAPER_THRESHOLDS = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
-EFFECT = 0.05  # of accuracy, that one would like to tell from chance
+EFFECT = 0.05  # difference in accuracy that should be distinguishable from chance
 FLIPS = 9999
 BINS = 10
 CONTACT_BINS = (0, 45, 55, 65, 75, 150)  # frames of first contact: observed, the rollout in thirds, later
@@ -50,7 +50,7 @@ class Interval:
 
 # ---------------------------------------------------------------------------------------------- one readout
 def accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> float:
-    """Share of the N videos called right."""
+    """Share of the N videos that are called correctly."""
     scores, truth = _pair(probabilities, labels)
     if not truth.size:
         raise ValueError("accuracy of no videos is undefined")
@@ -58,25 +58,25 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: float = 0
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> float | None:
-    """Mean of the shares called right among positives and among negatives; None unless both are present."""
+    """Mean of the shares called correctly among positives and among negatives; None unless both are present."""
     scores, truth = _pair(probabilities, labels)
     return _number(_weighted_balanced_accuracy(scores > threshold, truth, np.ones((1, truth.size)))[0])
 
 
 def roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Chance that a positive scores above a negative, ties counting one half; None unless both are present."""
+    """Probability that a positive scores above a negative, ties counting one half; None unless both are present."""
     scores, truth = _pair(probabilities, labels)
     return _number(_weighted_roc_auc(scores, truth, np.ones((1, truth.size)))[0])
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean squared difference of probability and answer; always saying one half gets 0.25. None of no videos."""
+    """Mean squared difference between probability and answer; always saying one half gets 0.25. None for no videos."""
     scores, truth = _pair(probabilities, labels)
     return float(np.mean((scores - truth) ** 2)) if truth.size else None
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float | int]]:
-    """The reliability curve: in ten equal bins of probability, those that hold any, how often the answer was yes.
+    """The reliability curve: in each of ten equal bins of probability that is not empty, how often the answer was yes.
 
     probabilities [N] or [R, N], labels [N]. `n` counts each seed's videos.
     """
@@ -95,9 +95,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str,
 def choose_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Pick the decision threshold of a readout on its held-out readout videos, [N] each.
 
-    Returns the candidate with the highest balanced accuracy. Candidates are the midpoints between neighbouring scores
-    and 0.5 itself; equally good ones resolve to the nearest to 0.5, then to the lower. So 0.5 stands unless the
-    held-out videos speak for another, which covers constant scores, and fewer than two classes (or no videos).
+    Returns the candidate with the highest balanced accuracy. Candidates are the midpoints between neighboring scores and 0.5
+    itself; ties go to the one nearest to 0.5, then to the lower. So 0.5 stands unless the held-out videos favor another, also
+    for constant scores, fewer than two classes, or no videos.
     """
     scores, truth = _pair(probabilities, labels)
     positives, negatives = int(truth.sum()), int((~truth).sum())
@@ -126,9 +126,9 @@ def _resample_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarr
 
 
 def _resample_seeds(count: int, resamples: int, seed: int) -> np.ndarray:
-    """The weight of each seed in each resample, float64 [B, R], summing to 1; a single one is not resampled.
+    """The weight of each seed in each resample, float64 [B, R], summing to 1; a single seed is not resampled.
 
-    Deviations from the mean are stretched by sqrt(R / (R - 1)): R resampled numbers vary too little by that.
+    Deviations from the mean are stretched by sqrt(R / (R - 1)), because R resampled numbers vary too little by that factor.
     """
     if count == 1:
         return np.ones((resamples, 1))
@@ -174,23 +174,23 @@ def evaluate_predictions(
     seed: int = 0,
     first_contacts: Sequence[int | None] | None = None,
 ) -> dict[str, Any]:
-    """Everything metrics.json says about one feature mode.
+    """Everything that metrics.json says about one feature mode.
 
     Args:
-        names: N distinct video names; they fix the order of the videos, so the caller's order changes nothing.
+        names: N distinct video names; videos are ordered by them, so the caller's order does not matter.
         scenarios: the scenario of each video.
         labels: bool [N], whether red touches yellow.
         probabilities_by_seed: [R, N] in [0, 1].
         thresholds_by_seed: [R], each chosen on held-out readout videos (`choose_threshold`).
         resamples: bootstrap resamples B.
         seed: seed of the bootstrap.
-        first_contacts: the frame of first contact of each video, None where there is none; where this is known of the videos.
+        first_contacts: the frame of first contact of each video, None if there is none; omit it if unknown.
 
-    Returns a dict ready for JSON. Values are means over readout seeds; intervals resample videos, the same ones for
-    all seeds, and seeds; `spread` is the standard deviation over seeds (None for a single one). A metric that needs both
-    classes is None where the videos show only one. `scenario_mean` is the mean of the scenarios' own values.
+    Returns a dict ready for JSON. Values are means over readout seeds; intervals resample videos, the same ones for all seeds,
+    and seeds; `spread` is the standard deviation over seeds (None for a single one). A metric that needs both classes is None
+    if the videos show only one. `scenario_mean` is the mean of the scenarios' own values.
 
-    Raises ValueError when the shapes disagree, a name repeats or a probability is outside [0, 1].
+    Raises ValueError if the shapes disagree, a name repeats or a probability is outside [0, 1].
     """
     order, truth = _in_name_order(names, scenarios, labels)
     scores, thresholds = _seeds(probabilities_by_seed, thresholds_by_seed, len(truth))
@@ -231,18 +231,18 @@ def evaluate_predictions(
 
 @dataclass(frozen=True)
 class _Measured:
-    """One metric: by seed [R], None where it is undefined, and in every resample of the videos [R, B], NaN there."""
+    """One metric: by seed [R], None where undefined, and in every resample of the videos [R, B], NaN where undefined."""
 
     values: Sequence[float | None]
     samples: np.ndarray
 
     def over_seeds(self, by_seed: np.ndarray, least: float = 0) -> dict[str, float | None]:
-        """Mean and spread over seeds, and the interval of that mean; by_seed [B, R]. The metric is from `least` to 1."""
+        """Mean and spread over seeds, and the interval of that mean; by_seed [B, R]. The metric ranges from `least` to 1."""
         known = [value for value in self.values if value is not None]
         samples = np.einsum("rb,br->b", self.samples, by_seed)
         if len(known) < len(self.values) or not np.isfinite(samples).any():
             return {"value": None, "low": None, "high": None, "spread": None}
-        low, high = _ends(samples.clip(least, 1))  # stretched, they may leave the range
+        low, high = _ends(samples.clip(least, 1))  # stretching may move them out of range
         return {"value": float(np.mean(known)), "low": low, "high": high, "spread": _spread(known)}
 
 
@@ -271,7 +271,7 @@ def _members(strata: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _mean(measured: Sequence[_Measured]) -> _Measured:
-    """A metric's mean over scenarios, each of which counts alike; where it is undefined in one, it is so of the mean."""
+    """A metric's mean over scenarios, weighted equally; undefined if it is undefined in one of them."""
     by_seed = zip(*(one.values for one in measured), strict=True)
     values = [None if None in row else float(np.mean([value for value in row if value is not None])) for row in by_seed]
     return _Measured(values, np.mean([one.samples for one in measured], axis=0))
@@ -294,16 +294,16 @@ def _by_first_contact(
 
 
 class Resampling:
-    """The bootstrap of N videos within their scenario, crossed with one of R seeds, of measures that are no mode's.
+    """The bootstrap of N videos within their scenario, crossed with that of R seeds, for measures that belong to no mode.
 
-    Each gives `value` (mean over seeds), `low`, `high`, `spread` and `n`, the videos it is over.
+    Each result has `value` (mean over seeds), `low`, `high`, `spread` and `n`, the number of videos.
     """
 
     def __init__(self, strata: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> None:
         self.weights, self.resamples, self.seed = _resample_weights(strata, resamples, seed), resamples, seed
 
     def mean(self, values: np.ndarray, members: np.ndarray | slice = slice(None)) -> dict[str, float | None]:
-        """Of values [R, N], 0 to 1, over the members [N]."""
+        """The mean of values [R, N], 0 to 1, over the members [N]."""
         values, weights = np.asarray(values, np.float64)[:, members], self.weights[:, members]
         return self._told(values.mean(axis=1), values @ weights.T / values.shape[1], values.shape[1])
 
@@ -312,7 +312,7 @@ class Resampling:
         return self._told(np.sqrt(values.mean(axis=1)), np.sqrt(values @ self.weights.T / values.shape[1]), values.shape[1])
 
     def correlation(self, values: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
-        """Pearson's, of values [R, N] with [N]; None where one of them is the same everywhere."""
+        """Pearson's correlation of values [R, N] with [N]; None if one of them is constant."""
         found, samples = (
             np.stack([_weighted_correlation(row, other, weights) for row in values])
             for weights in (np.ones((1, len(other))), self.weights)
@@ -325,7 +325,7 @@ class Resampling:
 
 
 def _weighted_correlation(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[N], [N], [B, N] -> [B]; NaN where one does not vary."""
+    """[N], [N], [B, N] -> [B]; NaN if one is constant."""
     count = weights.sum(axis=1)
     means = [weights @ each / count for each in (one, other)]
     variances = [weights @ each**2 / count - mean**2 for each, mean in zip((one, other), means, strict=True)]
@@ -337,10 +337,10 @@ def _weighted_correlation(one: np.ndarray, other: np.ndarray, weights: np.ndarra
 def over_videos(
     parts: np.ndarray, wholes: np.ndarray, scenarios: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float | int | None]:
-    """The sum of parts [N] by that of wholes [N], with its interval over the N videos and in how many there is a whole.
+    """The sum of parts [N] divided by that of wholes [N], with its interval over the N videos, and how many have a whole.
 
-    With wholes of 1, the mean over videos. Nothing but the number where there is no whole. Videos that are alone in their
-    scenario are drawn from together: each by itself would always be drawn, and the interval be a point.
+    With wholes of 1, the mean over videos. Only the number if no video has a whole. Videos that are alone in their scenario are
+    pooled: otherwise each would always be drawn, and the interval would be a point.
     """
     count = int((wholes > 0).sum())
     if not count:
@@ -353,7 +353,7 @@ def over_videos(
 
 
 def complement(share: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
-    """1 minus what `over_videos` found, such as R2 from the share of the variance that is left."""
+    """1 minus the result of `over_videos`, such as R2 from the unexplained share of the variance."""
     turned = {"value": share["value"], "low": share["high"], "high": share["low"]}
     return {end: None if value is None else 1 - value for end, value in turned.items()} | {"n": share["n"]}
 
@@ -367,11 +367,11 @@ def compare_modes(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Accuracy of the first mode minus the second's, with a paired 95 % interval; so also of two runs on the same videos.
+    """Accuracy of the first mode minus the second's, with a paired 95 % interval; also for two runs on the same videos.
 
-    Each mode is (probabilities [R, N], thresholds [R]); the two may differ in R. Every resample draws the same videos
-    for both, so what makes a video hard for both cancels: the interval may leave out zero where two separate
-    intervals overlap. Where both have as many seeds, these are paired too.
+    Each mode is (probabilities [R, N], thresholds [R]); the two may differ in R. Every resample draws the same videos for both,
+    so what makes a video hard for both cancels: the interval may exclude zero even if two separate intervals overlap. If both
+    have as many seeds, these are paired too.
     """
     right, strata = _both_right(names, scenarios, labels, first, second)
     weights = _resample_weights(strata, resamples, seed)
@@ -390,10 +390,11 @@ def paired_p_value(
     second: tuple[np.ndarray, Sequence[float] | np.ndarray],
     seed: int = 0,
 ) -> float:
-    """How often chance alone would part two modes, or runs, as far: a two-sided paired sign-flip test over the test videos.
+    """How often chance alone would separate two modes, or runs, as much: a two-sided paired sign-flip test over the test
+    videos.
 
-    Arguments as of `compare_modes`. For one seed each this is McNemar's exact test, up to the error of 9,999 random flips. It
-    asks about these trained readouts on other videos, not about other trainings.
+    Arguments as for `compare_modes`. With one seed each, this is McNemar's exact test, up to the error of 9,999 random flips.
+    It asks about these trained readouts on other videos, not about other trainings.
     """
     right, _ = _both_right(names, scenarios, labels, first, second)
     apart = right[0].mean(axis=0) - right[1].mean(axis=0)
@@ -404,9 +405,9 @@ def paired_p_value(
 
 
 def videos_needed(effect: float = EFFECT, chance: float = 0.5, power: float = 0.8, level: float = 0.95) -> int:
-    """Test videos with which an accuracy of chance + effect is told from chance in `power` of all cases.
+    """Test videos needed to distinguish an accuracy of chance + effect from chance in `power` of all cases.
 
-    Of a two-sided test of one proportion, normal approximation (Fleiss, Statistical Methods for Rates and Proportions, 2.5).
+    For a two-sided test of one proportion, normal approximation (Fleiss, Statistical Methods for Rates and Proportions, 2.5).
     """
     normal, there = NormalDist(), chance + effect
     quantiles = normal.inv_cdf((1 + level) / 2), normal.inv_cdf(power)
@@ -421,7 +422,7 @@ def _both_right(
     first: tuple[np.ndarray, Sequence[float] | np.ndarray],
     second: tuple[np.ndarray, Sequence[float] | np.ndarray],
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Which videos each of two modes calls right, bool [R, N], and the scenarios [N], in the order of names."""
+    """Which videos each of two modes calls correctly, bool [R, N], and the scenarios [N], in the order of names."""
     order, truth = _in_name_order(names, scenarios, labels)
     right = []
     for probabilities_by_seed, thresholds_by_seed in (first, second):
@@ -433,7 +434,7 @@ def _both_right(
 def paper_protocol(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The published evaluation: the best test accuracy over seeds, epoch checkpoints and six thresholds.
 
-    It selects on the test videos, so it is biased upwards: report it beside the headline, never as it.
+    It selects on the test videos, so it is biased upwards: report it beside the headline, never as the headline.
 
     Args:
         probabilities: [R, E, N] in [0, 1].
@@ -475,13 +476,13 @@ def headline(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def majority_rate(labels: np.ndarray) -> float:
-    """Accuracy of always giving the commoner of the two answers: what counts as chance here."""
+    """Accuracy of always giving the commoner of the two answers, which counts as chance here."""
     rate = float(np.mean(labels))
     return max(rate, 1 - rate)
 
 
 def _spread(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds; None of a single one."""
+    """Standard deviation over seeds; None for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 

@@ -1,8 +1,8 @@
-"""What people said of the same stimuli, and how much a readout's answers are like theirs.
+"""People's answers to the same stimuli, and how similar a readout's answers are to theirs.
 
-The Physion benchmark's public tables (Bear et al. 2021, arXiv 2106.08261) are a CSV for each scenario: a row for each answer
-(`stim_ID`, `response` YES or NO, `correct`), or one for each stimulus (`stim_ID`, `correct` as a share, `c` answers).
-Shapes: N stimuli, R readout seeds.
+The Physion benchmark's public tables (Bear et al. 2021, arXiv 2106.08261) are one CSV per scenario: a row for each answer
+(`stim_ID`, `response` YES or NO, `correct`), or for each stimulus (`stim_ID`, `correct` as a share, `c` answers). Shapes: N
+stimuli, R readout seeds.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ RIGHT = {"TRUE": True, "FALSE": False}
 
 @dataclass
 class Answers:
-    """Of all people to one stimulus."""
+    """All people's answers to one stimulus."""
 
     given: float = 0
     right: float = 0
 
     def said_yes(self, label: bool) -> float:
-        """The share that said that red will touch yellow."""
+        """The share of people who said that red will touch yellow."""
         return self.right / self.given if label else 1 - self.right / self.given
 
 
 def stimulus_of(name: str) -> str:
-    """What both a video and the people's tables call a stimulus: without `-redyellow`, and whatever comes from `_img` on."""
+    """A stimulus's name in videos and people's tables: without `-redyellow`, and without `_img` and what follows."""
     return name.replace("-redyellow", "").partition("_img")[0]
 
 
 def read_people(sources: Sequence[str]) -> tuple[dict[str, Answers], list[dict[str, Any]]]:
-    """The answers to each stimulus in CSV files, or folders of them, and of each file its name, SHA-256 and answers.
+    """The answers to each stimulus in CSV files, or folders of them, and for each file its name, SHA-256 and number of answers.
 
-    Rows without an answer are passed over. Raises ConfigError when there is no such file, DataError when one is no such table.
+    Rows without an answer are skipped. Raises ConfigError if there is no such file, DataError if one is not such a table.
     """
     found: dict[str, Answers] = {}
     files = []
@@ -75,11 +75,11 @@ def _tables(sources: Sequence[str]) -> list[Path]:
 
 
 def _row(path: Path, number: int, row: Mapping[str, Any]) -> tuple[str, float, float]:
-    """Stimulus, answers and right ones of a row of either kind of table."""
+    """Stimulus, number of answers and of correct ones, from a row of either kind of table."""
     stimulus, correct, count = row.get("stim_ID"), str(row.get("correct") or "").strip(), row.get("c")
     try:
         if stimulus and "response" in row and (row["response"] or "").strip().upper() not in SAID:
-            return stimulus_of(stimulus), 0, 0  # nothing was said in time
+            return stimulus_of(stimulus), 0, 0  # no answer in time
         answers = 1.0 if count is None else float(count)
         share = float(RIGHT[correct.upper()]) if correct.upper() in RIGHT else float(correct)
         if not stimulus or not 0 <= share <= 1 or not 0 < answers < 1e9:
@@ -100,12 +100,12 @@ def compare_with_people(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Accuracy of people and of each mode on the stimuli that both have seen, by scenario too, and how alike their answers are.
+    """Accuracy of people and of each mode on the stimuli that both saw, also by scenario, and how similar their answers are.
 
-    `said`: by mode, probabilities [R, N] of the N videos and thresholds [R]. `correlation` is Pearson's of a readout's
-    probability and the share of people who said yes, `rmse` their root mean squared difference; both means over seeds.
+    `said`: by mode, probabilities [R, N] of the N videos and thresholds [R]. `correlation` is Pearson's between a readout's
+    probability and the share of people who said yes, `rmse` their root mean squared difference; both are means over seeds.
 
-    Raises DataError when people saw none of the videos.
+    Raises DataError if people saw none of the videos.
     """
     both = [index for index in np.argsort(np.asarray(names), kind="stable") if stimulus_of(names[index]) in people]
     if not both:

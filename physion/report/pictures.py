@@ -26,8 +26,8 @@ SLOT_COLOURS = np.array(
 )
 OBSERVED, PREDICTED = (120, 120, 120), (235, 120, 20)
 GAP = 4  # pixels between the pictures of a grid
-SHOWN = 128  # pixels a side that a picture of a grid has at least
-BEST_PSNR = 100.0  # of the same picture, for which it would be infinite; one value of 128 x 128 pixels off by one gives 95
+SHOWN = 128  # minimum pixels per side of a picture in a grid
+BEST_PSNR = 100.0  # for equal pictures, instead of infinity; one value of 128 x 128 pixels off by one gives 95
 
 
 def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
 
 
 def overlay_masks(frames_THW3: np.ndarray, masks_TSHW: np.ndarray) -> np.ndarray:
-    """Frames in grey with every slot's mask in its colour: uint8 [T, H, W, 3]."""
+    """Frames in gray with every slot's mask in its color: uint8 [T, H, W, 3]."""
     colours = SLOT_COLOURS[np.arange(masks_TSHW.shape[1]) % len(SLOT_COLOURS)]
     tint = np.einsum("tshw,sc->thwc", masks_TSHW, colours)
     grey = frames_THW3.mean(-1, keepdims=True)
@@ -53,7 +53,7 @@ def show_slots(frame_HW3: np.ndarray, masks_SHW: np.ndarray) -> np.ndarray:
 
 
 def mark_predicted(frames_THW3: np.ndarray, predicted: Sequence[bool]) -> np.ndarray:
-    """A border around every frame that says whether it was observed (grey) or predicted (orange)."""
+    """A border around every frame, gray if it was observed, orange if it was predicted."""
     out = np.pad(frames_THW3, ((0, 0), (2, 2), (2, 2), (0, 0)))
     for frame, flag in zip(out, predicted, strict=True):
         colour = PREDICTED if flag else OBSERVED
@@ -62,7 +62,7 @@ def mark_predicted(frames_THW3: np.ndarray, predicted: Sequence[bool]) -> np.nda
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of equally many pictures [N, H, W, 3] as one picture on white."""
+    """Rows of equally many pictures [N, H, W, 3], combined into one picture on white."""
     lines = [np.pad(enlarge(row, SHOWN), ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for row in rows]
     return np.concatenate([np.concatenate(list(line), 1) for line in lines], 0)[:-GAP, :-GAP]
 
@@ -74,16 +74,16 @@ def enlarge(images: np.ndarray, least: int) -> np.ndarray:
 
 
 def psnr(shown_THW3: np.ndarray, drawn_THW3: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in dB, float64 [T], at most `BEST_PSNR`; as scikit-image's."""
+    """Peak signal-to-noise ratio of each picture in dB, float64 [T], at most `BEST_PSNR`; equal to scikit-image's."""
     squares = ((shown_THW3.astype(np.float64) - drawn_THW3) ** 2).mean((1, 2, 3))
     decibels: np.ndarray = 20 * np.log10(255) - 10 * np.log10(np.maximum(squares, 1e-9))
     return decibels.clip(max=BEST_PSNR)
 
 
 def ssim(shown_THW3: np.ndarray, drawn_THW3: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture, mean over colours and over all windows of 7 x 7 pixels, float64 [T].
+    """Structural similarity of each picture, mean over colors and over all windows of 7 x 7 pixels, float64 [T].
 
-    Wang et al., IEEE Trans. Image Processing 13 (2004), with even windows, as scikit-image's default.
+    Wang et al., IEEE Trans. Image Processing 13 (2004), with uniform windows, scikit-image's default.
     """
     from scipy.ndimage import uniform_filter
 
@@ -104,16 +104,16 @@ def ssim(shown_THW3: np.ndarray, drawn_THW3: np.ndarray) -> np.ndarray:
 
 
 def likeness(pairs: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int, seed: int) -> dict[str, Any]:
-    """How like videos [T, H, W, 3] the drawn ones are: means over videos with intervals, and in each frame.
+    """How similar the drawn videos are to the shown ones, [T, H, W, 3]: means over videos with intervals, and in each frame.
 
-    `psnr` in dB, `ssim`, and `explained`: the share of the pixels' variance about each frame's mean colour that is drawn, 0 for
-    frames in one colour.
+    `psnr` in dB, `ssim`, and `explained`: the share of the pixels' variance about each frame's mean color that is reproduced, 0
+    for frames in one color.
     """
     ratios = {name: np.stack([measure(*pair) for pair in pairs]) for name, measure in (("psnr", psnr), ("ssim", ssim))}
     shown, drawn = (np.stack(each).astype(np.float64) for each in zip(*pairs, strict=True))
     wrong = ((drawn - shown) ** 2).sum((2, 3, 4))
     apart = ((shown - shown.mean((2, 3), keepdims=True)) ** 2).sum((2, 3, 4))
-    alike = [""] * len(pairs)  # one or two of a scenario: too few to draw from each by itself
+    alike = [""] * len(pairs)  # one or two per scenario: too few to draw from each separately
     found: dict[str, Any] = {}
     for name, values in ratios.items():
         found[name] = over_videos(values.mean(1), np.ones(len(pairs)), alike, resamples, seed)

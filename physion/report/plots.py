@@ -1,7 +1,7 @@
 """Plots as SVG text, the same bytes for the same numbers.
 
-Colours are CSS variables with a mid-tone fallback and text stays text: inside the report a plot follows the page's
-light or dark scheme and font, and as a file of its own it is readable on either background.
+Colors are CSS variables with a mid-tone fallback, and text stays text: inside the report a plot follows the page's light or
+dark scheme and font, and as a separate file it is readable on either background.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _STYLE: Any = {
     "path.simplify_threshold": 0.2,
 }
 _styled = matplotlib.rc_context(_STYLE)
-_MAX_POINTS = 400  # of a curve in the page; longer ones are averaged in equal bins
+_MAX_POINTS = 400  # per curve in the page; longer ones are averaged in equal bins
 
 
 @_styled
 def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool, of: str = "") -> str:
-    """Accuracy of each mode, or of each of several runs, with its interval, against chance and people.
+    """Accuracy of each mode, or of each of several runs, with its interval, compared with chance and people.
 
     `metrics` holds the result of `evaluate_predictions` by mode, or by run for the mode `of`. On `simulated` videos the human
-    mark is labelled as measured on others.
+    mark is labeled as measured on other videos.
     """
     figure, axes = _figure(9.4, 1.25 + 0.42 * len(metrics))
     intervals = [_interval(values["overall"]["accuracy"]) for values in metrics.values()]
@@ -141,9 +141,9 @@ def plot_scenarios(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) ->
 
 @_styled
 def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str:
-    """ROC curves: a line for each readout seed, a colour for each mode. `labels` [N], `probabilities` [R, N] by mode.
+    """ROC curves: one line per readout seed, one color per mode. `labels` [N], `probabilities` [R, N] by mode.
 
-    Raises ValueError when the labels hold only one class: there is no curve to draw.
+    Raises ValueError if the labels hold only one class: there is no curve to draw.
     """
     truth = np.asarray(labels).astype(bool)
     if truth.all() or not truth.any():
@@ -171,8 +171,8 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
 def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
     """Training and held-out loss of one stage against the step.
 
-    Reads `step`, `loss` and `heldout_loss` of each entry; either loss may be missing, None or not finite in any of
-    them. The loss axis is logarithmic when the losses are positive and span more than a decade.
+    Reads `step`, `loss` and `heldout_loss` of each entry; either loss may be missing, None or not finite in any of them. The
+    loss axis is logarithmic if the losses are positive and span more than a decade.
     """
     figure, axes = _figure(4.6, 2.7)
     train, heldout = (loss_curve(history, key) for key in ("loss", "heldout_loss"))
@@ -200,7 +200,7 @@ def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
 
 @_styled
 def plot_binding(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
-    """Whether slots take hold of bodies and keep their places, on a few held-out videos, against the step."""
+    """Whether slots bind to bodies and keep their indices, on a few held-out videos, against the step."""
     figure, axes = _figure(4.6, 2.7)
     shown = {"ari_frames": "ARI by frame", "ari": "ARI by video", "kept_places": "keep their places"}
     for number, (key, label) in enumerate(shown.items()):
@@ -273,7 +273,7 @@ def plot_distances(places: Mapping[str, Mapping[str, Any]], watched: int) -> str
 
 @_styled
 def plot_likeness(pictures: Mapping[str, Any]) -> str:
-    """PSNR and SSIM of what is drawn against the shown frames, over time."""
+    """PSNR and SSIM of what is drawn, compared with the shown frames, over time."""
     figure = Figure(figsize=(9.4, 2.8), layout="constrained")
     figure.patch.set_visible(False)
     named = {"reconstructed": "tokens", "slots": "true slots", "rollouts": "rollout"}
@@ -299,7 +299,7 @@ def _over_frames(axes: Axes, frames: Sequence[int], values: Sequence[float | Non
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which one loss is given and finite, and its values there."""
+    """The steps at which a loss is given and finite, and its values there."""
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
     curve = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     curve = curve[np.isfinite(curve[:, 1])]
@@ -307,14 +307,14 @@ def loss_curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarr
 
 
 def _binned(values: np.ndarray) -> np.ndarray:
-    """At most 400 points: the means of equal bins where there are more."""
+    """At most 400 points: the means of equal bins if there are more."""
     if len(values) <= _MAX_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, _MAX_POINTS)])
 
 
 def _roc_points(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates from the strictest threshold to the loosest, one point a distinct score."""
+    """False and true positive rates from the strictest threshold to the loosest, one point per distinct score."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each group of tied scores
     true_positives = np.cumsum(labels[order])[last]
@@ -331,7 +331,7 @@ def _interval(entry: Mapping[str, float]) -> Interval:
 
 
 def _percent_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Tens around the values, so that a change of the data rarely changes the axis."""
+    """Multiples of ten around the values, so that a change of the data rarely changes the axis."""
     return max(0, 10 * np.floor((min(values) - 2) / 10)) - 2, min(100, 10 * np.ceil((max(values) + 2) / 10)) + 2
 
 
@@ -348,13 +348,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:
-    """An <svg> element that can stand in a page beside others: no prolog, no metadata, ids of its own."""
+    """An <svg> element that can be placed in a page with others: no prolog, no metadata, its own ids."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # else it styles the page
+    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the page
     prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = text.replace("'DejaVu Sans'", "var(--sans, sans-serif)")

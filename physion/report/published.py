@@ -1,4 +1,4 @@
-"""Published numbers on the official Physion v1 test videos, in percent: references, never our results."""
+"""Published numbers on the official Physion v1 test videos, in percent: for reference, never our results."""
 
 from __future__ import annotations
 

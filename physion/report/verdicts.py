@@ -1,6 +1,6 @@
-"""Where the chain breaks: one number for each link, what it is at chance and at best, and a verdict in words.
+"""Where the chain breaks: one number for each link, its values at chance and at best, and a verdict in words.
 
-The rules, with their reasons, are in docs/reproduce.md. Intervals decide: a link is above chance when the whole interval is.
+The rules, with their reasons, are in docs/reproduce.md. Intervals decide: a link is above chance if its whole interval is.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEAST_VIDEOS = 8  # of fewer a bootstrap interval is none; the page shows as many
-LEAST_ANSWERS = 30  # an answer is right or wrong: of fewer videos all may be right, and the interval be a point
+LEAST_VIDEOS = 8  # below, a bootstrap interval is meaningless; the page shows as many
+LEAST_ANSWERS = 30  # below, all answers may be right, and the interval a point
 
 ABOVE, AT_CHANCE, WEAKEST, TOO_FEW, UNKNOWN = "above chance", "at chance", "weakest", "too few videos", "not measured"
 Metrics = Mapping[str, Any]
@@ -18,9 +18,9 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Link:
-    """A link: `number`, an interval, is a `measure` of it over `n` videos; `fails` says what is wrong where it is at chance.
+    """A link: `number`, an interval, is its `measure` over `n` videos; `fails` says what is wrong if it is at chance.
 
-    `ceiling` is the number at best, None where none is known; a smaller one than chance means that less is better.
+    `ceiling` is the best possible number, None if unknown; if it is below chance, less is better.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Link:
 
     @property
     def state(self) -> str:
-        """Whether it is above chance, as far as can be told."""
+        """Whether it is above chance, as far as can be determined."""
         low, high = self.number["low"], self.number["high"]
         if low is None or high is None:
             return UNKNOWN
@@ -62,7 +62,7 @@ def verdicts(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def _row(name: str, link: Link | str, weakest: str | None) -> dict[str, Any]:
-    """link: why it could not be measured, where it could not."""
+    """link: or the reason why it could not be measured."""
     if isinstance(link, str):
         return {"link": name, "state": UNKNOWN, "verdict": link}
     state = WEAKEST if name == weakest else link.state
@@ -83,7 +83,7 @@ def _row(name: str, link: Link | str, weakest: str | None) -> dict[str, Any]:
 
 
 def _weakest(links: list[Link]) -> str | None:
-    """The link whose whole interval is nearer to chance than those of all others; none while one is at chance."""
+    """The link whose whole interval is closer to chance than those of all others; none while one is at chance."""
     judged = {link.name: link.shares for link in links if link.name != "video" and link.shares is not None}
     if len(judged) < 2 or any(link.state == AT_CHANCE for link in links):
         return None
@@ -159,7 +159,7 @@ def _chance(metrics: Metrics) -> float:
 
 
 def _regression(metrics: Metrics, on: str) -> Any:
-    """The accuracy of the regression on something, with the variant that its folds chose; None where there is none."""
+    """The accuracy of a regression, with the variant that its folds chose; None if there is none."""
     if on not in metrics["regressions"]:
         return None
     found = metrics["regressions"][on]

@@ -29,25 +29,25 @@ __all__ = ["ENGINE", "SCENARIOS", "Clip", "make_clip", "make_trajectory", "requi
 
 @dataclass
 class Clip:
-    """One rendered clip and its answer."""
+    """One rendered clip and its label."""
 
     frames: np.ndarray
     """uint8 [T=150, H, W, 3], RGB."""
     label: bool
     """Whether agent and patient touch at any time in the clip."""
     first_contact: int | None
-    """The first frame at or after their first contact, never below 45; None where they do not touch."""
+    """The first frame at or after their first contact, never below 45; None if they do not touch."""
     truth: Truth | None = None
-    """What else the engine knows of it, where that was asked for."""
+    """The engine's ground truth about it, if requested."""
 
 
 def make_clip(scenario: str, seed: int, index: int, *, size: int = 128, antialias: int = 2, with_truth: bool = False) -> Clip:
     """Simulate and render clip `index` of a scenario.
 
-    Clips 2k and 2k+1 hold one positive and one negative, in random order. `size` is the height and width in pixels
-    and `antialias` the rays a pixel along each axis; neither changes the physics or the label.
+    Clips 2k and 2k+1 hold one positive and one negative, in random order. `size` is the height and width in pixels and
+    `antialias` the rays per pixel along each axis; neither changes the physics or the label.
 
-    Raises ConfigError for an unknown scenario, and where the pinned engine is not installed.
+    Raises ConfigError for an unknown scenario, or if the pinned engine is not installed.
     """
     trajectory = make_trajectory(scenario, seed, index)
     from physion.simulation.renderer import Renderer
@@ -63,7 +63,7 @@ def make_clip(scenario: str, seed: int, index: int, *, size: int = 128, antialia
 def make_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
     """Simulate clip `index` of a scenario without rendering it: the states, contacts and label `make_clip` would show.
 
-    Raises ConfigError for an unknown scenario, and where the pinned engine is not installed.
+    Raises ConfigError for an unknown scenario, or if the pinned engine is not installed.
     """
     if scenario not in SCENARIOS:
         raise ConfigError(f"unknown scenario {scenario!r}: choose from {', '.join(SCENARIOS)}")

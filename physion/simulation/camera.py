@@ -1,4 +1,4 @@
-"""The camera: a pinhole, aimed by what the observed frames show and by nothing later."""
+"""The camera: a pinhole, aimed by the observed frames and nothing later."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HALF_FIELD_OF_VIEW = tan(radians(20))
 NEAREST, FARTHEST = 1.3, 4.2
 VIEWS = 16
 WELL_SEEN = 0.008
-"""A view in which agent and patient each fill this share of the picture in frame 0 needs no better one."""
+"""If agent and patient each fill this share of the picture in frame 0, no better view is needed."""
 CLOTH_FACTOR = 5
-"""How much more of the picture a cloth must fill than a solid to count as seen as well."""
+"""How much more of the picture a cloth must fill than a solid to count as equally visible."""
 PROBED_SIDE = 48
-"""What a view shows is measured on a grid of this many rays along each side."""
+"""Visibility is measured on a grid of this many rays along each side."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Camera:
     up: np.ndarray
 
     def rays(self, side: int) -> np.ndarray:
-        """Unit directions through the centres of side x side pixels, row by row: float64 [side * side, 3]."""
+        """Unit directions through the centers of side x side pixels, row by row: float64 [side * side, 3]."""
         x = ((np.arange(side) + 0.5) / side * 2 - 1) * HALF_FIELD_OF_VIEW
         directions: np.ndarray = self.forward + x[None, :, None] * self.right - x[:, None, None] * self.up
         directions /= np.linalg.norm(directions, axis=2, keepdims=True)
         return directions.reshape(-1, 3)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World points [P, 3] to picture coordinates [P, 2] (0..1 from the upper left) and depths [P] in metres."""
+        """World points [P, 3] to picture coordinates [P, 2] (0..1 from the upper left) and depths [P] in meters."""
         offset = points - self.eye
         depth = offset @ self.forward
         scale = 2 * depth * HALF_FIELD_OF_VIEW
@@ -60,8 +60,8 @@ class View:
 def aim_camera(scene: Scene, model: mujoco.MjModel, observed: np.ndarray, cloth: np.ndarray | None, draws: Draws) -> View:
     """The nearest of several random views that frames the action and shows agent and patient well.
 
-    `observed` holds the states of the observed frames alone, [45, nq], and `cloth` its vertices in frame 0, [V, 3]:
-    framing by the whole clip would tell where the agent ends up.
+    `observed` holds only the states of the observed frames, [45, nq], and `cloth` its vertices in frame 0, [V, 3]: framing by
+    the whole clip would reveal where the agent ends up.
     """
     data = mujoco.MjData(model)
     points = _points_to_frame(scene, model, data, observed, cloth)
@@ -99,20 +99,20 @@ def _points_to_frame(
                 points += [centre - radius, centre + radius]
     pose(model, data, observed[0])
     if cloth is None:
-        # Where it stands over the floor tells how high it hangs.
+        # How high it hangs shows in where it appears above the floor.
         points.append(data.xipos[agent] * (1, 1, 0))
     else:
         points += [cloth.min(axis=0), cloth.max(axis=0)]
     for name in scene.framed:
         body = model.body(name).id
-        # A mat may run out of the picture; what stands should not.
+        # A mat may extend beyond the picture; standing objects should not.
         radius = min(0.22, 0.8 * _body_radius(model, body))
         points += [data.xipos[body] - radius, data.xipos[body] + radius]
     return np.array(points)
 
 
 def pose(model: mujoco.MjModel, data: mujoco.MjData, state: np.ndarray) -> None:
-    """Put the bodies where the generalized positions [nq] say."""
+    """Set the bodies to the generalized positions [nq]."""
     data.qpos[:] = state
     mujoco.mj_kinematics(model, data)
 
@@ -122,7 +122,7 @@ def _body_radius(model: mujoco.MjModel, body: int) -> float:
 
 
 def _nearest_view(azimuth: float, elevation: float, look_at: np.ndarray, points: np.ndarray, margin: float) -> Camera:
-    """The view in a direction (degrees) from as near as holds all points with the given margin of the picture."""
+    """The closest view in a direction (degrees) that shows all points within the given margin of the picture."""
     turn, tilt = radians(azimuth), radians(elevation)
     forward = np.array([cos(tilt) * cos(turn), cos(tilt) * sin(turn), -sin(tilt)])
     right = np.array([sin(turn), -cos(turn), 0.0])

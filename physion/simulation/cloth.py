@@ -1,4 +1,4 @@
-"""The cloth, which the ray caster does not see: a small z-buffer rasteriser, and a shadow map made with it."""
+"""The cloth, which the ray caster does not see: a small z-buffer rasterizer, and a shadow map made with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rasterise(corners: np.ndarray, depths: np.ndarray, side: int) -> Fragments:
         area = (y1 - y2) * (x0 - x2) + (x2 - x1) * (y0 - y2)
         weight0 = ((y1 - y2) / area * x)[:, None, :] + ((x2 - x1) / area * y)[:, :, None]
         weight1 = ((y2 - y0) / area * x)[:, None, :] + ((x0 - x2) / area * y)[:, :, None]
-    # The tolerance closes the seams between neighbouring triangles.
+    # The tolerance closes the seams between neighboring triangles.
     inside = (weight0 >= -1e-4) & (weight1 >= -1e-4) & (weight0 + weight1 <= 1 + 1e-4)
     inside &= ((columns >= 0) & (columns < side))[:, None, :] & ((rows >= 0) & (rows < side))[:, :, None]
     triangle, row, column = np.nonzero(inside)
@@ -64,7 +64,7 @@ def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 class ShadowMap:
-    """The cloth as the lamp sees it: which points lie behind it."""
+    """The cloth as seen from the lamp: which points are behind it."""
 
     def __init__(self, vertices: np.ndarray, triangles: np.ndarray, lamp: np.ndarray, side: int) -> None:
         self.centre = vertices.mean(axis=0)
@@ -73,7 +73,7 @@ class ShadowMap:
         forward = self.centre - lamp
         distance = float(np.linalg.norm(forward))
         self._forward = forward / distance
-        # Any direction does that is never parallel to a ray from a lamp near the ceiling.
+        # Any direction works that is never parallel to a ray from a lamp near the ceiling.
         right = np.cross(self._forward, (0.0, 1.0, 0.3))
         self._right = right / np.linalg.norm(right)
         self._up = np.cross(self._forward, self._right)
@@ -87,7 +87,7 @@ class ShadowMap:
         """Whether each of the points [P, 3] lies in the cloth's shadow: bool [P]."""
         picture, depths = self._project(points)
         cell = np.clip(picture.astype(int), 0, self._side - 1)
-        # The centimetre keeps the cloth from shading itself.
+        # The centimeter keeps the cloth from shading itself.
         shaded: np.ndarray = self._depths[cell[:, 1] * self._side + cell[:, 0]] < depths - 0.01
         return shaded
 

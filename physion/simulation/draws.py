@@ -1,4 +1,4 @@
-"""Seeded random draws in the form scene descriptions want them: plain floats, inclusive ranges, one of several."""
+"""Seeded random draws as scene descriptions need them: plain floats, inclusive ranges, one of several."""
 
 from __future__ import annotations
 

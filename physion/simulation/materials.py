@@ -1,4 +1,4 @@
-"""What surfaces look like: colours, solid textures, and a room's floor, walls and lamp.
+"""What surfaces look like: colors, solid textures, and a room's floor, walls and lamp.
 
 Objects are saturated; the floor and walls are muted and of low contrast, so that at 64 pixels a slot model finds
 objects and not tiles. No distractor comes near the agent's red or the patient's yellow.
@@ -32,7 +32,7 @@ PALETTE: tuple[Colour, ...] = (
 
 
 class Pattern(Enum):
-    """A solid texture: it depends on the place inside the object, so it turns and moves with it."""
+    """A solid texture: it depends on the place inside the object, so it turns and moves with the object."""
 
     PLAIN = "plain"
     CHECK = "check"
@@ -47,14 +47,14 @@ class Material:
     colour: Colour
     pattern: Pattern = Pattern.PLAIN
     frequency: float = 1.0
-    """Pattern cells a metre."""
+    """Pattern cells per meter."""
     contrast: float = 0.25
     """How much darker the pattern's dark parts are, 0 to 1."""
     gloss: float = 0.0
     """Strength of the highlight, 0 to 1."""
 
     def albedo(self, points: np.ndarray) -> np.ndarray:
-        """The colour at points of the object's own frame: [P, 3] metres to [P, 3] in 0..1, float32."""
+        """The color at points of the object's own frame: [P, 3] meters to [P, 3] in 0..1, float32."""
         if self.pattern is Pattern.CHECK:
             dark = np.floor(points * self.frequency + 0.5).sum(axis=1) % 2
         elif self.pattern is Pattern.STRIPES:
@@ -70,12 +70,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Room:
-    """The look of what surrounds the objects."""
+    """The look of the surroundings."""
 
     floor: Material
     wall: Material
     lamp: tuple[float, float, float]
-    """Position of the one light, metres."""
+    """Position of the one light, meters."""
 
 
 def draw_room(draws: Draws, camera_side: float) -> Room:
@@ -97,7 +97,7 @@ def draw_room(draws: Draws, camera_side: float) -> Room:
 
 
 def draw_object_material(draws: Draws, colour: Colour) -> Material:
-    """A random texture in the given colour."""
+    """A random texture in the given color."""
     pattern = draws.choose(Pattern.PLAIN, Pattern.PLAIN, Pattern.CHECK, Pattern.STRIPES, Pattern.WOOD)
     return Material(colour, pattern, draws.uniform(5.0, 12.0), draws.uniform(0.15, 0.30), draws.uniform(0.0, 0.35))
 

@@ -42,7 +42,7 @@ def random_solid(draws: Draws, radius: float, shapes: tuple[str, ...] = ALL_SHAP
 
 
 def cone(radius: float, half_height: float) -> Geom:
-    """A cone whose height has its middle at z = 0."""
+    """A cone whose mid-height is at z = 0."""
     angles = np.arange(16) * np.pi / 8
     base = [(radius * float(np.cos(a)), radius * float(np.sin(a)), -half_height) for a in angles]
     return Geom("cone", vertices=(*base, (0.0, 0.0, half_height)))
@@ -56,7 +56,7 @@ def wedge(half_length: float, half_width: float, height: float) -> Geom:
 
 
 def ring(radius: float, tube: float, pieces: int = 10) -> list[Geom]:
-    """A ring around z with the given centre-line and tube radius, of capsules end to end."""
+    """A ring around z with the given center-line and tube radius, made of capsules end to end."""
     half_length = radius * float(np.tan(np.pi / pieces))
     angles = [2 * np.pi * piece / pieces for piece in range(pieces)]
     return [
@@ -71,7 +71,7 @@ def ring(radius: float, tube: float, pieces: int = 10) -> list[Geom]:
 
 
 def standing_patient(scene: Scene, solid: Solid, x: float, y: float, *, static: bool = False) -> None:
-    """The yellow object standing on the floor."""
+    """The yellow object, standing on the floor."""
     position = (x, y, solid.half_height)
     yaw = scene.draws.uniform(0, 90)
     material = scene.material(YELLOW)
@@ -105,7 +105,7 @@ def rolling_ball(
 ) -> None:
     """A ball that rolls without slipping from `start` with `speed` m/s towards `heading` radians."""
     along_x, along_y = speed * float(np.cos(heading)), speed * float(np.sin(heading))
-    # A pattern of about one cell a radius shows that it rolls.
+    # A pattern of about one cell per radius shows that it rolls.
     material = Material(colour or scene.colour(), Pattern.CHECK, 1 / radius, 0.28, scene.look.uniform(0.0, 0.35))
     scene.add_body(
         name,
@@ -120,7 +120,7 @@ def rolling_ball(
 
 
 def probe_ball(scene: Scene, radius: tuple[float, float], speed: tuple[float, float], density: tuple[float, float]) -> None:
-    """A ball that rolls along x into what stands at the origin; every property is drawn from its range."""
+    """A ball that rolls along x into the object at the origin; every property is drawn from its range."""
     draws = scene.draws
     drawn_radius = draws.uniform(*radius)
     start = (draws.uniform(-0.92, -0.75), draws.uniform(-0.06, 0.06))
@@ -138,7 +138,7 @@ def probe_ball(scene: Scene, radius: tuple[float, float], speed: tuple[float, fl
 
 
 def clutter(scene: Scene, *, behind: float = 1.05, before: float = 0.95) -> None:
-    """Distractors `behind` metres beyond the action, and now and then a low one `before` it, nearer the camera."""
+    """Distractors `behind` meters beyond the action, and occasionally a low one `before` it, nearer the camera."""
     look = scene.look
     for number in range(look.integer(0, 2)):
         half_height, half_width = look.uniform(0.12, 0.45), look.uniform(0.08, 0.2)
@@ -154,5 +154,5 @@ def clutter(scene: Scene, *, behind: float = 1.05, before: float = 0.95) -> None
 
 
 def _distractor(scene: Scene, name: str, geom: Geom, position: Vector) -> None:
-    # Not framed: the camera owes nothing to what takes no part.
+    # Not framed: the camera need not show bystanders.
     scene.add_body(name, [geom], position, (0, 0, scene.look.uniform(0, 90)), static=True, framed=False)

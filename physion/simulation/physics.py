@@ -17,7 +17,7 @@ from physion.simulation.scene import AGENT, FPS, PATIENT, SUBSTEPS, Scene
 FRAMES = 150
 OBSERVED_FRAMES = 45
 
-# Streams of draws: what they feed must not depend on each other.
+# Streams of draws: the values drawn from different streams must be independent.
 _OUTCOME, _LOOK, _CAMERA, _BALANCE = range(4)
 
 # A world this slow for this many frames has come to rest (m/s and rad/s); its remaining frames repeat.
@@ -27,10 +27,10 @@ _REST_SPEED, _REST_FRAMES = 0.01, 6
 # Share of the picture in frame 0; 16 of 64 x 64 pixels.
 _CLEARLY_SEEN = 0.004
 
-# About every second draw will do; this many failures in a row mean that a scenario is broken.
+# About every second draw works; this many failures in a row mean that a scenario is broken.
 _MAX_ATTEMPTS = 200
 
-# The engine resets a diverging world without further notice, so its warnings must be read.
+# The engine resets a diverging world silently, so its warnings must be read.
 _DIVERGED = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 
 
@@ -45,7 +45,7 @@ class Trajectory:
     velocities: np.ndarray
     """Generalized velocities, float64 [T=150, nv]."""
     cloth: np.ndarray | None
-    """The cloth's vertices in the world, float32 [T, V, 3], metres; None in a rigid scene."""
+    """The cloth's vertices in the world, float32 [T, V, 3], meters; None in a rigid scene."""
     contacts: dict[tuple[str, str], int]
     """By pair of bodies (`BodyContacts.names`, in their order): the first frame at or after their first contact."""
     camera_key: tuple[int, ...]
@@ -53,7 +53,7 @@ class Trajectory:
 
     @property
     def first_contact(self) -> int | None:
-        """The first frame at or after the first contact of agent and patient; None where there is none."""
+        """The first frame at or after the first contact of agent and patient; None if there is none."""
         return self.contacts.get((AGENT, PATIENT))
 
     @property
@@ -63,30 +63,30 @@ class Trajectory:
 
     @cached_property
     def view(self) -> View:
-        """Where the camera stands, and how well it sees."""
+        """The camera's position, and how well it sees."""
         cloth = None if self.cloth is None else self.cloth[0]
         observed = self.states[:OBSERVED_FRAMES]
         return aim_camera(self.scene, self.model, observed, cloth, Draws(*self.camera_key))
 
 
 class BodyContacts:
-    """When each two bodies first touch, read from the engine's contact list."""
+    """When each pair of bodies first touches, read from the engine's contact list."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
         bodies = [model.geom(geom).name.partition(".")[0] for geom in range(model.ngeom)]
         others = dict.fromkeys(name for name in bodies if name not in (AGENT, PATIENT))
         self.names = (AGENT, PATIENT, *others)
-        """Agent, patient, then the others; `floor` and `wall` are among them."""
-        # One more entry than geoms: index -1 stands for "no geom", which is what the contacts of a cloth, the agent, name.
+        """Agent, patient, then the others, including `floor` and `wall`."""
+        # One more entry than geoms: index -1 stands for "no geom", which the contacts of a cloth (the agent) report.
         numbers = np.array([*(self.names.index(name) for name in bodies), 0])
         self._pair = np.minimum.outer(numbers, numbers) * len(self.names) + np.maximum.outer(numbers, numbers)
         self._first = np.full(len(self.names) ** 2, -1)
 
     def see(self, data: mujoco.MjData, frame: int) -> None:
-        """Note the contacts last computed, of which those that are new count as of `frame`."""
+        """Record the latest contacts; new ones count from `frame` on."""
         if not data.ncon:
             return
-        # This runs in every substep, and each of these attributes is copied out of the engine when it is read.
+        # This runs in every substep, and reading each of these attributes copies it out of the engine.
         contacts = data.contact
         geoms = contacts.geom
         pairs = self._pair[geoms[:, 0], geoms[:, 1]]
@@ -109,8 +109,8 @@ class BodyContacts:
 def draw_trajectory(scenario: str, seed: int, index: int, attempt: int = 0, *, contact_from: int = 0) -> Trajectory | None:
     """Simulate one draw of a clip, unbalanced.
 
-    Returns None for an invalid draw: agent and patient touch while the scene settles or before frame `contact_from`,
-    or the engine diverges. A draw is given up as soon as it is known to be invalid.
+    Returns None for an invalid draw: agent and patient touch while the scene settles or before frame `contact_from`, or the
+    engine diverges. A draw is abandoned as soon as it is known to be invalid.
     """
     number = SCENARIOS.index(scenario)
     outcome = Draws(seed, number, index, _OUTCOME, attempt)
@@ -120,16 +120,16 @@ def draw_trajectory(scenario: str, seed: int, index: int, attempt: int = 0, *, c
 
 
 def wanted_label(scenario: str, seed: int, index: int) -> bool:
-    """The label that balancing gives a clip: one of clips 2k and 2k+1 is positive, a coin says which."""
+    """The label that balancing gives a clip: one of clips 2k and 2k+1 is positive, decided by a coin toss."""
     first_of_pair = Draws(seed, SCENARIOS.index(scenario), index // 2, _BALANCE).chance(0.5)
     return first_of_pair != (index % 2 == 1)
 
 
 def balanced_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
-    """Draw clip `index` until it is a question with the wanted answer.
+    """Draw clip `index` until it poses the question and has the wanted answer.
 
-    Draws whose answer falls into the observed frames, or that hide the agent or the patient from the first frame, are
-    no question and are redrawn, whatever label is wanted.
+    Draws whose answer falls within the observed frames, or that hide agent or patient in the first frame, pose no question and
+    are redrawn, whatever label is wanted.
     """
     wanted = wanted_label(scenario, seed, index)
     contact_from = OBSERVED_FRAMES if wanted else FRAMES
@@ -141,10 +141,10 @@ def balanced_trajectory(scenario: str, seed: int, index: int) -> Trajectory:
 
 
 def simulate(scene: Scene, camera_key: tuple[int, ...], *, contact_from: int = 0) -> Trajectory | None:
-    """Run a scene for 150 frames; None where `draw_trajectory` calls it invalid.
+    """Run a scene for 150 frames; None if `draw_trajectory` calls it invalid.
 
-    The world is frozen until the release frame, when the bodies get their velocities, so that the observed frames
-    show the question and not its answer.
+    The world is frozen until the release frame, when the bodies get their velocities, so that the observed frames show the
+    question and not its answer.
     """
     model = mujoco.MjModel.from_xml_string(scene.mjcf())
     data = mujoco.MjData(model)
@@ -171,7 +171,7 @@ def simulate(scene: Scene, camera_key: tuple[int, ...], *, contact_from: int = 0
             cloth[frame] = data.flexvert_xpos
         if frame < scene.release or frames_at_rest >= _REST_FRAMES:
             continue
-        # The last frame's state is only looked at: what follows it is not in the clip.
+        # The last frame's state is only displayed: what follows it is not in the clip.
         for substep in range(SUBSTEPS if frame + 1 < FRAMES else 1):
             mujoco.mj_step(model, data)
             # A step computes the contacts of the state it starts from.

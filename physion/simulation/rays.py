@@ -1,4 +1,4 @@
-"""Rays against the rigid bodies, by the engine's own caster: no OpenGL, no display."""
+"""Rays against the rigid bodies, using the engine's own caster: no OpenGL, no display."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def cast_rays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The nearest geom of the given groups along each of the unit directions [P, 3] from one origin [3].
 
-    Returns geom ids int32 [P] (-1 where nothing is hit), distances float64 [P] (infinite there) and normals
-    float64 [P, 3]. Cloths are not hit: the engine's caster does not know them.
+    Returns geom ids int32 [P] (-1 if nothing is hit), distances float64 [P] (infinite there) and normals float64 [P, 3]. Cloths
+    are never hit: the engine's caster does not support them.
     """
     count = len(directions)
     geoms, distances, normals = np.full(count, -1, np.int32), np.full(count, -1.0), np.zeros(3 * count)

@@ -1,4 +1,4 @@
-"""Pictures of a trajectory: what never moves is shaded once, what moves is ray cast in every frame it does."""
+"""Pictures of a trajectory: static parts are shaded once; moving parts are ray cast in every frame in which they move."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from physion.simulation.rays import cast_rays
 from physion.simulation.scene import MOVING_GROUP, STATIC_GROUP
 
 STILL = 1e-3
-"""Metres (or quaternion units) that nobody can see: about a tenth of a pixel at 128."""
+"""Meters (or quaternion units) too small to see: about a tenth of a pixel at 128."""
 SHADOW_BIAS = 0.008
 CLOTH_RADIUS = 0.012
 AMBIENT, DIFFUSE, SHININESS = 0.62, 0.56, 24
@@ -28,24 +28,24 @@ _SIGNS = np.array(list(itertools.product((-1, 1), repeat=3)))
 
 
 class Shading(NamedTuple):
-    """What a surface looks like to the eye, in P rays."""
+    """What a surface looks like along P rays."""
 
     lit: np.ndarray
-    """Colour with the lamp in view, float32 [P, 3]."""
+    """Color with the lamp in view, float32 [P, 3]."""
     dark: np.ndarray
-    """Colour in shadow, float32 [P, 3]."""
+    """Color in shadow, float32 [P, 3]."""
     exposed: np.ndarray
-    """Whether the surface faces the lamp, bool [P]: where it does not, lit and dark are the same."""
+    """Whether the surface faces the lamp, bool [P]: if not, lit and dark are the same."""
 
 
 @dataclass
 class Surface:
-    """The visible surface in P rays."""
+    """The visible surface along P rays."""
 
     rays: np.ndarray
     """Ray numbers [P]."""
     points: np.ndarray
-    """World [P, 3], metres."""
+    """World [P, 3], meters."""
     normals: np.ndarray
     """Unit [P, 3], towards the eye."""
     albedo: np.ndarray
@@ -80,7 +80,7 @@ class Renderer:
         self._shade_static()
 
     def frames(self) -> np.ndarray:
-        """All frames, uint8 [T=150, H, W, 3]; one in which nothing moved visibly repeats the one before."""
+        """All frames, uint8 [T=150, H, W, 3]; a frame in which nothing visibly moved repeats the previous one."""
         frames = np.empty((FRAMES, self._size, self._size, 3), np.uint8)
         for number, shown in enumerate(frames_shown(self._trajectory)):
             frames[number] = self.frame(number) if shown == number else frames[number - 1]
@@ -114,7 +114,7 @@ class Renderer:
         return self._develop(picture)
 
     def _shade_static(self) -> None:
-        """Everything that never moves, once lit and once in the shadow of what does."""
+        """Shade everything that never moves, once lit and once in the shadow of what does."""
         pose(self._model, self._data, self._trajectory.states[0])
         self._rays = self._camera.rays(self._size * self._antialias)
         geoms, self._static_distance, normals = cast_rays(
@@ -131,11 +131,11 @@ class Renderer:
         shaded = distance < self._lamp_distance - SHADOW_BIAS
         self._static_lit[shaded] = self._static_dark[shaded]
         self._static_points = points
-        # Culling runs over all rays in every frame; single precision halves it.
+        # Culling covers all rays in every frame; single precision halves its cost.
         self._rays_32, self._lamp_rays_32 = self._rays.astype(np.float32), self._lamp_rays.astype(np.float32)
 
     def _rigid_surface(self, centres: np.ndarray) -> Surface:
-        """The moving rigid bodies where they are not hidden by what stands still."""
+        """The moving rigid bodies where static ones do not hide them."""
         rays = rays_near(self._camera.eye, self._rays_32, centres, self._radii)
         geoms, distances, normals = cast_rays(self._model, self._data, self._camera.eye, self._rays[rays], (MOVING_GROUP,))
         nearer = distances < self._static_distance[rays]
@@ -176,7 +176,7 @@ class Renderer:
         view = self._rays[surface.rays].astype(np.float32)
         to_lamp = (self._lamp - surface.points).astype(np.float32)
         to_lamp /= np.linalg.norm(to_lamp, axis=1, keepdims=True)
-        # Ambient light that falls off towards the outline keeps unlit solids round.
+        # Ambient light that falls off towards the outline keeps unlit solids looking round.
         facing_eye = np.clip(-_dot(normals, view), 0, 1)
         dark = surface.albedo * (AMBIENT * (0.5 + 0.5 * facing_eye))[:, None]
         facing_lamp = _dot(normals, to_lamp)
@@ -191,7 +191,7 @@ class Renderer:
         return Shading(lit, dark, exposed)
 
     def _static_shadows(self, centres: np.ndarray, shadow_map: ShadowMap | None) -> np.ndarray:
-        """The rays whose static surface lies in the shadow of something that moves."""
+        """The rays whose static surface is in the shadow of something that moves."""
         rays = rays_near(self._lamp, self._lamp_rays_32, centres, self._radii)
         _, distance, _ = cast_rays(self._model, self._data, self._lamp, self._lamp_rays[rays], (MOVING_GROUP,))
         shaded: np.ndarray = rays[distance < self._lamp_distance[rays] - SHADOW_BIAS]
@@ -220,7 +220,7 @@ class Renderer:
 
 
 def frames_shown(trajectory: Trajectory) -> list[int]:
-    """For each frame the one that it shows: itself, or where nothing moved visibly since, an earlier one."""
+    """For each frame the one that it shows: itself, or an earlier one if nothing has visibly moved since."""
     states = trajectory.states
     if trajectory.cloth is not None:
         states = np.concatenate([states, trajectory.cloth.reshape(FRAMES, -1)], axis=1)
@@ -234,7 +234,8 @@ def frames_shown(trajectory: Trajectory) -> list[int]:
 def cloth_in_front(
     camera: Camera, vertices: np.ndarray, triangles: np.ndarray, behind: np.ndarray
 ) -> tuple[Fragments, np.ndarray]:
-    """The cloth's fragments on a square picture whose pixels [P] are otherwise at distances `behind`, and which are seen.
+    """The cloth's fragments on a square picture whose pixels [P] are otherwise at distances `behind`, and which of them are
+    visible.
 
     vertices: world [V, 3]; triangles: [F, 3].
     """
@@ -242,16 +243,16 @@ def cloth_in_front(
     picture, _ = camera.project(vertices)
     ranges = np.linalg.norm(vertices - camera.eye, axis=1)
     fragments = rasterise(picture[triangles] * side, ranges[triangles], side)
-    # The engine keeps the cloth's mid-surface one radius off other bodies: there it is in front.
+    # The engine keeps the cloth's mid-surface one radius away from other bodies: there it is in front.
     return fragments, fragments.depths < behind[fragments.pixels] + CLOTH_RADIUS
 
 
 def regroup_unmoved(trajectory: Trajectory) -> tuple[mujoco.MjModel, np.ndarray]:
-    """A copy of the model in which free bodies that never visibly move are static, and the ids [B] of those that do."""
+    """A copy of the model in which free bodies that never visibly move are static, and the ids [B] of those that do move."""
     model = copy.copy(trajectory.model)
     travel = np.abs(trajectory.states - trajectory.states[0]).max(axis=0)
     moving = []
-    # A cloth's vertices are bodies too, with sliding joints and without geoms.
+    # A cloth's vertices are bodies too, with sliding joints and no geoms.
     for joint in np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
         first, body = model.jnt_qposadr[joint], model.jnt_bodyid[joint]
         if travel[first : first + 7].max() >= STILL:
@@ -269,7 +270,7 @@ def _materials_by_geom(trajectory: Trajectory) -> list[Material]:
 
 
 def box_corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
-    """The corners [8, 3] of a geom's own box, in the frame of its body, metres."""
+    """The corners [8, 3] of a geom's own box, in the frame of its body, meters."""
     rotation = np.empty(9)
     mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
     box = model.geom_aabb[geom, :3] + _SIGNS * model.geom_aabb[geom, 3:]
@@ -278,7 +279,7 @@ def box_corners(model: mujoco.MjModel, geom: int) -> np.ndarray:
 
 
 def bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A sphere around each body: centres in the body's own frame [B, 3] and radii [B], metres."""
+    """A sphere around each body: centers in the body's own frame [B, 3] and radii [B], meters."""
     centres, radii = np.zeros((len(bodies), 3)), np.zeros(len(bodies))
     for number, body in enumerate(bodies):
         geoms = np.flatnonzero(model.geom_bodyid == body)
@@ -292,7 +293,7 @@ def bounding_spheres(model: mujoco.MjModel, bodies: np.ndarray) -> tuple[np.ndar
 
 
 def rays_near(origin: np.ndarray, directions: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """The numbers of the unit directions, float32 [N, 3], that can meet one of the spheres [B, 3], [B]."""
+    """The indices of the unit directions, float32 [N, 3], that can meet one of the spheres [B, 3], [B]."""
     near = np.zeros(len(directions), bool)
     for centre, radius in zip(centres, radii, strict=True):
         offset = centre - origin

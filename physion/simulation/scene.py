@@ -1,9 +1,9 @@
-"""A scene before physics: rigid bodies in a room, perhaps a cloth, and the MJCF text the engine compiles.
+"""A scene before physics: rigid bodies in a room, perhaps a cloth, and the MJCF text that the engine compiles.
 
-Lengths are metres, angles degrees, z is up, and the action runs along x. Two streams of draws feed a scene:
+Lengths are in meters, angles in degrees, z is up, and the action runs along x. Two streams of draws feed a scene:
 
-- `draws` for all that decides the outcome. Balancing redraws it until the label is the wanted one.
-- `look` for all that must not tell the outcome: release frame, colours, textures, room, distractors, camera. It is
+- `draws` for everything that decides the outcome. Balancing redraws it until the label is the wanted one.
+- `look` for everything that must not reveal the outcome: release frame, colors, textures, room, distractors, camera. It is
   the same for every redraw of a clip, so none of these can depend on the label.
 """
 
@@ -25,7 +25,7 @@ Vector = tuple[float, float, float]
 Velocity = tuple[float, float, float, float, float, float]
 """Linear velocity in m/s in the world, then angular velocity in rad/s in the body's own frame."""
 
-# Ray casting tells what may move from what stands still by these geom groups.
+# Ray casting distinguishes what may move from what is static by these geom groups.
 STATIC_GROUP, MOVING_GROUP = 0, 1
 
 
@@ -39,7 +39,7 @@ class Geom:
     position: Vector = (0.0, 0.0, 0.0)
     euler: Vector = (0.0, 0.0, 0.0)
     vertices: tuple[Vector, ...] = ()
-    """Of a cone or wedge: points whose convex hull is the solid."""
+    """For a cone or wedge: points whose convex hull is the solid."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Scene:
     materials: dict[str, Material] = field(default_factory=dict)
     """By body name."""
     shapes: dict[str, str] = field(default_factory=dict)
-    """By body name: its geom's shape, `cloth`, or `compound` where it has several geoms."""
+    """By body name: its geom's shape, `cloth`, or `compound` if it has several geoms."""
     velocities: dict[str, Velocity] = field(default_factory=dict)
     """At release, by body name."""
     framed: list[str] = field(default_factory=list)
@@ -93,12 +93,12 @@ class Scene:
         self._world = ElementTree.Element("worldbody")
 
     def colour(self) -> Colour:
-        """The next distractor colour; no two bodies share one before all are used."""
+        """The next distractor color; no two bodies share one until all are used."""
         self._colours.append(self._colours.pop(0))
         return self._colours[-1]
 
     def material(self, colour: Colour | None = None) -> Material:
-        """A random texture, in the given colour or the next one."""
+        """A random texture, in the given color or the next one."""
         return draw_object_material(self.look, colour or self.colour())
 
     def add_body(

@@ -1,4 +1,4 @@
-"""A sheet of pictures that shows what each scenario looks like, before and after the observed frames."""
+"""A sheet of pictures that shows each scenario, before and after the observed frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAPER, INK, FAINT, ACCENT = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190
 
 
 def write_contact_sheet(path: Path, seed: int, size: int) -> None:
-    """Render clip 0 or 1 of every scenario, in turn a positive and a negative, `size` pixels a frame."""
+    """Render clip 0 or 1 of every scenario, alternating positives and negatives, `size` pixels per frame."""
     text_scale = size / 128
     titles, notes = ImageFont.load_default(15 * text_scale), ImageFont.load_default(12.5 * text_scale)
     label_width, header = round(104 * text_scale), round(30 * text_scale)
@@ -43,6 +43,6 @@ def write_contact_sheet(path: Path, seed: int, size: int) -> None:
 
 
 def _clip_with_label(scenario: str, seed: int, size: int, *, label: bool) -> Clip:
-    """Of the pair of clips 0 and 1 the one with the given label."""
+    """The one of clips 0 and 1 that has the given label."""
     index = 0 if make_trajectory(scenario, seed, 0).label == label else 1
     return make_clip(scenario, seed, index, size=size)

@@ -1,4 +1,4 @@
-"""What the engine knows of a clip, to measure what models find: who is where in picture and room, and who touches whom.
+"""The engine's ground truth about a clip, to measure models by: who is where in picture and room, and who touches whom.
 
 Shapes: T=150 frames, B bodies, H W pixels. Body 0 is the agent, body 1 the patient.
 """
@@ -28,26 +28,26 @@ ROOM = ("floor", "wall")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of one clip."""
+    """The ground truth of one clip."""
 
     bodies: tuple[str, ...]
     shapes: tuple[str, ...]
     """sphere, box, cylinder, capsule, cone, wedge, cloth, or compound."""
     sizes: np.ndarray
-    """float32 [B, 3]: half the box around each body along its own axes, metres; of a cloth, along the room's in frame 0."""
+    """float32 [B, 3]: half the box around each body along its own axes, meters; for a cloth, along the room's in frame 0."""
     states: np.ndarray
-    """float32 [T, B, 13]: centre of mass (metres, z up), orientation of the body's own frame (quaternion w x y z), velocity of
-    the centre (m/s) and angular velocity (rad/s), all in the room. Of a cloth: its vertices' mean, no turn, change of mean."""
+    """float32 [T, B, 13]: center of mass (meters, z up), orientation of the body's own frame (quaternion w x y z), velocity of
+    the center (m/s) and angular velocity (rad/s), all in the room. For a cloth: its vertices' mean, no turn, change of mean."""
     picture: np.ndarray
-    """float32 [T, B, 3]: where the centre is in the picture (x, y from the upper left corner, 0..1) and its depth, metres."""
+    """float32 [T, B, 3]: where the center is in the picture (x, y from the upper left corner, 0..1) and its depth, meters."""
     contacts: dict[tuple[str, str], int]
     """By pair of bodies, or body and `floor`: the first frame at or after their first contact."""
     masks: np.ndarray
-    """uint8 [T, H, W]: 1 + the number of the body that the ray through the pixel's centre meets, 0 for floor and walls."""
+    """uint8 [T, H, W]: 1 + the index of the body that the ray through the pixel's center meets, 0 for floor and walls."""
 
 
 def truth_of(trajectory: Trajectory, size: int) -> Truth:
-    """What is true of a clip whose pictures are `size` pixels a side."""
+    """The ground truth of a clip whose pictures are `size` pixels per side."""
     scene = trajectory.scene
     bodies = (AGENT, PATIENT, *(name for name in scene.shapes if name not in (AGENT, PATIENT)))
     states = _states(trajectory, bodies)
@@ -102,7 +102,7 @@ def _states(trajectory: Trajectory, bodies: tuple[str, ...]) -> np.ndarray:
 
 
 def _masks(trajectory: Trajectory, bodies: tuple[str, ...], size: int) -> np.ndarray:
-    """What never moves is cast once; in frames in which something visibly moved, the rays near what does."""
+    """Static parts are cast once; in frames in which something visibly moved, only the rays near it are cast again."""
     model, moving = regroup_unmoved(trajectory)
     data = mujoco.MjData(model)
     camera = trajectory.view.camera

@@ -1,4 +1,4 @@
-"""The stages of the study, each declared here once; its module holds its `run`. docs/extend.md adds others from outside."""
+"""The stages of the study, each declared here once; its module holds its `run`. docs/extend.md shows how to add others."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params,
 
 __all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "instances", "last_stage", "trained"]
 
-JPEG_BYTES_A_PIXEL = 0.33  # about 5.4 kB a frame of 128 x 128 at quality 95
-MP4_BYTES_A_PIXEL = 1.1  # of a whole 150-frame clip: 18 kB at 128 x 128
+JPEG_BYTES_A_PIXEL = 0.33  # about 5.4 kB per frame of 128 x 128 at quality 95
+MP4_BYTES_A_PIXEL = 1.1  # for a whole 150-frame clip: 18 kB at 128 x 128
 OFFICIAL = {"training": 15_998, "readout": 8_005, "test": 1_174}
-OFFICIAL_TEST = 1_200  # with the glitchy ones
-OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of the archives, shared out by videos
+OFFICIAL_TEST = 1_200  # including the glitchy ones
+OFFICIAL_BYTES = {"training": 0.53e9, "readout": 0.27e9, "test": 0.28e9}  # of the archives, divided by number of videos
 
 
 # ------------------------------------------------------------------------------------------------------ inputs
 def last_stage() -> Instance:
-    """The instance that the whole study is for."""
+    """The instance that completes the study."""
     return Instance("evaluate")
 
 
 def instances(config: Any) -> dict[str, tuple[Instance, Mapping[str, Source]]]:
-    """Every instance that the study's report takes, by name, with what it reads, which stands before it."""
+    """Every instance that the study's report needs, by name, with its inputs, which come before it."""
     found: dict[str, tuple[Instance, Mapping[str, Source]]] = {}
 
     def add(instance: Instance) -> None:
@@ -42,12 +42,12 @@ def instances(config: Any) -> dict[str, tuple[Instance, Mapping[str, Source]]]:
 
 
 def of_subset(stage: str, subset: str | int) -> Instance:
-    """The instance of a stage for a subset of the videos."""
+    """A stage's instance for a subset of the videos."""
     return Instance(stage, {"subset": subset})
 
 
 def trained(config: Any, kind: str, **params: str | int) -> Instance:
-    """What makes the weights of a kind of model: its training, or the taking of named weights given in its place."""
+    """The instance that makes a model's weights: its training, or the use of named weights given in its place."""
     stage = MODELS[kind].stage
     if given(config, kind, params) is not None:
         return Instance("take-weights", {"model": kind, **params})
@@ -64,7 +64,7 @@ def given(config: Any, kind: str, params: Params) -> str | None:
 
 
 def copied_here(config: Any, kind: ModelKind) -> list[str]:
-    """Those of the models that its published state dict holds copies of (`ModelKind.copied`) that this study has."""
+    """The models copied in this one's published state dict (`ModelKind.copied`) that are part of this study."""
     return [other for other in kind.copied() if other in {config.slot_model, *slot_model_kind(config).decodes_with}]
 
 
@@ -79,12 +79,12 @@ def slots_for(config: Any, features: str | int, subset: str) -> Instance:
 
 
 def known(config: Any, subset: str) -> dict[str, Instance]:
-    """The dataset of a subset, where it tells what is true of its videos."""
+    """The dataset of a subset, if it has ground truth about its videos."""
     return {"dataset": of_subset(config.dataset, subset)} if STAGES[config.dataset].tells_truth(config, subset) else {}
 
 
 def heldout(config: Any) -> dict[str, Instance]:
-    """The videos that were held out from the training of the slot model, and what is true of them; none without a training."""
+    """The videos held out from the slot model's training, and their ground truth; nothing without a training here."""
     if slot_model_kind(config).from_truth or given(config, config.slot_model, {}) is not None:
         return {}
     truth = known(config, "training")
@@ -92,7 +92,7 @@ def heldout(config: Any) -> dict[str, Instance]:
 
 
 def readouts(config: Any) -> dict[str, Instance]:
-    """Every readout of the study, by the role it has in the test."""
+    """Every readout of the study, by its role in the test."""
     section = config.train_readout
     return {
         f"readout-{mode}-{seed}": trained(config, section.model, features=mode, seed=seed)
@@ -104,7 +104,7 @@ def readouts(config: Any) -> dict[str, Instance]:
 def regressions(config: Any) -> dict[str, Instance]:
     """Every regression of the study, by its role in the test.
 
-    Those on true states need a dataset that tells the truth, those on tokens a slot model that is decoded by way of the dVAE's.
+    Those on true states need a dataset with ground truth; those on tokens need a slot model that decodes through the dVAE.
     """
     without = set[str]()
     if not all(known(config, subset) for subset in ("readout", "test")):
@@ -116,7 +116,7 @@ def regressions(config: Any) -> dict[str, Instance]:
 
 
 def _regression_inputs(config: Any, params: Params) -> dict[str, Source]:
-    """What a regression answers from, for the videos it learns on and for those it is asked about."""
+    """A regression's inputs, for the videos it trains on and for those it is tested on."""
     kind, _, mode = str(params["on"]).partition("-")
     made_by = {"states": config.dataset, "slots": "rollout" if mode == "rollout" else "extract-slots"}.get(kind, "frames")
     inputs: dict[str, Source] = {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
@@ -130,7 +130,7 @@ def _regression_settings(config: Any, params: Params) -> dict[str, Any]:
 
 
 def _weights_inputs(config: Any, params: Params) -> dict[str, Source]:
-    """Weights, what they are compared with before they are used, and the slots on which a readout's threshold is chosen."""
+    """Weights, what they are compared with before use, and the slots on which a readout's threshold is chosen."""
     kind = MODELS[str(params["model"])]
     rest = {key: value for key, value in params.items() if key != "model"}
     reference = given(config, kind.name, rest)
@@ -150,7 +150,7 @@ def _frames_seen(config: Any, params: Params) -> int:
 
 
 def _readout_settings(config: Any, params: Params) -> dict[str, Any]:
-    """What a readout sees, and which code of it (`ReadoutKind.version`); of other models given in their place, nothing."""
+    """What a readout sees, and the version of its code (`ReadoutKind.version`); nothing for other models that are given."""
     if "features" not in params:
         return {}
     kind = MODELS.named(config.train_readout.model, ReadoutKind)
@@ -224,7 +224,7 @@ def _readout_cost(config: Any, params: Params) -> Cost:
 
 # ------------------------------------------------------------------------------------------------------ checks
 def _fits(config: Any, what: str, frames: int) -> None:
-    """A stage can only use frames that the stages before it keep."""
+    """A stage can use only frames that earlier stages keep."""
     if frames > config.frames.frames:
         raise ValueError(f"{what} takes {frames} frames, more than frames.frames={config.frames.frames}")
 

@@ -1,4 +1,4 @@
-"""Bulk stages work part by part: finished parts are never done again, and a stop loses at most the part in flight."""
+"""Bulk stages work part by part: finished parts are never made again, and a stop loses at most the part in progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from physion.progress import progress
 
 @dataclass
 class Result:
-    """What one part gave: files (name in the artifact -> local file), entries, and problems that forbid storing it."""
+    """What one part produced: files (name in the artifact -> local file), entries, and problems that forbid storing it."""
 
     files: dict[str, Path] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -40,25 +40,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """One part: its name, how many videos it has, and what its function is called with."""
+    """One part: its name, how many videos it has, and the arguments of its function."""
 
     part: str
     videos: int
     arguments: tuple[Any, ...]
 
 
-_note: Path | None = None  # of a worker process: what it works on
+_note: Path | None = None  # in a worker process: the file that says what it works on
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 
 
 def working_on(video: str) -> None:
-    """Leave word of what this process turns to: should it die of it, the error names it."""
+    """Record which video this process works on: if the process dies of it, the error names it."""
     if _note is not None:
         _note.write_text(video)
 
 
 def part_name(number: int, made_from: Any) -> str:
-    """Name of a part, which tells what it is made from: a part made from something else is another one."""
+    """Name of a part, which identifies what it is made from: a part made from something else gets another name."""
     canonical = json.dumps(made_from, sort_keys=True, separators=(",", ":"))
     return f"{number:05d}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
@@ -66,10 +66,10 @@ def part_name(number: int, made_from: Any) -> str:
 def run_parts(
     job: Job, work: Sequence[Work], compute: Callable[..., Result], *, workers: int | None = 0
 ) -> list[dict[str, Any]]:
-    """Do those parts of this process's share that are not done yet, in `workers` processes (0: in this one; None: one a core).
+    """Make the missing parts of this process's share, in `workers` processes (0: in this one; None: one per core).
 
-    Returns the entries of all parts in order. Problems of all parts are raised together as one DataError; the parts without
-    any are kept. Raises PartsMissing when other processes have not done theirs yet.
+    Returns the entries of all parts in order. Problems of all parts are raised together as one DataError; parts without
+    problems are kept. Raises PartsMissing if other processes have not finished theirs yet.
     """
     finished = job.output.part_names()
     mine = work[job.share]
@@ -100,7 +100,7 @@ def publish_index(job: Job, items: Sequence[dict[str, Any]]) -> None:
 def map_shards(
     job: Job, source: Shards, per_shard: int, kind: str, compute: Callable[[list[Video]], Iterator[tuple[str, np.ndarray]]]
 ) -> dict[str, Any]:
-    """One output shard for every `per_shard` videos of `source`, with `<video>/<kind>` = what `compute` yields.
+    """One output shard for every `per_shard` videos of `source`; `<video>/<kind>` is what `compute` yields.
 
     Only what `compute` holds on to is in memory: a shard is written as it comes, and the source's shards for the next one are
     fetched meanwhile. Returns the headline metrics of a bulk stage.
@@ -136,7 +136,7 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
         return
     if not work:
         return
-    # spawn: a fork of a process that runs torch's threads can hang
+    # spawn: forking a process that runs torch's threads can hang
     known = (os.getpid(), job.output.scratch)
     pool = ProcessPoolExecutor(min(workers, len(work)), get_context("spawn"), _prepare_worker, known)
     try:
@@ -152,23 +152,23 @@ def _results(work: Sequence[Work], compute: Callable[..., Result], workers: int,
                 yield waiting.pop(future), future.result()
             job.stop.check()
     except BrokenProcessPool as error:
-        job.stop.check()  # the signal may have gone to the workers too, and found one that was still starting
+        job.stop.check()  # the workers may also have received the signal, one while still starting
         processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=True)  # then it is known how each ended
+        pool.shutdown(wait=True)  # only then is it known how each one ended
         raise _death(job, processes) from error
     finally:
-        # Stopping must not wait for the parts in flight. (Python 3.14 has pool.kill_workers().)
+        # Stopping must not wait for parts in progress. (Python 3.14 has pool.kill_workers().)
         for process in list((pool._processes or {}).values()):
             process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _death(job: Job, processes: Sequence[BaseProcess]) -> PhysionError:
-    """Why the pool broke: over a video that no process survives, or over something that may be otherwise next time."""
+    """Why the pool broke: over a video that no process survives, or over something that may go better next time."""
     died: dict[str, int] = {}
     for process in processes:
         note = job.output.scratch / f"{process.pid}.note"
-        if process.exitcode not in (None, -signal.SIGTERM) and note.exists():  # SIGTERM: ended because another one died
+        if process.exitcode not in (None, -signal.SIGTERM) and note.exists():  # SIGTERM: stopped because another one died
             died[note.read_text()] = -process.exitcode
     if crashed := [f"{video}: the process that read it died of {signal.Signals(number).name}"
                    for video, number in sorted(died.items()) if number in _CRASHES]:  # fmt: skip
@@ -189,7 +189,7 @@ def _timed(compute: Callable[..., Result], *arguments: Any) -> Result:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started inside inherits that for good, so it is deaf to it from its first instant on."""
+    """Block Ctrl-C; a process started inside inherits that permanently, so it ignores Ctrl-C from its first instant."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -198,7 +198,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _prepare_worker(parent: int, notes: Path) -> None:
-    """Gone when the parent is killed. Ctrl-C is the parent's to decide about: see `_interrupts_held`."""
+    """Ends when the parent is killed. The parent decides about Ctrl-C: see `_interrupts_held`."""
     global _note
     _note = notes / f"{os.getpid()}.note"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,7 @@
-"""How far predicted slots are from those that came, measured for `evaluate` on whole videos.
+"""How far predicted slots are from the true ones, measured for `evaluate` on whole videos.
 
-The references: the slots' variance (always saying the mean slot of an index errs by 1), and copying the last observed frame.
+The references: the slots' variance (always predicting the mean slot of an index errs by 1), and copying the last observed
+frame.
 
 Shapes: N videos, T frames, P predicted frames, S slots, D slot size, K coordinates.
 """
@@ -26,9 +27,9 @@ from physion.stages.links import BODIES, PROBED, SPACES, Asked, Seen
 
 @dataclass(frozen=True)
 class Rolled:
-    """A video as it was seen, and its rollout [T, S, D], which is true in the first `observed` frames.
+    """A video as seen by the model, and its rollout [T, S, D], whose first `observed` frames are true.
 
-    `order` and `true_order` [1 + P, S] follow the slots of the last observed frame through the rollout, and through the truth.
+    `order` and `true_order` [1 + P, S] track the slots of the last observed frame through the rollout, and through the truth.
     """
 
     seen: Seen
@@ -38,7 +39,7 @@ class Rolled:
 
     @staticmethod
     def of(seen: Seen, rollout: np.ndarray, observed: int) -> Rolled:
-        """Follow the slots."""
+        """Track the slots."""
         return Rolled(seen, rollout, *(tracked(slots[observed - 1 :]) for slots in (rollout, seen.slots)))
 
     def errors(self) -> dict[str, np.ndarray]:
@@ -56,7 +57,7 @@ class Rolled:
 
 
 def tracked(slots_TSD: np.ndarray) -> np.ndarray:
-    """The number of each of the first frame's slots in every frame, int64 [T, S]: one to one the nearest of the next frame."""
+    """The index of each of the first frame's slots in every frame, int64 [T, S], matched one to one with the nearest."""
     from scipy.optimize import linear_sum_assignment
 
     order = [np.arange(slots_TSD.shape[1])]
@@ -87,10 +88,10 @@ def measure_dynamics(job: Job, config: Evaluate, seen: Sequence[Seen], truth: Tr
 def dynamics_numbers(
     rolled: Sequence[Rolled], truth: TruthShards | None, observed: int, watched: int, config: Evaluate
 ) -> dict[str, Any]:
-    """Errors after the `observed` frames, over time, and over those predicted ones that readouts see, of the first `watched`.
+    """Errors after the `observed` frames: over time, and over the predicted frames that readouts see, up to frame `watched`.
 
-    `against_copying` is the rollout's error by that of copying, both with the slots' order restored. With truth, also how far
-    from a body's true place a probe puts it (`_distances`). Nothing where nothing was predicted.
+    `against_copying` is the rollout's error divided by that of copying, both with the slots' order restored. With ground truth,
+    also how far from a body's true place a probe puts it (`_distances`). Empty if nothing was predicted.
     """
     frames = len(rolled[0].rollout)
     if observed >= frames:
@@ -117,7 +118,7 @@ def dynamics_numbers(
 
 @dataclass(frozen=True)
 class _Curves:
-    """How a number over videos is told over time: in each of the frames [P]; with intervals at a few, and over the watched."""
+    """A number over videos, over time: in each of the frames [P]; with intervals at a few, and over the watched ones."""
 
     frames: np.ndarray
     watched: int
@@ -125,7 +126,7 @@ class _Curves:
     config: Evaluate
 
     def of(self, parts_NP: np.ndarray, wholes_NP: np.ndarray) -> dict[str, Any]:
-        """The sum of parts by that of wholes (`over_videos`)."""
+        """The sum of parts divided by that of wholes (`over_videos`)."""
         whole = wholes_NP.sum(0)
         few = [self._measured(parts_NP[:, n], wholes_NP[:, n]) | {"frame": int(self.frames[n])} for n in self._few()]
         seen = self.frames < self.watched
@@ -140,18 +141,19 @@ class _Curves:
         return over_videos(parts, wholes, self.scenarios, self.config.resamples, self.config.seed)
 
     def _few(self) -> list[int]:
-        """Numbers of the first frame, of the last one watched, of the last, and of those halfway between."""
+        """Indices of the first frame, of the last one watched, of the last, and of those halfway between."""
         first, turn, last = self.frames[0], min(max(self.watched - 1, self.frames[0]), self.frames[-1]), self.frames[-1]
         wanted = [first, (first + turn) // 2, turn, (turn + last) // 2, last]
         return sorted({int(np.abs(self.frames - frame).argmin()) for frame in wanted})
 
 
 def _distances(rolled: Sequence[Rolled], truth: TruthShards, body: int, observed: int, curves: _Curves) -> dict[str, Any]:
-    """How far from its place a body is put, in picture and room, by probes that learnt on true slots of other families.
+    """How far off a body's predicted place is, in picture and room, by probes trained on true slots of other families.
 
-    They read it from the `rollout`, from the last observed frame's slot (`copied`), and from the `true` slot that fits the body
-    best, which is how well it can be read at all; `mean` always says the mean place. What stood for the body in the last
-    observed frame is followed through the rollout. Asked where the body is seen, then and in the last observed frame.
+    They read the place from the `rollout`, from the last observed frame's slot (`copied`), and from the `true` slot that fits
+    the body best, which shows how well it can be read at all; `mean` always predicts the mean place. The slot that stood for
+    the body in the last observed frame is tracked through the rollout. Measured where the body is visible, both then and in the
+    last observed frame.
     """
     seen = [each.seen for each in rolled]
     asked = Asked.of(body, seen, truth)

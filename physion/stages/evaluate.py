@@ -38,12 +38,12 @@ from physion.training.engine import HISTORY, WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 CLIP_SECONDS = 5.0
-METRICS_VERSION = 1  # of the keys of metrics.json, docs/metrics.md: raise it when one gets another meaning or goes
+METRICS_VERSION = 1  # of the keys of metrics.json, docs/metrics.md: raise it when one is removed or changes meaning
 
 
 @dataclass
 class Predictions:
-    """What the readouts say of the test videos, by feature mode; one row for each readout, in the order of their seeds."""
+    """The readouts' predictions for the test videos, by feature mode; one row per readout, in the order of their seeds."""
 
     videos: list[Video]
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)
@@ -52,12 +52,12 @@ class Predictions:
 
     @property
     def labels(self) -> np.ndarray:
-        """The truth, bool [videos]."""
+        """The true labels, bool [videos]."""
         return np.array([bool(video.label) for video in self.videos])
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Test, draw, write; metrics.json holds nothing that differs between two runs of the same study."""
+    """Test, plot, write; metrics.json holds nothing that differs between two runs of the same study."""
     config: Evaluate = job.config
     predictions = _predict(job)
     metrics = _measure(config, predictions, job.inputs["dataset"])
@@ -111,7 +111,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _predict(job: Job) -> Predictions:
-    """Every readout on the test videos, each of which is read once for all readouts of a mode."""
+    """Every readout on the test videos; each video is read once for all readouts of a mode."""
     shards = {role: Shards(job.inputs[role]) for role in ("slots", "rollouts")}
     found = Predictions(shards["slots"].videos)
     for mode, readouts in _readouts(job).items():
@@ -122,7 +122,7 @@ def _predict(job: Job) -> Predictions:
         models = [load_model(r.path(n)) for r, names in zip(readouts, candidates, strict=True) for n in names]
         by_readout = np.split(predict(models, test), np.cumsum([len(names) for names in candidates])[:-1])
         found.probabilities[mode] = np.stack([p[0] for p in by_readout])
-        # Readouts that were given have no epochs: each is the only candidate of its seed.
+        # Readouts that were given have no epochs: each is the only candidate for its seed.
         epochs = np.stack([p[1:] if len(p) > 1 else p for p in by_readout])
         found.paper_protocol[mode] = paper_protocol(epochs, found.labels)
         found.thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
@@ -154,7 +154,7 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
 
 
 def _people(config: Evaluate, found: Predictions) -> dict[str, Any]:
-    """What people said of the same stimuli."""
+    """People's answers to the same stimuli."""
     people, files = read_people(config.people)
     videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
     said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
@@ -162,7 +162,7 @@ def _people(config: Evaluate, found: Predictions) -> dict[str, Any]:
 
 
 def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, Any]:
-    """What each regression's answers are worth, by what they are from: every variant, and which its folds chose."""
+    """How good each regression's predictions are, by what they are from: every variant, and which one its folds chose."""
     names, scenarios = [video.name for video in found.videos], [video.scenario for video in found.videos]
     measured: dict[str, Any] = {}
     for artifact in job.inputs.values():
@@ -181,7 +181,7 @@ def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, An
 
 
 def _first_contacts(dataset: Artifact, videos: list[Video]) -> list[int | None] | None:
-    """The frame of first contact of each video; None where the dataset tells no truth."""
+    """The frame of first contact of each video; None if the dataset has no ground truth."""
     truth = TruthShards.of(dataset)
     return None if truth is None else [truth.scenes[video.name].first_contact for video in videos]
 
@@ -214,7 +214,7 @@ def _readouts(job: Job) -> dict[str, list[Artifact]]:
 
 
 def _histories(job: Job) -> dict[str, Any]:
-    """Curves of the trainings that the test rests on; of the readouts, the first seed's of each mode."""
+    """Loss curves of the trainings that the test depends on; for the readouts, those of each mode's first seed."""
     others = [artifact for artifact in job.inputs.values() if "features" not in artifact.manifest.params]
     first = [readouts[0] for readouts in _readouts(job).values()]
     return {a.manifest.instance: a.json(HISTORY) for a in [*others, *first] if HISTORY in a.names()}
@@ -225,8 +225,8 @@ def _histories(job: Job) -> dict[str, Any]:
 def _pictures(
     job: Job, config: Evaluate, found: Predictions, model: SlotModel | None
 ) -> tuple[list[VideoPanel], dict[str, bytes], dict[str, Any]]:
-    """Videos with masks and decoded slots, stills of where the slots look and of what the slot model is shown, and how like
-    the shown frames are what is `reconstructed` and the decoded `slots` and `rollouts`.
+    """Videos with masks and decoded slots; stills of where the slots look and of the slot model's input; and how similar to the
+    shown frames the `reconstructed` ones and the decoded `slots` and `rollouts` are.
     """
     frames = FrameShards(job.inputs["frames"])
     sources = {"true slots, decoded": "slots", "rollout, decoded (orange: predicted)": "rollouts"}
@@ -281,7 +281,7 @@ def _pictures(
 
 
 def _panel(job: Job, found: Predictions, number: int, clips: Mapping[str, np.ndarray]) -> VideoPanel:
-    """What the report shows of a video."""
+    """What the report shows for a video."""
     video = found.videos[number]
     mean = {mode: float(p[:, number].mean()) for mode, p in found.probabilities.items()}
     calls = {
@@ -301,7 +301,7 @@ def _mp4(scratch: Path, frames_THW3: np.ndarray, fps: int) -> bytes:
 
 
 def _spread_over_scenarios(videos: list[Video], count: int) -> list[int]:
-    """Numbers of `count` videos, taking one of each scenario in turn."""
+    """Indices of `count` videos, taking one from each scenario in turn."""
     by_scenario: dict[str, list[int]] = {}
     for number, video in enumerate(videos):
         by_scenario.setdefault(video.scenario, []).append(number)

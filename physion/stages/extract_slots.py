@@ -24,7 +24,7 @@ from physion.training.precision import arithmetic
 
 
 def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
-    """The slot model of a stage's inputs: `slot-model`, and by their kind those that it needs to decode."""
+    """The slot model from a stage's inputs: `slot-model`, and by their kind the models that it needs to decode."""
     weights = inputs["slot-model"].path(WEIGHTS)
     kind = MODELS.named(kind_of_weights(weights), SlotModelKind)
     model: SlotModel = load_model(weights)
@@ -34,10 +34,10 @@ def load_slot_model(inputs: Mapping[str, Artifact]) -> SlotModel:
     return model.to(best_device())
 
 
-@arithmetic(torch.float32, threads=1)  # bits may depend on it; shares use more cores
+@arithmetic(torch.float32, threads=1)  # the last bits may depend on it; shares use more cores
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
-    """Publish `slots` float32 [T, S, D] a video; the state carries over from chunk to chunk of a video."""
+    """Publish `slots` float32 [T, S, D] per video; the state carries over between chunks of a video."""
     config: ExtractSlots = job.config
     frames = FrameShards(job.inputs["frames"])
     if "slot-model" not in job.inputs:

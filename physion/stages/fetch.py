@@ -1,4 +1,4 @@
-"""`fetch`: the official Physion videos, from a directory or from the published archives, whatever the folders above them."""
+"""`fetch`: the official Physion videos, from a directory or from the published archives, whatever folders are above them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from physion.store.keys import LONGEST_NAME, is_key, one_line
 FILES_PER_PART = 256
 GLITCHY_NAMES = ("glitchy_stimuli.txt", "manual_stim_evaluation_glitchy_test_stims.txt")  # ours, and the authors'
 SHOWN_FOLDERS = 8
-LARGEST_TEXT = 50 * 10**6  # bytes of a label file, which is read into memory; the official ones have less than one million
+LARGEST_TEXT = 50 * 10**6  # bytes of a label file, which is read into memory; the official ones have under one million
 
 
 @dataclass
 class Found:
-    """What was found of a subset. `where` is a path with its source in front."""
+    """What was found of a subset. `where` is a path, prefixed with its source."""
 
     subset: Subset
     given: str = ""
@@ -51,16 +51,16 @@ class Found:
     videos: dict[str, str] = field(default_factory=dict)
     """Place in the layout -> where."""
     twice: list[tuple[str, str, str]] = field(default_factory=list)
-    """A place, and where the two candidates for it are."""
+    """A place, and where its two candidates are."""
     texts: dict[str, bytes] = field(default_factory=dict)
     """Label files and lists of glitchy stimuli: where -> content."""
     others: Counter[str] = field(default_factory=Counter)
-    """Folder -> how many files in it are passed over."""
+    """Folder -> number of files in it that are ignored."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of every archive, label file and list."""
+    """SHA-256 of every archive, label file and list."""
 
     def require_videos(self) -> None:
-        """Raise DataError unless there are videos, each once."""
+        """Raise DataError unless there are videos, each only once."""
         if not self.videos:
             wanted = "<Scenario>/mp4s-redyellow" if self.subset == "test" else f"<Scenario>_{self.subset}_MP4s"
             folders = [f"{folder} ({count:,} files)" for folder, count in sorted(self.others.items())]
@@ -73,7 +73,7 @@ class Found:
         raise_problems(
             [
                 f"{len(those):,} {self.subset} video{'s are' if len(those) > 1 else ' is'} there twice, "
-                f"such as {those[0][1]} and {those[0][2]}: leave one of each"
+                f"such as {those[0][1]} and {those[0][2]}: keep one of each"
                 for those in pairs.values()
             ]
         )
@@ -95,7 +95,7 @@ class Found:
         return choice[0]
 
     def glitchy_list(self) -> str:
-        """Where the list of glitchy stimuli among the videos is; empty when there is none."""
+        """Where the list of glitchy stimuli among the videos is; empty if there is none."""
         lists = [where for where in self.texts if where.rsplit("/", 1)[1] in GLITCHY_NAMES]
         if len(lists) > 1:
             found = f"{len(lists)} lists of glitchy stimuli: {', '.join(lists)}"
@@ -104,7 +104,7 @@ class Found:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Copy every video of the subset, and its label file, into the artifact; read them strictly before they are published."""
+    """Copy every video of the subset, and its label file, into the artifact; check them strictly before they are published."""
     subset: Subset = job.params["subset"]  # type: ignore[assignment]
     config: Fetch = job.config
     found, texts = Found(subset), dict[str, str]()  # place in the layout -> where
@@ -121,7 +121,7 @@ def run(job: Job) -> dict[str, Any]:
         try:
             videos = read_subset(subset, [*found.videos, *read], read.__getitem__)
             require_both_outcomes(videos, f"{subset} videos")
-        except DataError as error:  # by the names that they have at the source
+        except DataError as error:  # with their names in the source
             text = str(error)
             for place, where in texts.items():
                 text = text.replace(place, where)
@@ -129,7 +129,7 @@ def run(job: Job) -> dict[str, Any]:
     except BaseException as error:
         forget_downloads(job.output.store)
         if isinstance(error, DataError):
-            job.output.discard()  # or a repaired source would not be looked at again
+            job.output.discard()  # otherwise a repaired source would not be read again
         raise
     if texts:
         scratch = {place: job.output.scratch / PurePosixPath(place).name for place in texts}
@@ -143,7 +143,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _glitchy(job: Job, choice: str, found: Found, texts: dict[str, str]) -> str:
-    """Choose the list of glitchy stimuli; the name that it goes by."""
+    """Choose the list of glitchy stimuli; returns the name to show for it."""
     if choice == "keep":
         return "fetch.glitchy=keep"
     where = found.glitchy_list() if choice == "leave-out" else shown_source(choice)
@@ -159,7 +159,7 @@ def _glitchy(job: Job, choice: str, found: Found, texts: dict[str, str]) -> str:
 
 
 def _text(stream: IO[bytes], where: str) -> bytes:
-    """A label file, or another list."""
+    """The content of a label file or another list."""
     data = stream.read(LARGEST_TEXT + 1)
     if len(data) > LARGEST_TEXT:
         raise DataError(f"{where}: has more than {LARGEST_TEXT / 1e6:g} MB, which no list of videos has")
@@ -167,7 +167,7 @@ def _text(stream: IO[bytes], where: str) -> bytes:
 
 
 def _take(job: Job, part: str, source: str, found: Found) -> None:
-    """Bring in what a source holds of the subset."""
+    """Import what a source holds of the subset."""
     option = "fetch.archives" if job.config.root is None else "fetch.root"
     name = PurePosixPath(urlsplit(source).path if "://" in source else shown_source(source)).name
     shown = shown_source(source)
@@ -201,7 +201,7 @@ def _take(job: Job, part: str, source: str, found: Found) -> None:
 
 
 def _keep(job: Job, part: str) -> dict[str, str]:
-    """Make what an earlier run stored of a source part of the artifact; returns the SHA-256 of its videos by place."""
+    """Include what an earlier run stored from a source in the artifact; returns the SHA-256 of its videos by place."""
     groups = [name for name in job.output.parts() if name.startswith(f"{part}-")]
     return {record.name: record.sha256 for name in groups for record in job.output.keep(name).files}
 
@@ -242,13 +242,13 @@ def _store(job: Job, part: str, shown: str, members: Iterator[Member], found: Fo
                 number, group = number + 1, {}
         elif PurePosixPath(path).name in names and not any(folder.startswith(".") for folder in path.split("/")):
             if where in found.texts:
-                raise DataError(f"{where} is there twice: leave one of the two")
+                raise DataError(f"{where} is there twice: keep one of the two")
             with readable(shown, where), opened() as stream:
                 found.texts[where] = _text(stream, where)
         else:
             found.others[where.rpartition("/")[0]] += 1
     if group:
         job.output.add_part(f"{part}-{number:05d}", group)
-    if known:  # removed, or others by now
+    if known:  # removed, or replaced since
         job.output.discard()
         raise TransientError(f"{shown}: has changed since an earlier run that was interrupted; run the same command again")

@@ -34,7 +34,7 @@ def run(job: Job) -> dict[str, Any]:
         raise DataError(f"all {len(videos)} {subset} videos are held out, and none is left to learn from: there are too few")
     require_both_outcomes(learned, f"{subset} videos" + " that are not held out" * (subset == "readout"))
     if subset == "readout" and len({video.label for video in videos if video.heldout}) < 2:
-        say("held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5")
+        say("the held-out readout videos do not have both outcomes: thresholds stay at 0.5 instead of being chosen")
     digests = {record.name: record.sha256 for record in dataset.manifest.files}
     work = []
     for number, group in enumerate(in_groups(videos, config.videos_per_shard)):
@@ -44,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
         items = run_parts(job, work, decode_shard, workers=config.workers)
     except DataError as error:
         remake = f"physion stage {dataset.manifest.stage} --subset {subset} --force"
-        again = f"mend the source, run `{remake}`, then this command again: videos that are decoded already stay so"
+        again = f"fix the source, run `{remake}`, then this command again; videos decoded so far are kept"
         raise DataError(f"{error}\n{again}") from error
     publish_index(job, items)
     metrics: dict[str, Any] = {"videos": len(items), "heldout": sum(item["heldout"] for item in items)}
@@ -52,8 +52,8 @@ def run(job: Job) -> dict[str, Any]:
         metrics["other_rates"] = len(others)
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         say(
-            f"{job.instance}: {len(others)} of {len(items)} videos do not have {FPS} frames a second: {shown}. Their frames "
-            f"are counted like all others, as in the published code, so that {config.frames} of them are another time"
+            f"{job.instance}: {len(others)} of {len(items)} videos do not have {FPS} frames per second: {shown}. Their frames "
+            f"are counted like all others, as in the published code, so {config.frames} of them span a different time"
         )
     if subset != "training":
         metrics["positive"] = round(sum(item["label"] for item in items) / len(items), 3)
@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def decode_shard(dataset: Artifact, videos: list[Video], config: Frames, path: Path) -> Result:
-    """One shard of decoded videos; a line for every video that cannot be read."""
+    """One shard of decoded videos; one line for every video that cannot be read."""
     result = Result()
 
     def decoded() -> Iterator[tuple[str, np.ndarray]]:

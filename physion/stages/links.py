@@ -1,4 +1,4 @@
-"""What the links of the chain before the answer are worth, measured for `evaluate` on whole videos.
+"""Measures the links of the chain before the answer, for `evaluate`, on whole videos.
 
 Shapes: N videos, T frames, B bodies, S slots, D slot size, H W pixels.
 """
@@ -27,14 +27,14 @@ from physion.report.binding import best_slots, measure_slots, norms, overlaps_in
 from physion.report.metrics import complement, over_videos
 from physion.training.engine import best_device
 
-PROBED = 5  # frames between two of those that probes learn from and are asked about
+PROBED = 5  # probes are trained and evaluated on every PROBED-th frame
 BODIES = {"agent": AGENT, "patient": PATIENT}
-SPACES = {"picture": slice(0, 2), "room": slice(2, 5)}  # of places: parts of the picture's side, and metres
+SPACES = {"picture": slice(0, 2), "room": slice(2, 5)}  # columns of places: fractions of the picture's side, and meters
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A video as the slot model sees it: slots [T, S, D]; where the truth is known, overlaps with bodies [T, 1 + B, S]."""
+    """A video as the slot model sees it: slots [T, S, D]; with ground truth, overlaps with bodies [T, 1 + B, S]."""
 
     video: Video
     slots: np.ndarray
@@ -42,9 +42,9 @@ class Seen:
 
 
 def look_at_sets(job: Job, config: Evaluate, model: SlotModel | None) -> dict[str, tuple[list[Seen], TruthShards | None]]:
-    """Some test videos, with the slots that were extracted, and some that were held out from the slot model's training.
+    """Some test videos, with their extracted slots, and some that were held out from the slot model's training.
 
-    Without a model slots look nowhere, and nothing is asked about where.
+    Without a model there are no masks, so the slots are not compared with the ground truth.
     """
     sets = {"test": ("frames", "dataset"), "heldout": ("heldout", "heldout-dataset")}
     found = {}
@@ -68,7 +68,7 @@ def look(
     truth: TruthShards | None,
     slots: Shards | None,
 ) -> list[Seen]:
-    """Have the model look at videos; their slots are those that were extracted where these are given."""
+    """Run the model on videos; extracted slots are used if given."""
     found = []
     with progress(f"{job.instance}: slots", len(videos), "videos") as bar:
         for video in videos:
@@ -86,7 +86,7 @@ def look(
 
 
 def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evaluate) -> dict[str, Any]:
-    """`measure_slots` and the slots' mean length in every frame, over all videos; with truth, what probes read from them."""
+    """`measure_slots` and the slots' mean length in each frame, over all videos; with ground truth, the probes' results too."""
     measured = [measure_slots(each.slots, each.overlap) for each in seen]
     scenarios = [each.video.scenario for each in seen]
     found: dict[str, Any] = {"videos": len(seen), "slots": seen[0].slots.shape[1], "truth": truth is not None}
@@ -102,9 +102,9 @@ def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evalua
 
 @dataclass(frozen=True)
 class Asked:
-    """What probes are asked of a body in every PROBED-th frame: its places [N, T, 5] in the picture and in the room.
+    """A body as probes see it in every PROBED-th frame: its places [N, T, 5] in the picture and in the room.
 
-    Its slot `best` among slots [N, T, S, D] by its mask, and whether it is seen, [N, T].
+    Also the index of the slot `best` for it among slots [N, T, S, D], by its mask, and whether it is visible, [N, T].
     """
 
     slots: np.ndarray
@@ -115,7 +115,7 @@ class Asked:
 
     @staticmethod
     def of(body: int, seen: Sequence[Seen], truth: TruthShards) -> Asked:
-        """Put the videos together."""
+        """Combine the videos."""
         bound = [best_slots(each.overlap[::PROBED]) for each in seen if each.overlap is not None]
         best, there = (np.stack([each[which][:, body] for each in bound]) for which in (0, 2))
         rows = slice(0, len(seen[0].slots), PROBED)
@@ -138,7 +138,7 @@ def _probed(seen: Sequence[Seen], truth: TruthShards, body: int, config: Evaluat
 
 
 def _fit(said_NTK: np.ndarray, places_NTK: np.ndarray, scenarios: Sequence[str], config: Evaluate) -> dict[str, Any]:
-    """R2 (0: no better than always saying the mean place) with its interval, and the median distance, where it was asked."""
+    """R2 (0: no better than always predicting the mean place) with its interval, and the median distance, where evaluated."""
     asked = np.isfinite(said_NTK).all(-1)
     if not asked.any():
         return {"r2": None, "median_error": None}

@@ -1,6 +1,6 @@
-"""What a stage declares of itself, once; graph, plan, workflow, estimates and command line all derive from it.
+"""What a stage declares about itself, once; graph, plan, workflow, estimates and command line all derive from it.
 
-A stage is a pure function of its settings, its inputs and its parameters to one artifact. Importing this loads no torch.
+A stage is a pure function from its settings, its inputs and its parameters to one artifact. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from physion.models.kinds import MODELS
 
 Params = Mapping[str, str | int]
 BYTES_A_FLOP = (
-    0.05  # kept of a forward pass for the backward pass: the dVAE's, which keeps most (690 MiB for 8 published images)
+    0.05  # share of a forward pass kept for the backward pass, from the dVAE, which keeps most (690 MiB for 8 published images)
 )
 
 
 class Kind(enum.Enum):
-    """How the work of a stage is done."""
+    """How a stage's work is done."""
 
     PARTS = "parts"
-    """A list of parts, which several processes or pods can share."""
+    """A list of parts, which several processes or pods can divide."""
     TRAINING = "training"
-    """Ranks that train together; on a cluster a job of its own."""
+    """Ranks that train together; on a cluster, a separate job."""
     PROCESS = "process"
     """One process."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated output in bytes, work in floating-point operations, and memory beside the program's own while a CPU does it."""
+    """Estimated output in bytes, work in floating-point operations, and memory on a CPU on top of the program's own."""
 
     bytes: float = 0.0
     flops: float = 0.0
@@ -43,7 +43,7 @@ class Cost:
 
 
 def training_cost(model: str, sample_flops: Callable[[Any], float] | None = None) -> Callable[[Any, Params], Cost]:
-    """The cost of the training of a kind of model, as the table of kinds has it. sample_flops: instead of the kind's."""
+    """The cost of training a kind of model, from the table of kinds. sample_flops: replaces the kind's."""
 
     def cost(config: Any, params: Params) -> Cost:
         kind = MODELS[model]
@@ -51,7 +51,8 @@ def training_cost(model: str, sample_flops: Callable[[Any], float] | None = None
         forward = (sample_flops or kind.sample_flops)(config)
         weights = 4 * kind.parameters(config)
         batch = forward * optim.batch_size
-        # Backward is twice forward. Gradients, Adam's two moments and a copy for the checkpoint are as large as the weights.
+        # Backward costs twice as much as forward. Gradients, Adam's two moments and a checkpoint copy are each as large as the
+        # weights.
         return Cost(weights, 3 * batch * optim.steps, 5 * weights + BYTES_A_FLOP * batch)
 
     return cost
@@ -72,7 +73,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Named:
-    """Named weights of the store, `pretrained/<name>`, as an input."""
+    """Named weights in the store, `pretrained/<name>`, as an input."""
 
     reference: str
 
@@ -84,15 +85,14 @@ Source = Instance | Named
 class Stage:
     """A stage of the study.
 
-    version: raise it when a change of the code changes what comes out. module: where its `run(job)` is, by default in
-    physion.stages under its name. section: its section of
-    the configuration, called as the stage; `replaced` are those of its fields that it does not read as they are, but by
-    `settings`: what else of the configuration it reads, by name, for these parameters. Section (but for knobs and replaced
-    fields) and settings are its identity, beside the version, `facts` (of the machine that decide results) and its inputs.
-    reads: its inputs by role. check: raises ValueError for a configuration that cannot work. makes: what others can
-    make in its place, such as a dataset. fans_out: the parameter whose values one task of a workflow covers. For people,
-    summary; note: what else the plan should say, by the configuration and, once it is made, its metrics; absent: why a study
-    has none of it, and what would give it one.
+    version: raise it when a code change affects the output. module: where its `run(job)` is; default: in physion.stages under
+    its name. section: its section of the configuration, named like the stage; `replaced` lists the fields of it that the stage
+    reads through `settings` instead. settings: what else of the configuration it reads, by name, for these parameters. Section
+    (except knobs and replaced fields) and settings form its identity, together with the version, `facts` (about the machine,
+    where they affect results) and its inputs. reads: its inputs by role. check: raises ValueError for a configuration that
+    cannot work. makes: what other stages can make in its place, such as a dataset. fans_out: the parameter whose values one
+    workflow task covers. For people: summary; note: what else the plan should say, from the configuration and, once it is made,
+    its metrics; absent: why a study does not have it, and what would add it.
     """
 
     name: str = field(kw_only=False)
@@ -110,11 +110,11 @@ class Stage:
     note: Callable[[Any, Params, Mapping[str, Any] | None], str] = lambda config, params, metrics: ""
     makes: str = ""
     tells_truth: Callable[[Any, str], bool] = lambda config, subset: False
-    """Of one that makes datasets: whether it also publishes what is true of a subset's videos (`physion.data.truth`)."""
+    """For a stage that makes datasets: whether it publishes ground truth about a subset's videos (`physion.data.truth`)."""
     fans_out: str = ""
     absent: str = ""
     gpu: bool = False
-    """Whether it computes on a GPU where there is one."""
+    """Whether it computes on a GPU if there is one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", self.module or f"physion.stages.{self.key}")
@@ -125,7 +125,7 @@ class Stage:
         return self.name.replace("-", "_")
 
     def load(self) -> Callable[[Job], dict[str, Any]]:
-        """The stage's `run(job) -> headline metrics`; loading it may load torch. Raises ConfigError when there is none."""
+        """The stage's `run(job) -> headline metrics`; loading it may load torch. Raises ConfigError if there is none."""
         run: Callable[[Job], dict[str, Any]] | None = getattr(importlib.import_module(self.module), "run", None)
         if run is None:
             raise ConfigError(f"stage {self.name}: module {self.module} has no run(job)")
@@ -136,7 +136,7 @@ class Registry(dict[str, Stage]):
     """The stages by name, each after those that it reads."""
 
     def register(self, stage: Stage) -> None:
-        """Add a stage. A name is taken once; the same stage again changes nothing. Raises ConfigError."""
+        """Add a stage. Each name can be used once; adding the same stage again changes nothing. Raises ConfigError."""
         known = self.setdefault(stage.name, stage)
         if known.module != stage.module:
             raise ConfigError(f"two stages are called '{stage.name}': {known.module} and {stage.module}")

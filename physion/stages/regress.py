@@ -1,7 +1,8 @@
-"""`regress`: the answers of regressions on slots, and on what needs none: pixels, tokens, true states, the scenario alone.
+"""`regress`: predictions by regressions on slots, and on inputs that need none: pixels, tokens, true states, the scenario
+alone.
 
-Everything is learnt on the readout videos; of the test videos it reads features alone, never a label. What its answers are
-worth is for `evaluate` to say.
+Everything is learned on the readout videos; from the test videos it reads only features, never a label. `evaluate` measures how
+good its predictions are.
 
 Shapes: N videos, T frames, F features, H W pixels.
 """
@@ -34,14 +35,14 @@ from physion.training.precision import arithmetic
 
 ANSWERS = "answers.csv"
 FITS = "fits.json"
-SIDE = 32  # pixels a side, of which each is the mean of those that it stands for
-Features = Callable[[str], np.ndarray]  # of a video by name, [T, F]
+SIDE = 32  # pixels per side, each the mean of the pixels it stands for
+Features = Callable[[str], np.ndarray]  # from a video's name to [T, F]
 POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pooled": pooled, "concatenated": concatenated}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to answer from the same features; `scope` is `all` scenarios together, or `each` by itself."""
+    """One way to predict from the same features; `scope` is `all` scenarios together, or `each` separately."""
 
     kind: Kind
     pooling: str
@@ -54,7 +55,7 @@ class Variant:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Fit every variant on the readout videos, choose one by its folds, answer for the test videos."""
+    """Fit every variant on the readout videos, choose one by its folds, predict for the test videos."""
     config: Regress = job.config
     on = str(job.params["on"])
     dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae") if "dvae" in job.inputs else None
@@ -82,7 +83,7 @@ def run(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is answered from, and how it is read: of the first `frames` frames every `stride`-th."""
+    """The input of a regression, and how to read it: every `stride`-th of the first `frames` frames."""
 
     on: str
     frames: int
@@ -90,7 +91,7 @@ class _Source:
     dvae: Any = None
 
     def variants(self) -> list[Variant]:
-        """All ways to answer from it, the plainest first."""
+        """All ways to predict from it, the simplest first."""
         if self.on in ("label-prior", "scenario"):
             return [Variant("logistic", "pooled", "all")]
         kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith("states") else ["logistic"]
@@ -98,7 +99,7 @@ class _Source:
         return [Variant(kind, pooling, scope) for kind in kinds for pooling in poolings for scope in ("all", "each")]
 
     def open(self, artifact: Any) -> tuple[list[Video], Features]:
-        """The videos of an artifact, and how the features of one are read."""
+        """The videos of an artifact, and a function that reads the features of one."""
         rows = slice(0, self.frames, self.stride)
         if self.on in ("label-prior", "scenario"):
             return Shards(artifact).videos, lambda video: np.empty((1, 0), np.float32)
@@ -113,7 +114,7 @@ class _Source:
 
 
 def pixels(frames: FrameShards, video: str, rows: slice, dvae: Any = None) -> np.ndarray:
-    """Some frames of a video, or what a dVAE draws from their tokens, small: float32 [T, SIDE * SIDE * 3], 0 to 1."""
+    """Some frames of a video, or what a dVAE draws from their tokens, downscaled: float32 [T, SIDE * SIDE * 3], 0 to 1."""
     images = np.concatenate([frames.images(video, start, 1) for start in range(rows.start, rows.stop, rows.step)])
     if dvae is not None:
         with torch.inference_mode(), arithmetic(torch.float32, threads=1):
@@ -130,7 +131,7 @@ def pixels(frames: FrameShards, video: str, rows: slice, dvae: Any = None) -> np
 def states(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
     """Agent and patient in some frames: float32 [T, 29].
 
-    Place and velocities of each; the way from agent to patient, its length, and the smallest so far; the size of each.
+    Place and velocities of each; the vector from agent to patient, its length, and the smallest so far; the size of each.
     """
     every = truth.states(video)[: rows.stop]
     agent, patient = every[:, AGENT], every[:, PATIENT]
@@ -143,7 +144,7 @@ def states(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
 
 
 def _stacked(videos: Sequence[Video], features: Features, scenarios: Sequence[str]) -> np.ndarray:
-    """Float [N, T, F], and a column for each of the scenarios."""
+    """Float [N, T, F], with an added column for each scenario."""
     found = np.stack([features(video.name) for video in videos])
     of = np.array([[video.scenario == name for name in scenarios] for video in videos]).reshape(len(videos), 1, len(scenarios))
     return np.concatenate([found, np.repeat(of, found.shape[1], 1).astype(found.dtype)], 2)
@@ -152,7 +153,7 @@ def _stacked(videos: Sequence[Video], features: Features, scenarios: Sequence[st
 def _answers(
     variant: Variant, learn: np.ndarray, readout: Sequence[Video], answer: np.ndarray, test: Sequence[Video], seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Probabilities for the test videos [N], and what is to be said of the fit."""
+    """Probabilities for the test videos [N], and facts about the fit."""
     of_readout, of_test = (np.array([video.scenario for video in videos]) for videos in (readout, test))
     labels, families = np.array([bool(video.label) for video in readout]), np.array([family(v.name) for v in readout])
     probabilities = np.full(len(test), labels.mean())
@@ -173,7 +174,7 @@ def _answers(
 
 
 def read_answers(path: Path, videos: Sequence[str]) -> dict[str, np.ndarray]:
-    """By variant the probabilities of these videos, float64 [N]."""
+    """The probabilities of these videos by variant, float64 [N]."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = {row.pop("video"): row for row in csv.DictReader(file)}
     return {variant: np.array([float(rows[video][variant]) for video in videos]) for variant in next(iter(rows.values()))}

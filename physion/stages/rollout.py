@@ -18,10 +18,10 @@ from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 
-@arithmetic(torch.float32, threads=1)  # bits may depend on it; shares use more cores
+@arithmetic(torch.float32, threads=1)  # the last bits may depend on it; shares use more cores
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
-    """Publish `slots` float32 [T, S, D] a video: the first `observed` frames as extracted, the rest predicted."""
+    """Publish `slots` float32 [T, S, D] per video: the first `observed` frames as extracted, the rest predicted."""
     config: Rollout = job.config
     source = Shards(job.inputs["slots"])
     device = best_device()

@@ -1,4 +1,4 @@
-"""`simulate`: a dataset of PhysionSim videos, in Physion's own folders and label files, and what is true of them."""
+"""`simulate`: a dataset of PhysionSim videos, in Physion's own folders and label files, and the ground truth about them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_videos(config: Simulate, subset: Subset, numbers: range, with_truth: bo
     result = Result()
     for number in numbers:
         index, scenario = number // len(SCENARIOS), SCENARIOS[number % len(SCENARIOS)]
-        # Subsets must never share a scene: each draws from a seed of its own.
+        # Subsets must never share a scene: each draws from its own seed.
         seed = config.seed * len(SUBSETS) + SUBSETS.index(subset)
         clip = make_clip(scenario, seed, index, size=config.image_size, antialias=config.antialias, with_truth=with_truth)
         name = video_path(subset, scenario, f"{scenario.lower()}_{subset}_s{config.seed}", index)
@@ -67,7 +67,7 @@ def make_videos(config: Simulate, subset: Subset, numbers: range, with_truth: bo
 
 
 def scene_of(truth: Truth) -> Scene:
-    """What `truth.json` says of a video."""
+    """The entry for a video in `truth.json`."""
     bodies = zip(truth.bodies, truth.shapes, truth.sizes.astype(float).round(4).tolist(), strict=True)
     return Scene(
         bodies=tuple(Body(name=name, shape=shape, size=size) for name, shape, size in bodies),

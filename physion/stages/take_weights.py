@@ -1,4 +1,4 @@
-"""`take-weights`: in the place of a training, named weights of the store become its artifact."""
+"""`take-weights`: named weights from the store become the artifact of a training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from physion.training.engine import WEIGHTS
 def run(job: Job) -> dict[str, Any]:
     """Check that the weights belong to the models in use, then publish them. A readout gets its threshold here, as if trained.
 
-    Raises ConfigError when a model that the weights were made with is not the one in use.
+    Raises ConfigError if a model that the weights were made with is not the one in use.
     """
     given, kind = job.inputs["weights"], MODELS[str(job.params["model"])]
     path = role_of(given, "weights")

@@ -19,10 +19,10 @@ from physion.training.engine import WEIGHTS, best_device
 from physion.training.precision import arithmetic
 
 
-@arithmetic(torch.float32, threads=1)  # bits may depend on it; shares use more cores
+@arithmetic(torch.float32, threads=1)  # the last bits may depend on it; shares use more cores
 @torch.inference_mode()
 def run(job: Job) -> dict[str, Any]:
-    """Publish `tokens` int16 [T, N] a video, row-major within a frame."""
+    """Publish `tokens` int16 [T, N] per video, row-major within a frame."""
     config: Tokenize = job.config
     frames = FrameShards(job.inputs["frames"])
     device = best_device()

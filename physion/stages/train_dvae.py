@@ -35,15 +35,15 @@ class DVAETask(Task):
         self.sample_flops = 3 * reconstruct_flops(config.model, frames.image_size)
 
     def compile(self) -> None:
-        """The loss as a whole."""
+        """Compile the loss as a whole."""
         self.compiled = torch.compile(self.model.loss_at_once)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean squared error through relaxed codes at the step's temperature."""
         images, tau = to_unit(batch["images"][:, 0]), self.watched(step)["tau"]
-        if self.compiled is None or images.device.type == "cpu":  # where noise is a sample's own
+        if self.compiled is None or images.device.type == "cpu":  # where noise is drawn per sample
             return self.model.loss(images, tau)
-        return self.compiled(images, torch.full((), tau, device=images.device))  # a number would be compiled in
+        return self.compiled(images, torch.full((), tau, device=images.device))  # a Python number would be compiled in
 
     def heldout_loss(self, batch: Batch) -> Tensor:
         """Mean squared error through the tokens: what later stages will see."""
@@ -56,7 +56,7 @@ class DVAETask(Task):
         return {"tau": gumbel_tau(step, self.config.optim.steps, tau.start, tau.end, tau.share)}
 
     def picture(self, batch: Batch) -> np.ndarray:
-        """Frames, and below them what their tokens keep of them."""
+        """Frames, and below them their reconstructions from tokens."""
         images = to_unit(batch["images"][:, 0])
         rebuilt = self.model.decode_tokens(self.model.tokenize(images))
         return pictures.grid([pictures.from_unit(rows.float().cpu().numpy()) for rows in (images, rebuilt)])

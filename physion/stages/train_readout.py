@@ -23,11 +23,11 @@ from physion.training.engine import Task, best_device, fit, initial_model, load_
 from physion.training.precision import arithmetic
 
 EPOCHS = "epochs/"
-MOST_EPOCHS = 100  # whose weights are kept, evenly spaced; the published training has 50
+MOST_EPOCHS = 100  # epochs whose weights are kept, evenly spaced; the published training has 50
 
 
 class ReadoutTask(Task):
-    """Slots of a video in, binary cross-entropy of its outcome out. The weights after every epoch are kept, of many of some."""
+    """Slots of a video in, binary cross-entropy of its outcome out. Keeps the weights after every epoch, or some of many."""
 
     def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
         _, count, size = slots.shape("slots")
@@ -39,7 +39,7 @@ class ReadoutTask(Task):
         self.capturable = isinstance(self.model, Readout)
         self.epoch_steps = max(1, len(self.train) // config.optim.batch_size)
         last = -(-self.steps // self.epoch_steps)
-        every = -(-last // MOST_EPOCHS)  # where a batch is as large as the set, each step is an epoch
+        every = -(-last // MOST_EPOCHS)  # if a batch is as large as the set, each step is an epoch
         self.kept_epochs = [*range(every, last, every), last]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
@@ -50,7 +50,7 @@ class ReadoutTask(Task):
         return F.binary_cross_entropy_with_logits(logits, labels)
 
     def after_step(self, done: int) -> None:
-        """Keep the weights of an epoch: the published protocol chooses among them (`paper_protocol`)."""
+        """Keep an epoch's weights: the published protocol chooses among them (`paper_protocol`)."""
         epoch = -(-done // self.epoch_steps)
         if (done % self.epoch_steps == 0 or done == self.steps) and epoch in self.kept_epochs:
             path = self.output.scratch / "epoch"
@@ -58,7 +58,7 @@ class ReadoutTask(Task):
             self.output.add_part(f"epoch-{epoch:05d}", {f"{EPOCHS}{epoch:05d}.safetensors": path})
 
     def keep_epochs(self) -> None:
-        """Make those of an earlier run of this training, which was interrupted, part of the artifact."""
+        """Include the epochs of an earlier, interrupted run of this training in the artifact."""
         for epoch in self.kept_epochs:
             self.output.keep(f"epoch-{epoch:05d}")
 
@@ -84,7 +84,7 @@ def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
 
 
 def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any]:
-    """The decision threshold of a readout, and how it does with it, on the held-out readout videos."""
+    """The decision threshold of a readout, and its scores with that threshold, on the held-out readout videos."""
     probabilities = predict([model], heldout)[0]
     labels = heldout[range(len(heldout))]["labels"].bool().numpy()
     threshold = choose_threshold(probabilities, labels)

@@ -37,14 +37,14 @@ class STEVETask(SlotTask):
         self.unused_parameters = config.clip_frames == 1  # nothing to predict
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
-        """The decoder learns at a rate of its own."""
+        """The decoder has its own learning rate."""
         decoder = list(self.model.trans_decoder.parameters())
         known = {id(parameter) for parameter in decoder}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         return [(rest, optim.lr), (decoder, self.config.decoder_lr)]
 
     def compile(self) -> None:
-        """The parts, but of the loss only what it does to a chunk: not the loop over them."""
+        """Compile the parts; of the loss only the work per chunk, not the loop over chunks."""
         model = self.model
         for part in (
             model.encoder,
@@ -57,13 +57,13 @@ class STEVETask(SlotTask):
         setattr(model, "_project", torch.compile(model._project))  # noqa: B010 (mypy lets no method be assigned)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Cross-entropy of all tokens of every frame; of held-out ones without `balance`, to be compared."""
+        """Cross-entropy of all tokens of every frame; for held-out clips without `balance`, for comparison."""
         slots = self.model.encode(to_unit(batch["images"])).slots
         return self.model.loss(slots, batch["tokens"], self.worth if self.model.training else None)
 
 
 def worth(tokens: Shards, codes: int, balance: float) -> Tensor:
-    """How much a token of each code counts, float32 [V]: the code's frequency to the power of -balance, on average 1."""
+    """Weight of a token by its code, float32 [V]: the code's frequency to the power of -balance, 1 on average."""
     counts_V = np.zeros(codes, np.int64)
     for video in tokens.select(heldout=False):
         counts_V += np.bincount(tokens.read(video.name, "tokens").ravel(), minlength=codes)

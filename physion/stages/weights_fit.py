@@ -1,4 +1,4 @@
-"""Weights that take the place of training: do they fit the configured models, and each other?"""
+"""Checks of weights that replace a training: do they fit the configured models, and each other?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from physion.errors import ConfigError
 from physion.models.kinds import MODELS, shared_parts, slot_model_kind
 from physion.store.artifacts import Artifact
 
-# Keys of a model's sizes that matter to its training only.
+# Keys of a model's sizes that matter only for its training.
 TRAINING_ONLY = {"initial-logit-scale", "dropout"}
 
 
 def require_fit(config: Study, taken: Mapping[str, tuple[str, Artifact]]) -> None:
     """Check named weights before anything runs. taken: by stage instance, the kind of model and the weights.
 
-    Raises ConfigError when some are of another model than is configured, or do not belong together.
+    Raises ConfigError if some are for a different model than the configured one, or do not belong together.
     """
     used = {config.slot_model, *slot_model_kind(config).decodes_with}
     for kind, artifact in taken.values():
@@ -30,7 +30,8 @@ def require_fit(config: Study, taken: Mapping[str, tuple[str, Artifact]]) -> Non
         for part in _digests(artifact):
             if (owner := shared_parts()[part].kind) not in {kind, *used}:
                 raise ConfigError(
-                    f"{artifact.prefix} was trained with {owner}, which is no part of this study on {config.slot_model}"
+                    f"{artifact.prefix} was trained with {owner}, which is not part of this study with slot "
+                    f"model {config.slot_model}"
                 )
     for (_, first), (_, second) in combinations(taken.values(), 2):
         require_together(_digests(first), first.prefix, _digests(second), second.prefix)
@@ -39,7 +40,7 @@ def require_fit(config: Study, taken: Mapping[str, tuple[str, Artifact]]) -> Non
 def require_together(first: Mapping[str, str], first_name: str, second: Mapping[str, str], second_name: str) -> None:
     """Compare the parts that two models share (a dVAE, STEVE's decoder) by their digests.
 
-    Raises ConfigError when one of them differs: a model fed by another dVAE or STEVE than its own gives meaningless numbers.
+    Raises ConfigError if one differs: a model fed by a dVAE or STEVE other than its own gives meaningless numbers.
     """
     for part in sorted(first.keys() & second.keys()):
         if first[part] != second[part]:

@@ -1,8 +1,8 @@
 """Artifacts: what a stage publishes, as `artifacts/<stage>/<fingerprint>/` with a manifest written last.
 
-An artifact grows part by part. A part is a piece of work whose files are stored first and whose record
-(`parts/<name>.json`) is stored after them, so a restarted stage goes on with the parts that have no record. When all are there
-the manifest is written, conditionally; then the records and checkpoints are removed. No manifest, no artifact.
+An artifact grows part by part. A part is a piece of work: its files are stored first, then its record (`parts/<name>.json`), so
+a restarted stage continues with the parts that have no record. Once all are there, the manifest is written, conditionally; then
+the records and checkpoints are removed. No manifest, no artifact.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from physion.store.protocol import Readable, Store
 
 R = TypeVar("R", bound="Record")
 FORMAT = 2
-LARGEST = 2**50  # bytes of a file
-SHOWN = 3  # damaged fields that an error names
+LARGEST = 2**50  # size limit of a file, bytes
+SHOWN = 3  # damaged fields that an error names at most
 AGAIN = "run `physion stage ... --force` to begin it again"
 MANIFEST = "manifest.json"
 STUDY = "study.json"
-FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store's answer, others are sent
-READERS = 16  # records of parts read at once
+FILES_AT_ONCE = 4  # while one file of a part is hashed or waits for the store, others are sent
+READERS = 16  # part records read at once
 WITH_TIMES = frozenset({"metrics.jsonl", "events.tfevents", "report.html"})
-"""Files with times in them: two runs never make the same."""
+"""Files that contain times: no two runs make the same."""
 
 
 class Record(BaseModel):
-    """What a store holds beside data. Others may have written it: it is checked where it is read, by `parse`."""
+    """Anything in a store besides data. Others may have written it, so it is checked on reading, by `parse`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class FileRecord(Record):
 
 
 class Part(Record):
-    """The record of a finished piece of work: its files, what it says of them, and what it took."""
+    """The record of a finished piece of work: its files, its facts, and what it took."""
 
     files: list[FileRecord]
     items: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ class Part(Record):
 
 
 class InputRecord(Record):
-    """What an artifact was made from: an instance, its fingerprint, and the content that it had (`content_digest`)."""
+    """An input of an artifact: an instance, its fingerprint, and its content at the time (`content_digest`)."""
 
     instance: Word | Literal[""] = ""
     fingerprint: Word
@@ -69,7 +69,7 @@ class InputRecord(Record):
 
 
 class Begun(Record):
-    """What unfinished work is part of: the study (instance -> fingerprint), and the content of its inputs (role -> digest)."""
+    """What unfinished work belongs to: the study (instance -> fingerprint), and the content of its inputs (role -> digest)."""
 
     study: dict[Word, Word] = {}
     inputs: dict[str, Digest] | None = None
@@ -92,7 +92,7 @@ class Program(Record):
 
 
 class Manifest(Record):
-    """What an artifact is, where it comes from and what it took."""
+    """What an artifact is, where it came from and what it took."""
 
     model_config = ConfigDict(frozen=False)
     format: int = FORMAT
@@ -100,26 +100,26 @@ class Manifest(Record):
     instance: Word
     fingerprint: Word
     identity: dict[str, Any] = {}
-    """What the fingerprint is the hash of: whatever decides what comes out."""
+    """What the fingerprint is a hash of: everything that affects the output."""
     config: dict[str, Any]
     inputs: dict[str, InputRecord]
     files: list[FileRecord]
     metrics: dict[str, Any] = {}
-    origin: dict[str, Any] = {}  # of named weights: where they come from
+    origin: dict[str, Any] = {}  # for named weights: where they came from
     code: str
     program: Program = Program()
     host: dict[str, Any] = {}
     created: str
-    """When, as ISO 8601 with a zone."""
+    """Time of creation, as ISO 8601 with a time zone."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    """What it took to make: of a stage with parts the sum over them, whichever processes did them, else of the last run."""
+    """Time it took: for a stage with parts the sum over the parts, whichever processes made them; otherwise the last run."""
     work: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """What `seconds` went into, as it was estimated: FLOPs, or of stages without them bytes of output."""
+    """The estimated work behind `seconds`: FLOPs, or bytes of output for stages without FLOPs."""
 
     @field_validator("inputs", mode="before")
     @classmethod
     def _of_format_1(cls, value: Any) -> Any:
-        """Format 1 recorded the fingerprint alone."""
+        """Format 1 recorded only the fingerprint."""
         if not isinstance(value, dict):
             return value
         return {role: {"fingerprint": given} if isinstance(given, str) else given for role, given in value.items()}
@@ -128,7 +128,7 @@ class Manifest(Record):
     @classmethod
     def _has_a_zone(cls, value: str) -> str:
         if datetime.fromisoformat(value).tzinfo is None:
-            raise ValueError("has no zone")
+            raise ValueError("has no time zone")
         return value
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ class Manifest(Record):
 
     @property
     def bytes(self) -> int:
-        """Size of its files."""
+        """Total size of its files."""
         return sum(record.size for record in self.files)
 
     @property
@@ -154,25 +154,25 @@ class Manifest(Record):
 
     @property
     def content(self) -> str:
-        """The digest of what it holds."""
+        """The digest of its content."""
         return content_digest(self.files)
 
 
 def content_digest(files: Sequence[FileRecord]) -> str:
-    """One digest of an artifact's files: equal where their names and bytes are. Files that hold times are left out."""
+    """One digest for an artifact's files, equal if names and bytes are equal. Files that contain times are left out."""
     lines = sorted(f"{record.sha256} {record.name}" for record in files if Path(record.name).name not in WITH_TIMES)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def prefix_of(stage: str, fingerprint: str) -> str:
-    """Where the artifact of a stage with this fingerprint lies in a store."""
+    """Where a store keeps the artifact of a stage with this fingerprint."""
     return f"artifacts/{stage}/{fingerprint}"
 
 
 def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None:
-    """The manifest of an artifact; None when it is not published.
+    """The manifest of an artifact; None if it is not published.
 
-    Raises ConfigError when a newer version of this program wrote it, DataError when it cannot be read.
+    Raises ConfigError if a newer version of this program wrote it, DataError if it cannot be read.
     """
     advice = f"run `physion stage {stage} --force` to make it again"
     manifest = manifest_at(store, prefix_of(stage, fingerprint), advice)
@@ -183,7 +183,7 @@ def read_manifest(store: Store, stage: str, fingerprint: str) -> Manifest | None
 
 
 def manifest_at(store: Readable, prefix: str, advice: str) -> Manifest | None:
-    """The manifest below a prefix; None when there is none. `advice` says what to do about a damaged one."""
+    """The manifest below a prefix; None if there is none. `advice` says what to do about a damaged one."""
     key = f"{prefix}/{MANIFEST}"
     data = store.read(key)
     if data is None:
@@ -199,7 +199,7 @@ def manifest_at(store: Readable, prefix: str, advice: str) -> Manifest | None:
 
 
 def json_of(data: bytes) -> Any:
-    """What JSON says. Raises ValueError for what is none, is nested without end or holds control characters but line ends."""
+    """Parsed JSON. Raises ValueError if it is invalid, nested too deeply, or has control characters other than line ends."""
     try:
         tree = json.loads(data.decode())
         if (b"\\" in data or not data.isascii()) and CONTROL.search("".join(_strings(tree))):
@@ -221,14 +221,14 @@ def _strings(tree: Any) -> Iterator[str]:
 
 
 def parse(kind: type[R], data: bytes, uri: str, advice: str) -> R:
-    """A record that a store held at `uri`. Raises DataError, which ends with the advice, when it is damaged or none such."""
+    """A record that a store holds at `uri`. Raises DataError, which ends with the advice, if it is damaged or invalid."""
     try:
         return kind.model_validate(json_of(data))
     except ValidationError as error:
         where = ", ".join(dict.fromkeys(".".join(map(str, each["loc"])) or "it as a whole" for each in error.errors()[:SHOWN]))
         raise DataError(shown(f"{uri} is damaged ({error.error_count()} fields: {where}); {advice}")) from error
     except ValueError as error:
-        raise DataError(f"{uri} is damaged (no JSON); {advice}") from error
+        raise DataError(f"{uri} is damaged (not JSON); {advice}") from error
 
 
 class Artifact:
@@ -248,9 +248,9 @@ class Artifact:
         return sorted(self._records)
 
     def path(self, name: str) -> Path:
-        """A local file with the verified content of file `name`; to be asked for again, and opened at once, at every use.
+        """A local file with the verified content of file `name`. Ask for it again, and open it at once, at every use.
 
-        Raises DataError when the file is gone or is not what the manifest says.
+        Raises DataError if the file is gone or does not match the manifest.
         """
         if name in self._verified:
             return self._verified[name]
@@ -268,7 +268,7 @@ class Artifact:
         return path
 
     def prefetch(self, names: Sequence[str], at_once: int = 2) -> None:
-        """Begin to bring files into the cache of a remote store, `at_once` at a time; what fails does so again at its use."""
+        """Start fetching files into a remote store's cache, `at_once` at a time. Failures are raised when the file is used."""
         if self.store.cache is None:
             return
 
@@ -280,38 +280,38 @@ class Artifact:
                     self.path(name)
 
         for first in range(min(at_once, len(names))):
-            # Daemons: a command that stops does not wait for what nobody will use.
+            # Daemon threads: a command that stops need not wait for files that nobody will use.
             threading.Thread(target=bring, args=(names[first::at_once],), daemon=True).start()
 
     def close(self) -> None:
-        """Prefetch no further."""
+        """Stop prefetching."""
         self._closed = True
 
     def json(self, name: str) -> Any:
-        """The content of a JSON file of the artifact. Raises DataError when it is none."""
+        """The content of a JSON file of the artifact. Raises DataError if it is invalid."""
         try:
             return json_of(self.path(name).read_bytes())
         except ValueError as error:
-            raise DataError(f"{self.store.uri}/{self.prefix}/{name} is no JSON ({error}); {self.advice}") from error
+            raise DataError(f"{self.store.uri}/{self.prefix}/{name} is not JSON ({error}); {self.advice}") from error
 
 
 class Removed(TransientError):
-    """What was being made was removed by somebody else."""
+    """Somebody else removed what was being made."""
 
 
 class PrefixWriter:
-    """What is being published below a prefix; a second writer of the same goes on where the first one stopped."""
+    """An artifact being published below a prefix; a second writer of the same one continues where the first stopped."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
         self._scratch: Path | None = None
         self._parts: dict[str, Part] = {}  # known already
         self.kept: dict[str, Part] = {}
-        """The parts that make up the artifact: those that were added or kept here."""
+        """The parts that make up the artifact: those added or kept here."""
 
     @property
     def scratch(self) -> Path:
-        """A directory for files on their way into the artifact; emptied when the writer closes."""
+        """A directory for the artifact's files in progress; emptied when the writer closes."""
         if self._scratch is None:
             self._scratch = self.store.scratch()
         return self._scratch
@@ -323,10 +323,10 @@ class PrefixWriter:
             self._scratch = None
 
     def begin(self, study: Mapping[str, str], inputs: Mapping[str, str], *, parts: bool = False) -> None:
-        """Note the study that this is part of (instance -> fingerprint), all of which `store gc` then spares.
+        """Record the study that this belongs to (instance -> fingerprint); `store gc` then spares all of it.
 
-        What was begun from other `inputs` (role -> content digest) is removed, but for parts whose names tell what they
-        are made from.
+        Work begun from other `inputs` (role -> content digest) is removed, except parts whose names identify what they are made
+        from.
         """
         begun = self.begun()
         if not parts and begun is not None and begun.inputs is not None and begun.inputs != inputs:
@@ -335,7 +335,7 @@ class PrefixWriter:
         self.store.write(f"{self.prefix}/{STUDY}", record.model_dump_json().encode())
 
     def begun(self) -> Begun | None:
-        """What `begin` noted; None before. Raises DataError."""
+        """What `begin` recorded; None before that. Raises DataError."""
         data = self.store.read(f"{self.prefix}/{STUDY}")
         return None if data is None else parse(Begun, data, f"{self.store.uri}/{self.prefix}/{STUDY}", AGAIN)
 
@@ -366,10 +366,11 @@ class PrefixWriter:
         seconds: float = 0.0,
         sha256: Mapping[str, str] | None = None,
     ) -> Part:
-        """Store the files of a part (name in the artifact -> local file), then its record; `sha256` is what the caller knows.
+        """Store the files of a part (name in the artifact -> local file), then its record; `sha256` holds digests already
+        known.
 
-        The first writer of a file wins: the record is of the object that stands, so that two runners at once, whose floats
-        may differ in the last bit, never publish a manifest of one with a file of the other.
+        The first writer of a file wins, and the record describes the stored object. So two simultaneous runners, whose floats
+        may differ in the last bit, never publish one runner's manifest with the other's file.
         """
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             known = [(sha256 or {}).get(name) for name in files]
@@ -380,7 +381,7 @@ class PrefixWriter:
         return finished
 
     def keep(self, part: str) -> Part:
-        """Make a part that was added before one of the artifact. Raises DataError when it is not there."""
+        """Include in the artifact a part that was added earlier. Raises DataError if it is not there."""
         found = self._part(part)
         if found is None:
             raise DataError(f"{self.store.uri}/{self.prefix}/parts/{part}.json is missing: run the same command again")
@@ -397,23 +398,23 @@ class PrefixWriter:
             raise self._removed(name) from error
 
     def publish(self, manifest: Manifest) -> Manifest:
-        """Write the manifest unless another runner just did, and clean up. Returns the one that stands.
+        """Write the manifest unless another runner just did, and clean up. Returns the stored manifest.
 
-        Raises TransientError when a part or a file is not there any more as it was made, as when somebody erased the artifact
+        Raises TransientError if a part or a file is no longer as it was made, for example because somebody erased the artifact
         meanwhile.
         """
         key, wrote = f"{self.prefix}/{MANIFEST}", False
-        if self.store.size(key) is None:  # else another runner's, with its files, stands already
+        if self.store.size(key) is None:  # otherwise another runner's manifest and files are already there
             try:
                 self._require_parts()
                 self._require_files(manifest)
                 wrote = self.store.write(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
                 if wrote:
-                    self._require_files(manifest)  # `erase` may have begun since; it ends with the manifest
+                    self._require_files(manifest)  # `erase` may have begun since; it removes the manifest last
             except Removed:
                 if wrote:
                     self.store.delete(key)
-                if wrote or self.store.size(key) is None:  # else another runner has published just now, and swept up
+                if wrote or self.store.size(key) is None:  # otherwise another runner has just published and cleaned up
                     raise
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")
         if standing is None:
@@ -422,7 +423,7 @@ class PrefixWriter:
         return standing
 
     def _require_parts(self) -> None:
-        """Records are of the objects that stand: where one is another's by now, so are its files."""
+        """Records describe the stored objects: if another runner replaced a record, it replaced the files too."""
         with ThreadPoolExecutor(READERS) as pool:
             data = pool.map(self.store.read, [f"{self.prefix}/parts/{name}.json" for name in self.kept])
         for (name, part), found in zip(self.kept.items(), data, strict=True):
@@ -449,7 +450,7 @@ class PrefixWriter:
             self._delete_all_but(set())
 
     def erase(self) -> None:
-        """Remove the artifact, published or not; the manifest goes first, and last where somebody published meanwhile."""
+        """Remove the artifact, published or not. The manifest goes first, and again last if somebody published meanwhile."""
         self.store.delete(f"{self.prefix}/{MANIFEST}")
         self._delete_all_but(set())
         self.store.delete(f"{self.prefix}/{MANIFEST}")
@@ -461,7 +462,7 @@ class PrefixWriter:
 
 
 class ArtifactWriter(PrefixWriter):
-    """An artifact that is being made."""
+    """An artifact in the making."""
 
     def __init__(self, store: Store, stage: str, fingerprint: str) -> None:
         super().__init__(store, prefix_of(stage, fingerprint))

@@ -1,15 +1,15 @@
-"""Objects of a remote store on this node's disk: bounded, verified, shared by all processes and containers that see them.
+"""Objects of a remote store on this node's disk: bounded, verified, shared by all processes and containers that see the folder.
 
     objects/<sha256>          the content, complete and verified
-    partial/<sha256>-<size>/  a download: a flock in it says that it is alive, the name how much room it takes
-    lock                      held for an instant by whoever adds or removes objects; a bound of the bytes in them
+    partial/<sha256>-<size>/  a download: a flock in it shows that it is alive; its name says how much space it takes
+    lock                      held briefly by whoever adds or removes objects; holds a bound on their total size
 
-Nothing here is known by process number, so containers can share the directory; a killed process holds no flock, and what it
-left in `partial/` is removed by the next download. An object was hashed when it came and flushed to the disk, and its time of
-modification is a stamp for that: it says "verified, and not written to since". With another stamp it is hashed again before it
-is used, and fetched again when it is wrong. (Bits that turn on the disk, under a file that nobody writes to, are not noticed.)
-Whoever can write here can forge a stamp, so the directory is its user's alone. The time of access is set at every use, so the
-mount's options do not matter, and orders what goes first.
+Nothing here refers to process numbers, so containers can share the directory. A killed process holds no flock, and the next
+download removes what it left in `partial/`. An object is hashed on arrival and flushed to the disk. Its modification time is
+then set to a stamp that means "verified, and not written to since". With any other stamp it is hashed again before use, and
+fetched again if it is wrong. (Silent disk corruption of a file that nobody writes to goes unnoticed.) Anyone who can write here
+can forge a stamp, so only the owner has access to the directory. The access time is set explicitly at every use, so mount
+options do not matter; it decides what is evicted first.
 """
 
 from __future__ import annotations
@@ -35,50 +35,49 @@ from physion.store.keys import SHA256, sha256_name
 LARGEST_DEFAULT = 200 * 10**9
 ATTEMPTS = 3  # downloads of an object before it counts as damaged in the store
 LOCK = "lock"
-SLACK = (
-    0.05  # share of the limit that is freed when it is reached, so that not every small object takes a look at all the others
-)
+SLACK = 0.05  # share of the limit freed when it is reached, so that not every small object triggers a scan of all the others
 
 
 def default_limit(root: Path) -> int:
-    """Half of what the disk could give to a cache at `root`, and no more than the whole study takes a few times over."""
+    """Half the disk space available to a cache at `root`, but no more than a few times what the whole study takes."""
     place = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.is_dir())
     return min(LARGEST_DEFAULT, (shutil.disk_usage(place).free + (_noted(root / "lock") or 0)) // 2)
 
 
 def _noted(ledger: Path) -> int | None:
-    """The bytes that a ledger notes; None where it notes none."""
+    """The number of bytes in a ledger; None if it has none."""
     with suppress(OSError, ValueError):
         return int(ledger.read_bytes()[:20]) if ledger.is_file() else None
     return None
 
 
 class WrongContent(DataError):
-    """What the store gives is not what has the wanted SHA-256."""
+    """The store's content does not have the expected SHA-256."""
 
 
 class ShardCache:
-    """At most `limit` bytes of objects below `root`, a folder of its own; the least recently used go first.
+    """At most `limit` bytes of objects below `root`, a dedicated folder; the least recently used go first.
 
-    The newest object of every thread is leased to it: it stays until the thread asks for another one or ends. So a caller has
-    all the time it needs to open the file, and the limit holds wherever it has room for one object a thread; beyond that the
-    cache grows, and says so. Whoever keeps a file open or mapped for longer keeps its data, but also its room on the disk.
+    Each thread holds a lease on its newest object: the object stays until the thread asks for another one or ends. A caller
+    thus has plenty of time to open the file, and the limit holds as long as it has room for one object per thread; beyond that
+    the cache grows, with a warning. A caller that keeps a file open or mapped for longer keeps its data, but also its space on
+    the disk.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
         self._objects, self._partial = root / "objects", root / "partial"
-        self._paths: dict[str, Path] = {}  # a hit takes microseconds, of which making a Path would be many
+        self._paths: dict[str, Path] = {}  # a hit takes microseconds, and making a Path would be a large part of that
         self._thread = threading.local()
         self._own = self._looked = self._warned = False
 
     def get(self, sha256: str, size: int, download: Callable[[Path], bool]) -> Path:
-        """A file with this content, never to be written to; one process calls `download(path)` for it, others wait.
+        """A file with this content; never write to it. One process calls `download(path)` for it, others wait.
 
-        `download` tells whether it has checked the SHA-256 of what came.
+        `download` returns whether it has checked the SHA-256 of what it received.
 
-        Raises WrongContent when downloads never give that content, TransientError when the disk is full, ConfigError when the
-        directory cannot be written or is not ours, and whatever `download` raises.
+        Raises WrongContent if no download has that content, TransientError if the disk is full, ConfigError if the directory
+        cannot be written or is not ours, and whatever `download` raises.
         """
         try:
             if not self._own:
@@ -106,7 +105,7 @@ class ShardCache:
         return self._path(sha256)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardCache, (self.root, self.limit)  # another process has leases of its own
+        return ShardCache, (self.root, self.limit)  # another process has its own leases
 
     def _path(self, sha256: str) -> Path:
         if sha256 not in self._paths:
@@ -114,7 +113,7 @@ class ShardCache:
         return self._paths[sha256]
 
     def _lease(self, sha256: str, size: int) -> bool:
-        """Lease an object to this thread, in place of its last one; False, with no lease, when it is not there intact."""
+        """Lease an object to this thread, replacing its last lease; False, with no lease, if it is not there intact."""
         held: _Lease | None = getattr(self._thread, "lease", None)
         if held is not None and held.sha256 == sha256:
             facts = os.fstat(held.file)
@@ -125,7 +124,7 @@ class ShardCache:
             lease = _Lease(sha256, os.open(path := self._path(sha256), os.O_RDONLY | os.O_NOFOLLOW))
             take(lease.file, fcntl.LOCK_SH, path)
             facts, stamp = os.fstat(lease.file), _stamp(sha256)
-            if not facts.st_nlink or facts.st_size != size:  # evicted just now, or damaged
+            if not facts.st_nlink or facts.st_size != size:  # just evicted, or damaged
                 return False
             if facts.st_mtime_ns != stamp and sha256_of(path) != sha256:
                 return False
@@ -136,9 +135,9 @@ class ShardCache:
 
     @contextmanager
     def _claim(self, name: str) -> Iterator[Path | None]:
-        """A directory to download into, for one process at a time; None where another one removed it meanwhile."""
+        """A directory to download into, for one process at a time; None if another one removed it meanwhile."""
         place = self._partial / name
-        with suppress(FileNotFoundError):  # another one removed it just now
+        with suppress(FileNotFoundError):  # another process has just removed it
             (real_folder(place, private=True) / LOCK).touch(mode=0o600)
         with locked(place / LOCK) as mine:
             try:
@@ -148,7 +147,7 @@ class ShardCache:
                     shutil.rmtree(place, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
-        """Take note of `size` more bytes, claimed already, and remove what has to go for them."""
+        """Account for `size` more bytes, already claimed, and evict what has to go for them."""
         with self._alone():
             ledger = self.root / "lock"
             noted = _noted(ledger)
@@ -166,10 +165,10 @@ class ShardCache:
             )
 
     def _evict(self) -> int:
-        """Remove dead downloads and, where the limit is passed, some more objects than must go. Returns the bytes left."""
+        """Remove dead downloads and, if the limit is exceeded, somewhat more objects than necessary. Returns the bytes left."""
         for place in self._downloads():
             with suppress(OSError):
-                place.rmdir()  # of a process that was killed before it had locked it
+                place.rmdir()  # from a process that was killed before it had locked it
             with locked(place / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB) as dead:
                 if dead:
                     shutil.rmtree(place, ignore_errors=True)
@@ -196,14 +195,14 @@ class ShardCache:
     def _download(self, sha256: str, size: int, download: Callable[[Path], bool], place: Path) -> None:
         for _ in range(ATTEMPTS):
             path = place / "object"
-            path.unlink(missing_ok=True)  # of a killed process, or of the attempt before
+            path.unlink(missing_ok=True)  # from a killed process, or from the previous attempt
             verified = download(path)
             if path.stat().st_size == size and (verified or sha256_of(path) == sha256):
                 break
         else:
-            raise WrongContent(f"the store is corrupt: what was downloaded {ATTEMPTS} times never has the SHA-256 {sha256}")
+            raise WrongContent(f"the store is corrupt: none of {ATTEMPTS} downloads has the SHA-256 {sha256}")
         path.chmod(0o600)
-        flush(path)  # a stamp must not outlive a power cut that the content did not
+        flush(path)  # a stamp must not survive a power cut that the content did not
         os.utime(path, ns=(time.time_ns(), _stamp(sha256)))
         with self._alone():
             path.replace(self._path(sha256))
@@ -217,7 +216,7 @@ class ShardCache:
 
 
 class _Lease:
-    """A shared flock on an object, for as long as somebody refers to this."""
+    """A shared flock on an object, held as long as something refers to this."""
 
     def __init__(self, sha256: str, file: int) -> None:
         self.sha256, self.file = sha256, file
@@ -227,5 +226,5 @@ class _Lease:
 
 
 def _stamp(sha256: str) -> int:
-    """A time of modification in nanoseconds: whole seconds, which every file system keeps, and years that are over."""
+    """A modification time in nanoseconds: whole seconds, which every file system keeps, in years long past."""
     return int(sha256[:7], 16) * 10**9

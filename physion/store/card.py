@@ -1,4 +1,4 @@
-"""What lies beside named weights for people and model hubs: a model card, and what the model is built from."""
+"""What accompanies named weights for people and model hubs: a model card, and what the model is built from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURED = {
 def write_card(store: Store, prefix: str, manifest: Manifest) -> None:
     """Write `README.md` and `config.json` beside named weights.
 
-    They follow from the manifest, which does not name them: whoever publishes or copies the weights writes the same bytes.
+    Both follow from the manifest, which does not list them: whoever publishes or copies the weights writes the same bytes.
     """
     sizes = {"library": "physion", "stage": manifest.stage, "model": manifest.config}
     store.write(f"{prefix}/{CARD}", card(manifest).encode())
@@ -29,7 +29,7 @@ def write_card(store: Store, prefix: str, manifest: Manifest) -> None:
 
 
 def card(manifest: Manifest) -> str:
-    """The model card of named weights: Markdown, after the front matter that model hubs read."""
+    """The model card of named weights: Markdown after the front matter that model hubs read."""
     origin, stage, name = manifest.origin, manifest.stage, manifest.instance
     file = next(record.name for record in manifest.files if record.name.startswith("weights-"))
     trained = origin.get("metrics", {})
@@ -57,5 +57,5 @@ def card(manifest: Manifest) -> str:
 
 def _origin(origin: dict[str, Any]) -> str:
     if "file" in origin:
-        return f"brought in from the checkpoint `{origin['file']}`"
+        return f"imported from the checkpoint `{origin['file']}`"
     return f"trained with preset `{origin['preset']}`" if "preset" in origin else "trained"

@@ -1,4 +1,4 @@
-"""SHA-256, by which content is known everywhere in a store; and that it is on the disk."""
+"""SHA-256, which identifies content everywhere in a store, and flushing to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Return when a file's or folder's content has reached the disk."""
+    """Return once a file's or folder's content has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

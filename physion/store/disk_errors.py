@@ -1,4 +1,4 @@
-"""What a disk says no with, as an error that says what to do."""
+"""Turns errors of the local disk into errors that say what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clear_errors(doing: str) -> Iterator[None]:
 
 
 def explained(error: OSError, doing: str) -> PhysionError:
-    """An OSError of the local disk as the error that a person can act on."""
+    """An OSError of the local disk as an error that a person can act on."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TransientError(f"{doing}: no space left on the disk; free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

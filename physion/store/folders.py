@@ -1,7 +1,7 @@
-"""Folders of this program's own, of which it removes what it no longer needs; and locks.
+"""Folders that belong to this program, in which it removes what it no longer needs; and locks.
 
-Such a folder has a mark beside it, `<name>.lock`, from the moment that it holds anything. Without one, or behind a symbolic
-link, it is not ours.
+Such a folder has a marker beside it, `<name>.lock`, from the moment it holds anything. A folder without one, or behind a
+symbolic link, is not ours.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EIN
 
 
 class NoLocks(ConfigError):
-    """This disk knows no locks."""
+    """The disk does not support locks."""
 
 
 def real_folder(path: Path, *, private: bool = False) -> Path:
-    """The folder itself, made unless it is there; with `private`, nobody else can write into it or read it.
+    """The folder itself, created if necessary; with `private`, nobody else can read it or write to it.
 
-    Raises ConfigError when it is a symbolic link, or is to be private and is another user's or open to others; OSError where it
-    cannot be made.
+    Raises ConfigError if it is a symbolic link, or should be private but belongs to another user or is open to others; OSError
+    if it cannot be created.
     """
     with suppress(FileExistsError):
         path.mkdir(mode=0o700 if private else 0o777, parents=True)
@@ -38,18 +38,18 @@ def real_folder(path: Path, *, private: bool = False) -> Path:
         )
     if private and (facts.st_uid != os.geteuid() or facts.st_mode & 0o077):
         raise ConfigError(
-            f"{path} belongs to user {facts.st_uid} and has mode {facts.st_mode & 0o7777:o}: who can write there could put "
-            f"anything into the place of verified files. Make it yours alone (chmod 700), {_or_else(private)}"
+            f"{path} belongs to user {facts.st_uid} and has mode {facts.st_mode & 0o7777:o}: anyone who can write there "
+            f"could replace verified files. Make it yours alone (chmod 700), {_or_else(private)}"
         )
     return path
 
 
 def own_folder(path: Path, *, private: bool = False) -> Path:
-    """A `real_folder` with our mark. Raises ConfigError also when it holds things although it has none."""
+    """A `real_folder` with our marker. Also raises ConfigError if it holds anything without having one."""
     mark = mark_of(real_folder(path, private=private))
-    if not mark.exists() and any(path.iterdir()) and not mark.exists():  # another process may have marked and filled it since
+    if not mark.exists() and any(path.iterdir()) and not mark.exists():  # another process may have just marked and filled it
         raise ConfigError(
-            f"{path} holds files and was not made by physion, which removes what it finds in folders of its own: rename it, "
+            f"{path} holds files and was not made by physion, which removes what it finds in its own folders: rename it, "
             f"{_or_else(private)}"
         )
     os.close(os.open(mark, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666))
@@ -61,15 +61,15 @@ def _or_else(private: bool) -> str:
 
 
 def mark_of(path: Path) -> Path:
-    """The mark of a folder of our own, which is also the file to lock for whoever changes what is in it."""
+    """The marker of a folder of ours, which is also the file to lock before changing the folder's contents."""
     return path.with_name(f"{path.name}.lock")
 
 
 @contextmanager
 def locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
-    """Hold a flock on a file; False when it is taken (where `how` does not wait) or is no longer at `path`.
+    """Hold a flock on a file; False if it is taken (and `how` does not wait) or is no longer at `path`.
 
-    Raises NoLocks where the disk has none, OSError where `path` is a symbolic link.
+    Raises NoLocks if the disk does not support locks, OSError if `path` is a symbolic link.
     """
     try:
         file = _open(path)
@@ -82,13 +82,13 @@ def locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
             yield mine
         finally:
             if mine:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it to a child process that was forked meanwhile
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
     finally:
         os.close(file)
 
 
 def take(file: int, how: int, path: Path) -> bool:
-    """flock an open file; False when it is taken and `how` does not wait. Raises NoLocks, naming `path`."""
+    """flock an open file; False if it is taken and `how` does not wait. Raises NoLocks, naming `path`."""
     try:
         fcntl.flock(file, how)
     except BlockingIOError:
@@ -96,8 +96,8 @@ def take(file: int, how: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise NoLocks(
-                f"{path}: this disk knows no file locks (flock: {error.strerror}), without which processes would spoil each "
-                "other's files; choose a folder on another disk, or mount it with locks (Lustre: -o flock)"
+                f"{path}: this disk does not support file locks (flock: {error.strerror}), without which processes would "
+                "damage each other's files; choose a folder on another disk, or mount it with locks (Lustre: -o flock)"
             ) from error
         raise
     return True
@@ -105,7 +105,7 @@ def take(file: int, how: int, path: Path) -> bool:
 
 def _open(path: Path) -> int:
     with suppress(PermissionError):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)  # NFS wants to write where a lock is exclusive
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)  # NFS requires write access for an exclusive lock
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 

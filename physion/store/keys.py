@@ -1,4 +1,4 @@
-"""What may be a key or a file's name, wherever it comes from: a store holds what others wrote, and names become paths here."""
+"""Which strings may be keys or file names, whoever wrote them: a store holds what others wrote, and names become paths here."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pydantic import AfterValidator, Field
 
 from physion.errors import ConfigError
 
-LONGEST_NAME, LONGEST_KEY = 255, 1024  # bytes: what file systems and S3 allow
+LONGEST_NAME, LONGEST_KEY = 255, 1024  # bytes: the limits of file systems and S3
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe_key(key: str) -> str:
-    """The key itself, `a/b/c`: below any folder it is a path that stays inside, and it can be printed.
+    """The key itself, `a/b/c`, if it is a path that stays inside any folder it is below, and is printable.
 
     Raises ValueError.
     """
     for part in key.split("/"):
         if part in ("", ".", ".."):
-            raise ValueError(f"{key!r} is no key: give names separated by single slashes")
+            raise ValueError(f"{key!r} is not a valid key: give names separated by single slashes")
         if len(part.encode(errors="replace")) > LONGEST_NAME or not part.isprintable():
-            raise ValueError(f"{key[:LONGEST_NAME]!r} is no key: a name is too long, or cannot be printed")
+            raise ValueError(f"{key[:LONGEST_NAME]!r} is not a valid key: a name is too long, or cannot be printed")
     if len(key.encode(errors="replace")) > LONGEST_KEY:
-        raise ValueError(f"{key[:LONGEST_NAME]!r}... is no key: it is longer than {LONGEST_KEY} bytes")
+        raise ValueError(f"{key[:LONGEST_NAME]!r}... is not a valid key: it is longer than {LONGEST_KEY} bytes")
     return key
 
 
 def checked_key(key: str) -> str:
-    """The key itself. Raises ConfigError when it is none."""
+    """The key itself. Raises ConfigError if it is invalid."""
     try:
         return safe_key(key)
     except ValueError as error:
@@ -38,7 +38,7 @@ def checked_key(key: str) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Whether it is one; what is none was not written by a store of this program."""
+    """Whether a text is a valid key; anything else was not written by a store of this program."""
     try:
         safe_key(key)
     except ValueError:
@@ -47,24 +47,24 @@ def is_key(key: str) -> bool:
 
 
 def sha256_name(text: str) -> str:
-    """A SHA-256 as the name of a file; the only thing that becomes one unseen. Raises ConfigError for anything else."""
+    """A SHA-256 as a file name. Only this becomes a name without further checks. Raises ConfigError for anything else."""
     if not SHA256.fullmatch(text):
-        raise ConfigError(f"{text!r} is no SHA-256")
+        raise ConfigError(f"{text!r} is not a SHA-256")
     return text
 
 
 def shown(text: str) -> str:
-    """A text without what makes a terminal do anything but show it: ESC and other controls, and turns of direction."""
+    """A text without characters that make a terminal do more than show it: ESC and other controls, direction changes."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str) -> str:
-    """The same, also without ends of lines and tabs: for a name that a line of text quotes."""
+    """The same, also without line ends and tabs: for a name quoted in a line of text."""
     return re.sub(r"[\t\n\u2028\u2029]", "\N{REPLACEMENT CHARACTER}", shown(text))
 
 
 Key = Annotated[str, AfterValidator(safe_key)]
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+,-]{0,199}")
 Word = Annotated[str, Field(pattern=rf"^{WORD.pattern}$")]
-"""A name that this program gives: of a stage, an instance, a fingerprint."""
+"""A name that this program gives: of a stage, an instance or a fingerprint."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -31,10 +31,9 @@ ATTEMPTS = 100  # to put a file into a folder that others keep removing
 class LocalStore:
     """Objects are files below a root directory.
 
-    An object is written beside its final place (in `.staging/`), flushed to disk and renamed, so that neither a kill nor
-    a power cut leaves half of one under its name. The root may be a symbolic link; nothing is written or deleted through one
-    that lies below it. What is no key of this program's, or is what NFS leaves of files that were open when they were removed
-    (`.nfs...`), is in no listing.
+    An object is written beside its final place (in `.staging/`), flushed to disk and renamed, so neither a kill nor a power cut
+    leaves half an object under its name. The root may be a symbolic link, but nothing is written or deleted through one below
+    it. Listings skip what is not a key of this program, and what NFS leaves of files that were removed while open (`.nfs...`).
     """
 
     cache = None
@@ -44,12 +43,12 @@ class LocalStore:
         self.uri = root.as_uri()
 
     def scratch(self) -> Path:
-        """A fresh directory on the store's own file system, from which `upload` is a rename."""
+        """A new directory on the store's own file system, so that `upload` is a rename."""
         with clear_errors(f"store {self.uri}: cannot make a scratch directory"):
             return make_scratch(self.root / STAGING)
 
     def size(self, key: str) -> int | None:
-        """Size of an object in bytes; None when there is none."""
+        """Size of an object in bytes; None if it does not exist."""
         try:
             return self._path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -58,7 +57,7 @@ class LocalStore:
             raise explained(error, f"store {self.uri}: cannot look at {key}") from error
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None when there is none."""
+        """The bytes of a small object; None if it does not exist."""
         try:
             with self._path(key).open("rb") as file:
                 data = file.read(MOST_READ + 1)
@@ -71,7 +70,7 @@ class LocalStore:
         return data
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+        """`length` bytes of an object from `start` on, fewer if it ends before. Raises DataError if there is no such object."""
         try:
             with self._path(key).open("rb") as file:
                 file.seek(start)
@@ -82,7 +81,7 @@ class LocalStore:
             raise explained(error, f"store {self.uri}: cannot read {key}") from error
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+        """Write a small object; with `if_absent`, only if there is none yet. Returns whether it wrote."""
         target = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot write {key}"), scratch(self.root / STAGING) as staging:
             staged = staging / "object"
@@ -91,7 +90,7 @@ class LocalStore:
             return _put(staged, target, self._link if if_absent else _replace)
 
     def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
-        """Make the file at `path` an object unless there is one already; the file goes. Tells whether it did."""
+        """Move the file at `path` into the store unless the object already exists. Returns whether it did."""
         target = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot write {key}"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ class LocalStore:
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local file that holds the object: here, the object itself. Never write to it.
 
-        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`.
         """
         path = self._path(key)
         found = path.stat().st_size
@@ -119,7 +118,7 @@ class LocalStore:
         top = self._path(prefix)
 
         def failed(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # there never was one, or a delete took it
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # it never existed, or a delete removed it
                 raise error
 
         with clear_errors(f"store {self.uri}: cannot list {prefix}"):
@@ -128,14 +127,14 @@ class LocalStore:
             return [key for key in keys if is_key(key)]
 
     def age(self, key: str) -> float | None:
-        """Seconds since an object was written; None when there is none."""
+        """Seconds since an object was written; None if it does not exist."""
         try:
             return time.time() - self._path(key).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def delete(self, key: str) -> None:
-        """Remove an object, if there is one, and the folders that it leaves empty."""
+        """Remove an object, if it exists, and the folders left empty."""
         path = self._own_path(key)
         with clear_errors(f"store {self.uri}: cannot delete {key}"):
             path.unlink(missing_ok=True)
@@ -144,19 +143,19 @@ class LocalStore:
                 folder.rmdir()
 
     def unfinished_uploads(self) -> Sequence[Upload]:
-        """None: files on their way lie in `.staging/`, and go with the next scratch directory when their process is dead."""
+        """None: files in progress are in `.staging/`; making the next scratch directory removes those of dead processes."""
         return ()
 
     def abort(self, upload: Upload) -> None:
-        """Nothing: there are no unfinished uploads."""
+        """Does nothing: there are no unfinished uploads."""
 
     def create(self) -> None:
-        """Make the folder, unless it is there."""
+        """Create the folder, unless it exists."""
         with clear_errors(f"store {self.uri}: cannot make the folder"):
             self.root.mkdir(parents=True, exist_ok=True)
 
     def lacks(self) -> Sequence[str]:
-        """What the disk has none of: `hard links`, `file locks`."""
+        """What the disk does not support: `hard links`, `file locks`."""
         missing = []
         with clear_errors(f"store {self.uri}: cannot try the disk"), scratch(self.root / STAGING) as folder:
             (folder / "one").touch()
@@ -172,14 +171,14 @@ class LocalStore:
         return missing
 
     def clock_skew(self) -> float | None:
-        """None: there is one clock."""
+        """None: there is only one clock."""
         return None
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
 
     def _own_path(self, key: str) -> Path:
-        """A path to write to or delete."""
+        """A path that may be written to or deleted."""
         path = self._path(key)
         for folder in itertools.takewhile(lambda folder: folder != self.root, path.parents):
             if folder.is_symlink():
@@ -187,7 +186,7 @@ class LocalStore:
         return path
 
     def _link(self, path: Path, target: Path) -> bool:
-        """The conditional write of a file system: tells whether there was no `target` yet."""
+        """A file system's conditional write: returns whether there was no `target` yet."""
         try:
             os.link(path, target)
         except FileExistsError:
@@ -199,7 +198,7 @@ class LocalStore:
         return True
 
     def _move(self, path: Path, target: Path, why: OSError) -> bool:
-        """The same on a disk without hard links, where a lock keeps the others from doing it at once."""
+        """The same on a disk without hard links, where a lock excludes others."""
         try:
             with locked(mark_of(own_folder(self.root / STAGING))):
                 return not os.path.lexists(target) and _replace(path, target)
@@ -211,13 +210,13 @@ class LocalStore:
 
 
 def _put(path: Path, target: Path, place: Callable[[Path, Path], bool]) -> bool:
-    """Bring a file to its place for good, in a folder that a delete may take away as often as it is empty."""
+    """Move a file into place durably, in a folder that a delete may remove whenever it is empty."""
     for attempt in itertools.count(1):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             made = place(path, target)
             break
-        except (FileNotFoundError, FileExistsError):  # mkdir's, of a folder that was there and is not any more
+        except (FileNotFoundError, FileExistsError):  # from mkdir, if the folder was there and has just been removed
             if attempt == ATTEMPTS or not path.exists():
                 raise
     with contextlib.suppress(FileNotFoundError):

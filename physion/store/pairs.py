@@ -1,4 +1,4 @@
-"""Artifacts that two stores both have: which of them differ, by their manifests alone, and which differ first."""
+"""Artifacts that two stores both have: which of them differ, judged by their manifests alone, and which differ first."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from physion.store.survey import Found
 
 @dataclass(frozen=True)
 class Pair:
-    """An artifact as the first and as the second store have it."""
+    """An artifact as it is in the first store and in the second."""
 
     a: Manifest
     b: Manifest
     files: list[str]
-    """Names of the files that differ or that only one has; those with times in them do not count."""
+    """Names of files that differ or that only one of them has; files that contain times do not count."""
     after: list[str]
-    """Which of its inputs differ as well: this may be a consequence of that."""
+    """Which of its inputs differ as well: its own differences may follow from those."""
 
     @property
     def differs(self) -> bool:
-        """Whether anything in it does."""
+        """Whether anything in it differs."""
         return bool(self.files) or self.a.metrics != self.b.metrics
 
 
 def pair_up(a: Sequence[Found], b: Sequence[Found]) -> list[Pair]:
-    """The artifacts with a fingerprint that both have, inputs before what is made of them."""
+    """The artifacts whose fingerprint both stores have, inputs before what is made from them."""
     there = {found.fingerprint: found.manifest for found in b}
     both = {
         found.fingerprint: (found.manifest, other)
@@ -48,5 +48,5 @@ def pair_up(a: Sequence[Found], b: Sequence[Found]) -> list[Pair]:
 
 
 def _inputs(manifest: Manifest) -> list[str]:
-    """Fingerprints of what it was made from."""
+    """Fingerprints of its inputs."""
     return list(dict.fromkeys(record.fingerprint for record in manifest.inputs.values()))

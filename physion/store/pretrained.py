@@ -1,9 +1,9 @@
-"""Named weights: `pretrained/<name>/` of a store, a manifest and the files it names, published like an artifact.
+"""Named weights: `pretrained/<name>/` in a store, a manifest and the files it names, published like an artifact.
 
-`builtin/<name>` are those that come with the package.
+`builtin/<name>` are the weights included with the package.
 
-A name never changes what it means. The files' names carry the start of their SHA-256, so that two writers of one name cannot
-mix theirs, whatever the moment one of them dies at.
+The meaning of a name never changes. File names include the start of the SHA-256, so two writers of one name cannot mix their
+files, whenever one of them dies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK = 8 * 2**20
 
 
 def name_of(reference: str) -> str:
-    """The name in `pretrained/<name>`, `builtin/<name>` or `<name>`. Raises ConfigError when it cannot be one."""
+    """The name in `pretrained/<name>`, `builtin/<name>` or `<name>`. Raises ConfigError if it is invalid."""
     name = reference.removeprefix(f"{PREFIX}/").removeprefix(f"{SHIPPED}/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
         raise ConfigError(f"weights '{reference}': a name has letters, digits, '-', '_' and '.' only: {PREFIX}/steve-physion")
@@ -43,20 +43,20 @@ def name_of(reference: str) -> str:
 
 
 def find_weights(store: Store, reference: str) -> Artifact:
-    """The named weights of a store or of the package. Raises ConfigError when there are none, naming the nearest."""
+    """Named weights of a store or of the package. Raises ConfigError if there are none, suggesting the nearest name."""
     name = name_of(reference)
     if reference.startswith(f"{SHIPPED}/"):
         store = open_store(BUILTIN)
     manifest = _manifest(store, name)
     if manifest is None:
         known = _names(store)
-        there = f"; there are: {', '.join(known)}" if known else ": `physion weights import` or `pull` brings some in"
+        there = f"; there are: {', '.join(known)}" if known else ": add some with `physion weights import` or `pull`"
         raise ConfigError(f"no weights '{name}' in {store.uri}/{PREFIX}{nearest(name, known)}{there}")
     return Artifact(store, manifest, f"{PREFIX}/{name}", _advice(name))
 
 
 def reference_of(weights: Artifact) -> str:
-    """How a configuration names these weights: `pretrained/<name>` or `builtin/<name>`."""
+    """How a configuration refers to these weights: `pretrained/<name>` or `builtin/<name>`."""
     return f"{SHIPPED if weights.store.uri == BUILTIN else PREFIX}/{weights.manifest.instance}"
 
 
@@ -71,7 +71,7 @@ class Shared(NamedTuple):
 def shared_weights(place: str) -> Shared:
     """The named weights in a folder or at a web address, with their manifest.json.
 
-    Raises ConfigError when there are none, DataError when they are damaged, TransientError when a server does not answer.
+    Raises ConfigError if there are none, DataError if they are damaged, TransientError if a server does not answer.
     """
     base, _, folder = place.rstrip("/").rpartition("/") if "://" in place else ("", "", Path(place).absolute().name)
     store: Readable = WebFolder(base) if base else LocalStore(Path(place).absolute().parent)
@@ -80,12 +80,12 @@ def shared_weights(place: str) -> Shared:
         hint = "" if "/" in place else "; a name needs its store: --from"
         raise ConfigError(f"there is no {MANIFEST} of named weights at {store.uri}/{folder}{hint}")
     if why := _unfit(manifest, manifest.instance):
-        raise DataError(f"{store.uri}/{folder}/{MANIFEST} is no manifest of named weights: {why}")
+        raise DataError(f"{store.uri}/{folder}/{MANIFEST} is not a manifest of named weights: {why}")
     return Shared(store, folder, manifest)
 
 
 def list_weights(store: Store) -> tuple[list[Manifest], list[str]]:
-    """The manifests of all named weights of a store, by name, and what is wrong with those that cannot be read."""
+    """The manifests of all named weights of a store, by name, and the problems of those that cannot be read."""
     found, problems = [], []
     for name in _names(store):
         try:
@@ -104,7 +104,7 @@ def publish_weights(
 ) -> Manifest:
     """Publish local `files` (role, such as weights -> file, which may be moved) under a name.
 
-    Raises ConfigError when other weights have that name already.
+    Raises ConfigError if other weights already have that name.
     """
     records = {role: (sha256_of(path), path) for role, path in files.items()}
     manifest = Manifest(
@@ -127,21 +127,21 @@ def publish_weights(
 def copy_weights(source: Artifact | Shared, store: Store, pulls: Path) -> Manifest:
     """Publish the same named weights in another store.
 
-    What was read of a file so far stays in a folder of its own below `pulls`, and a copy that broke off goes on from there; of
+    What has been read so far stays in a separate folder below `pulls`, and an interrupted copy resumes from there. If there are
     several at once, one reads and the others wait for it.
 
-    Raises DataError when a file is not what its manifest says and comes the same again, TransientError when it comes wrong in
-    another way, ConfigError when other weights have that name already.
+    Raises DataError if a file does not match its manifest and arrives the same again, TransientError if it arrives wrong in a
+    different way, ConfigError if other weights already have that name.
     """
     manifest = source.manifest
     place = own_folder(pulls, private=True) / sha256_name(manifest.content)
     while True:
         if standing := _standing(store, manifest):
             return standing
-        with suppress(FileNotFoundError):  # another one removed it just now
+        with suppress(FileNotFoundError):  # another process has just removed it
             (real_folder(place, private=True) / "lock").touch()
         with locked(place / "lock") as mine:
-            if not mine or _standing(store, manifest):  # where another one has just done it
+            if not mine or _standing(store, manifest):  # another process has just done it
                 continue
             copied = _publish(store, manifest, _read_all(source, place))
             shutil.rmtree(place)
@@ -149,7 +149,7 @@ def copy_weights(source: Artifact | Shared, store: Store, pulls: Path) -> Manife
 
 
 def _read_all(source: Artifact | Shared, place: Path) -> dict[str, tuple[str, Path]]:
-    """All files of named weights in a folder: name -> SHA-256 and local file."""
+    """Download all files of named weights into a folder: name -> SHA-256 and local file."""
     files = {}
     with progress(source.manifest.instance, sum(record.size for record in source.manifest.files), "bytes") as bar:
         for record in source.manifest.files:
@@ -169,7 +169,7 @@ def _read_all(source: Artifact | Shared, place: Path) -> dict[str, tuple[str, Pa
 
 
 def _read_rest(store: Readable, key: str, path: Path, size: int, bar: Bar) -> str:
-    """Append to a file what it lacks of an object; returns its SHA-256."""
+    """Append to a file the rest of an object; returns its SHA-256."""
     with path.open("ab") as file:
         bar.advance(file.tell())
         while file.tell() < size:
@@ -182,12 +182,12 @@ def _read_rest(store: Readable, key: str, path: Path, size: int, bar: Bar) -> st
 
 
 def role_of(artifact: Artifact, role: str) -> Path | None:
-    """The verified local file of a role (`weights`, `frozen`); None when these weights have none."""
+    """The verified local file of a role (`weights`, `frozen`); None if these weights do not have it."""
     return next((artifact.path(name) for name in artifact.names() if name.startswith(f"{role}-")), None)
 
 
 def remove_weights(store: Store, reference: str) -> None:
-    """Remove named weights, whole or broken. Raises ConfigError when there is nothing of that name."""
+    """Remove named weights, complete or damaged. Raises ConfigError if there is nothing with that name."""
     prefix = f"{PREFIX}/{name_of(reference)}"
     if not store.list(prefix):
         raise ConfigError(f"there is nothing at {store.uri}/{prefix}")
@@ -208,7 +208,7 @@ def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Pa
 
 
 def _standing(store: Store, manifest: Manifest) -> Manifest | None:
-    """The named weights that stand under this name; raises ConfigError when they are others."""
+    """The named weights stored under this name; raises ConfigError if they are different ones."""
     if standing := _manifest(store, name_of(manifest.instance)):
         _require_same(store, standing, manifest.fingerprint)
     return standing
@@ -225,12 +225,12 @@ def _require_same(store: Store, standing: Manifest, fingerprint: str) -> None:
 def _manifest(store: Store, name: str) -> Manifest | None:
     manifest = manifest_at(store, f"{PREFIX}/{name}", _advice(name))
     if manifest is not None and (why := _unfit(manifest, name)):
-        raise DataError(f"{store.uri}/{PREFIX}/{name}/{MANIFEST} is no manifest of these weights: {why}; {_advice(name)}")
+        raise DataError(f"{store.uri}/{PREFIX}/{name}/{MANIFEST} is not a manifest of these weights: {why}; {_advice(name)}")
     return manifest
 
 
 def _unfit(manifest: Manifest, name: str) -> str | None:
-    """Why this cannot be the manifest of weights of that name."""
+    """Why this cannot be the manifest of weights with that name."""
     metrics, roles = manifest.metrics, {record.name: record.name.partition("-")[0] for record in manifest.files}
     if manifest.instance != name:
         return f"it says that they are '{manifest.instance}'"

@@ -1,4 +1,4 @@
-"""What a store is."""
+"""The interface of a store."""
 
 from __future__ import annotations
 
@@ -11,78 +11,79 @@ if TYPE_CHECKING:
     from physion.store.cache import ShardCache
 
 
-MOST_READ = 256 * 2**20  # bytes of an object that is read as a whole into memory
+MOST_READ = 256 * 2**20  # largest object that is read into memory whole, bytes
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Parts of an object that are not put together: an upload under way, or what a dead one left."""
+    """Parts of an object that are not assembled: an upload in progress, or the remains of a dead one."""
 
     key: str
     id: str
     bytes: int
     age: float
-    """Seconds since it was begun, or since its newest part came."""
+    """Seconds since it began, or since its newest part arrived."""
 
 
 class Readable(Protocol):
-    """Where objects can be read by their key."""
+    """Something whose objects can be read by key."""
 
     uri: str
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None when there is none. Raises DataError when it is larger than `MOST_READ`."""
+        """The bytes of a small object; None if it does not exist. Raises DataError if it is larger than `MOST_READ`."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+        """`length` bytes of an object from `start` on, fewer if it ends before. Raises DataError if there is no such object."""
 
 
 class Store(Readable, Protocol):
-    """A flat map from keys (`a/b/c`) to immutable objects; an object is seen whole or not at all."""
+    """A flat map from keys (`a/b/c`) to immutable objects; an object is visible whole or not at all."""
 
     @property
     def cache(self) -> ShardCache | None:
-        """Where a remote store keeps what it fetched; None when `fetch` gives the object itself."""
+        """Where a remote store keeps what it fetched; None if `fetch` returns the object itself."""
 
     def scratch(self) -> Path:
-        """A fresh local directory from which `upload` is cheap."""
+        """A new local directory from which `upload` is cheap."""
 
     def size(self, key: str) -> int | None:
-        """Size of an object in bytes; None when there is none."""
+        """Size of an object in bytes; None if it does not exist."""
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+        """Write a small object; with `if_absent`, only if there is none yet. Returns whether it wrote."""
 
     def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
-        """Make a local file an object unless there is one already; the file goes. Tells whether it did.
+        """Move a local file into the store unless the object already exists. Returns whether it did.
 
-        `sha256` is the file's, from a caller who knows it.
+        `sha256` is the file's digest, if the caller knows it.
         """
 
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local, read-only file that holds the object.
 
-        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say. With a cache and
-        `sha256`, the file may go when this thread fetches another one. Without, a remote store gives a copy, the caller's own.
+        Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`. With a cache and
+        `sha256`, the file may disappear when this thread fetches another one. Otherwise a remote store returns a copy that the
+        caller owns.
         """
 
     def list(self, prefix: str) -> list[str]:
-        """Keys below a prefix (a folder), sorted; names that are none of ours (`keys.safe_key`) are left out."""
+        """Keys below a prefix (a folder), sorted; names that are not ours (`keys.safe_key`) are left out."""
 
     def age(self, key: str) -> float | None:
-        """Seconds since an object was written; None when there is none."""
+        """Seconds since an object was written; None if it does not exist."""
 
     def delete(self, key: str) -> None:
-        """Remove an object, if there is one."""
+        """Remove an object, if it exists."""
 
     def unfinished_uploads(self) -> Sequence[Upload]:
-        """Uploads in the whole store that are under way or dead; they take room, and no listing of objects shows them."""
+        """Uploads in the whole store that are in progress or dead; they take space, and no listing of objects shows them."""
 
     def abort(self, upload: Upload) -> None:
-        """Remove the parts of an unfinished upload, if they are still there."""
+        """Remove the parts of an unfinished upload, if they still exist."""
 
     def create(self) -> None:
-        """Make the bucket or folder, unless it is there."""
+        """Create the bucket or folder, unless it exists."""
 
     def clock_skew(self) -> float | None:
-        """Seconds that this machine's clock is ahead of the store's; None where both are the same clock."""
+        """Seconds by which this machine's clock is ahead of the store's; None if both are the same clock."""

@@ -1,10 +1,10 @@
-"""A store in a bucket of any S3-compatible server: `s3://bucket/prefix`.
+"""A store in a bucket on any S3-compatible server: `s3://bucket/prefix`.
 
-Endpoint, region, credentials and certificates come from the standard AWS places (`AWS_ENDPOINT_URL`, `AWS_PROFILE`,
-`AWS_CA_BUNDLE`, web identity, ...). Every object carries its SHA-256 in its metadata, and what is read is checked against that
-or against the manifest's; what is written travels with its MD5, which servers check. Parts of large objects travel with a CRC32
-instead, which takes a quarter of the time, where the server says that it checks that. boto3's own transfers know no SHA-256 and
-start over as a whole when a part fails; so parts are sent and fetched here, each with a request of its own.
+Endpoint, region, credentials and certificates come from the standard AWS sources (`AWS_ENDPOINT_URL`, `AWS_PROFILE`,
+`AWS_CA_BUNDLE`, web identity, ...). Every object carries its SHA-256 in its metadata; reads are checked against that or against
+the manifest's. Writes carry their MD5, which servers check. Parts of large objects instead carry a CRC32, which takes a quarter
+of the time, if the server says that it checks that. boto3's own transfers do not support SHA-256 and start over completely when
+a part fails, so parts are sent and fetched here, each in its own request.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MiB = 1 << 20
-PART = 16 * MiB  # of a large object: one request
+PART = 16 * MiB  # part of a large object: one request
 MOST_PARTS = 10_000  # S3's limit
-PIECE = 256 * 1024  # read from a connection at once: small enough to be written while it is in the processor's cache
+PIECE = 256 * 1024  # bytes read from a connection at once: small enough to be written while still in the processor's cache
 PROBE = ".physion/conditional-write"
 CRC32_PROBE = ".physion/crc32"
 IF_ABSENT = {"IfNoneMatch": "*"}
@@ -59,17 +59,17 @@ class Send(Protocol):
     __name__: str
 
     def __call__(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
-        """Tells whether the server took it."""
+        """Returns whether the server accepted it."""
 
 
 class S3Store:
-    """Objects of a bucket, below a prefix.
+    """Objects in a bucket, below a prefix.
 
-    `write(if_absent=True)` and `upload` send `If-None-Match: *`, so exactly one of several writers wins. A server that does not
-    know or ignores it (tried once a process, on an object of its own) gets a look before every such write and one after: only
-    an object that is then ours counts as written. What is left there is a second runner that replaces a file a moment later,
-    with floats that differ in the last bit: readers of that artifact are told that it is corrupt. They never get content that
-    is not the manifest's.
+    `write(if_absent=True)` and `upload` send `If-None-Match: *`, so exactly one of several writers wins. If a server does not
+    support or ignores that (tested once per process, on a separate object), the store checks before and after every such write:
+    only an object that is then ours counts as written. One case remains: a second runner that replaces a file a moment later,
+    with floats that differ in the last bit. Readers of that artifact are then told that it is corrupt. They never get content
+    that does not match the manifest.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class S3Store:
         self.uri = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
         self.cache, self._scratch_root, self._part = cache, scratch, part
         self._requests = Requests(self.uri, patience or Patience())
-        self._conditional: dict[str, bool] = {}  # way of sending -> whether the server honours conditions
-        self._crc32: bool | None = None  # whether the server checks CRC32; None before it was asked
+        self._conditional: dict[str, bool] = {}  # way of sending -> whether the server honors conditions
+        self._crc32: bool | None = None  # whether the server checks CRC32; None until it was asked
         self._fetched: Path | None = None
 
     def scratch(self) -> Path:
-        """A fresh local directory."""
+        """A new local directory."""
         with clear_errors(f"store {self.uri}: cannot make a scratch directory"):
             return make_scratch(self._scratch_root, private=True)
 
     def size(self, key: str) -> int | None:
-        """Size of an object in bytes; None when there is none."""
+        """Size of an object in bytes; None if it does not exist."""
         return self._head(key, lambda head: head["ContentLength"])
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small object; None when there is none."""
+        """The bytes of a small object; None if it does not exist."""
 
         def get(client: S3Client) -> bytes:
             answer = client.get_object(Bucket=self.bucket, Key=self._key(key))
@@ -118,7 +118,7 @@ class S3Store:
             return None
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on, fewer where it ends. Raises DataError when there is no such object."""
+        """`length` bytes of an object from `start` on, fewer if it ends before. Raises DataError if there is no such object."""
 
         def get(client: S3Client) -> bytes:
             answer = client.get_object(Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{start + length - 1}")
@@ -137,11 +137,11 @@ class S3Store:
             return b""
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Write a small object; with `if_absent`, only when there is none yet. Tells whether it wrote."""
+        """Write a small object; with `if_absent`, only if there is none yet. Returns whether it wrote."""
         return self._put(key, data, hashlib.sha256(data).hexdigest(), self._send, if_absent=if_absent)
 
     def upload(self, key: str, path: Path, *, sha256: str | None = None) -> bool:
-        """Make a local file an object unless there is one already; the file goes. Tells whether it did."""
+        """Move a local file into the store unless the object already exists. Returns whether it did."""
         with clear_errors(f"store {self.uri}: cannot write {key}"):
             sha256 = sha256 or sha256_of(path)
             if path.stat().st_size <= self._part:
@@ -154,7 +154,7 @@ class S3Store:
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local, read-only file with the verified content of the object.
 
-        Raises FileNotFoundError when there is none, DataError when it is not what `size` and `sha256` say.
+        Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`.
         """
         if sha256 is not None and size is not None and self.cache is not None:
             return self.cache.get(sha256, size, partial(self._download, key, size, sha256))
@@ -171,7 +171,7 @@ class S3Store:
             try:
                 self._download(key, *facts, path)
                 return path
-            except DataError:  # unless the head was damaged on its way, or is of an object that was replaced since
+            except DataError:  # unless the header was damaged in transit, or belongs to an object that has been replaced since
                 if facts == before:
                     raise
                 before = facts
@@ -192,16 +192,16 @@ class S3Store:
         return sorted(filter(is_key, found))  # some servers list folders, `a/b/`
 
     def delete(self, key: str) -> None:
-        """Remove an object, if there is one."""
+        """Remove an object, if it exists."""
         with contextlib.suppress(Missing):
             self._requests.attempt(f"delete {key}", lambda client: client.delete_object(Bucket=self.bucket, Key=self._key(key)))
 
     def age(self, key: str) -> float | None:
-        """Seconds since an object was written, by the server's clock; None when there is none."""
+        """Seconds since an object was written, by the server's clock; None if it does not exist."""
         return self._head(key, lambda head: (_served(head) - _utc(head["LastModified"])).total_seconds())
 
     def unfinished_uploads(self) -> Sequence[Upload]:
-        """Multipart uploads below the prefix that are neither completed nor aborted. None where the server cannot list them."""
+        """Multipart uploads below the prefix that are neither completed nor aborted. None if the server cannot list them."""
         below = f"{self.prefix}/" if self.prefix else ""
 
         def ask(client: S3Client, after: dict[str, Any]) -> Any:
@@ -214,12 +214,12 @@ class S3Store:
                 for item in page.get("Uploads", []):
                     if not is_key(self._name(item["Key"])):
                         continue
-                    with contextlib.suppress(Missing):  # completed or aborted since
+                    with contextlib.suppress(Missing):  # completed or aborted meanwhile
                         found.append(self._unfinished(item["Key"], item["UploadId"], _utc(item["Initiated"])))
         return found
 
     def _unfinished(self, key: str, upload: str, begun: datetime) -> Upload:
-        """What an upload has brought so far, and when it last did."""
+        """What an upload has sent so far, and when it last did."""
 
         def ask(client: S3Client, after: dict[str, Any]) -> Any:
             page = client.list_parts(Bucket=self.bucket, Key=key, UploadId=upload, **after)
@@ -233,13 +233,13 @@ class S3Store:
         return Upload(self._name(key), upload, size, max(0.0, (now - last).total_seconds()))
 
     def abort(self, upload: Upload) -> None:
-        """Remove the parts of an unfinished upload, if they are still there."""
+        """Remove the parts of an unfinished upload, if they still exist."""
         where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(upload.key), "UploadId": upload.id}
         with contextlib.suppress(Missing):
             self._requests.attempt(f"abort the upload of {upload.key}", lambda client: client.abort_multipart_upload(**where))
 
     def clock_skew(self) -> float | None:
-        """Seconds that this machine's clock is ahead of the server's."""
+        """Seconds by which this machine's clock is ahead of the server's."""
 
         def ask(client: S3Client) -> float:
             served = _served(client.head_bucket(Bucket=self.bucket))
@@ -248,7 +248,7 @@ class S3Store:
         return self._requests.attempt("ask for the time", ask)
 
     def create(self) -> None:
-        """Make the bucket, unless it is there and ours."""
+        """Create the bucket, unless it exists and is ours."""
 
         def make(client: S3Client) -> None:
             with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
@@ -267,11 +267,11 @@ class S3Store:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
 
     def _name(self, key: str) -> str:
-        """The key in the store of a key in the bucket."""
+        """The key in the store for a key in the bucket."""
         return key.removeprefix(f"{self.prefix}/") if self.prefix else key
 
     def _pages(self, doing: str, ask: Callable[..., Any], **marks: str) -> Iterator[Any]:
-        """The pages of a listing; `marks` are arguments that a page's values of these names give to the request of the next."""
+        """The pages of a listing; `marks` maps arguments of the next request to the fields of a page that hold their values."""
 
         def turn(client: S3Client, after: dict[str, Any]) -> tuple[Any, dict[str, Any] | None]:
             page = ask(client, after)
@@ -288,7 +288,7 @@ class S3Store:
             yield page
 
     def _head(self, key: str, facts: Callable[[HeadObjectOutputTypeDef], T]) -> T | None:
-        """What `facts` finds in the head of an object; None when there is none."""
+        """What `facts` returns for an object's header; None if the object does not exist."""
         try:
             return self._requests.attempt(
                 f"look at {key}", lambda client: facts(client.head_object(Bucket=self.bucket, Key=self._key(key)))
@@ -304,7 +304,7 @@ class S3Store:
         sent = send(key, body, {"sha256": sha256, "writer": writer}, conditional=conditional)
         if sent and send == self._send and conditional == if_absent:
             return True
-        # Refused for another's object, or for ours when the answer to an earlier attempt got lost; or put together from parts.
+        # Refused because of another's object, or of ours if the answer to an earlier attempt was lost; or assembled from parts.
         standing = self._head(key, lambda head: (head["Metadata"].get("writer"), head["ContentLength"]))
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
         if standing is not None and standing[0] != writer:
@@ -316,7 +316,7 @@ class S3Store:
         raise TransientError(f"store {self.uri}: {key} did not arrive whole; run the same command again")
 
     def _honours_conditions(self, send: Send) -> bool:
-        """Whether this way of sending is conditional on this server; looked at once a process."""
+        """Whether this server honors conditions for this way of sending; tested once per process."""
         known = self._conditional
         if send.__name__ not in known:
             with scratch(self._scratch_root, private=True) as folder:
@@ -329,7 +329,7 @@ class S3Store:
         return known[send.__name__]
 
     def _send(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
-        """Send an object in one request. Tells whether the server took it."""
+        """Send an object in one request. Returns whether the server accepted it."""
         data = body if isinstance(body, bytes) else body.read_bytes()
         rest: dict[str, Any] = {"Metadata": metadata, **(IF_ABSENT if conditional else {})}
         try:
@@ -344,7 +344,7 @@ class S3Store:
         return True
 
     def _send_parts(self, key: str, body: bytes | Path, metadata: dict[str, str], *, conditional: bool) -> bool:
-        """Send an object in many requests at once. Tells whether the server took it and has all of it."""
+        """Send an object in many requests at once. Returns whether the server accepted it and has all of it."""
         assert isinstance(body, Path)
         doing, size = f"write {key}", body.stat().st_size
         length = max(self._part, -(-size // MOST_PARTS))
@@ -368,7 +368,7 @@ class S3Store:
             rest: dict[str, Any] = {"MultipartUpload": {"Parts": parts}, **(IF_ABSENT if conditional else {})}
             self._requests.attempt(doing, lambda client: client.complete_multipart_upload(**where, UploadId=upload, **rest))
             return True
-        except Missing:  # completed by an attempt whose answer got lost, if the object is ours; the caller looks
+        except Missing:  # completed by an attempt whose answer was lost, if the object is ours; the caller checks
             return False
         except BaseException as error:
             with contextlib.suppress(*FAILURES):  # leave no parts behind, if the server can be reached at all
@@ -378,7 +378,7 @@ class S3Store:
             raise
 
     def _checks_crc32(self) -> bool:
-        """Whether the server checks a CRC32, which it says by repeating it; looked at once a process."""
+        """Whether the server checks a CRC32, which it shows by repeating it; tested once per process."""
         if self._crc32 is None:
             data = b"This server was asked whether it checks CRC32.\n"
             where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(CRC32_PROBE)}
@@ -392,9 +392,9 @@ class S3Store:
         return self._crc32
 
     def _download(self, key: str, size: int, sha256: str | None, path: Path) -> bool:
-        """Fetch an object of a known size into a file, in many requests at once; tells whether it was checked while it came."""
+        """Fetch an object of known size into a file, in many requests at once; returns whether it was checked on arrival."""
         corrupt = f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)"
-        writing = threading.Lock()  # a file takes one writer at a time; in the kernel the others would spin
+        writing = threading.Lock()  # a file takes one writer at a time; the others would spin in the kernel
 
         def fetch_part(start: int) -> None:
             end = min(size, start + self._part)
@@ -448,19 +448,21 @@ def parse_uri(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError(f"store {uri}: '{bucket}' is no bucket name (3 to 63 of a-z, 0-9, '-' and '.'): s3://bucket/prefix")
+        raise ConfigError(
+            f"store {uri}: '{bucket}' is not a valid bucket name (3 to 63 of a-z, 0-9, '-' and '.'): s3://bucket/prefix"
+        )
     if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ConfigError(f"store {uri}: a prefix has no empty part, '.' or '..': s3://bucket/prefix")
+        raise ConfigError(f"store {uri}: a prefix must not have an empty part, '.' or '..': s3://bucket/prefix")
     return bucket, prefix
 
 
 def _served(answer: Any) -> datetime:
-    """When the server says it gave an answer."""
+    """When the server says it answered."""
     return _utc(parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]))
 
 
 def _utc(moment: datetime) -> datetime:
-    """A server's time, which is UTC also where its zone was damaged on its way."""
+    """A server's time, which is UTC even if its zone was damaged in transit."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -473,5 +475,5 @@ def _crc32(data: bytes) -> str:
 
 
 def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # not in a fork that forgets its copy of the store
+    if os.getpid() == process:  # not in a fork that drops its copy of the store
         shutil.rmtree(folder, ignore_errors=True)

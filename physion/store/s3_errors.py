@@ -1,4 +1,4 @@
-"""What went wrong between here and an S3 server: whether it can heal by itself, and what a person can check if it does not."""
+"""What went wrong between here and an S3 server: whether it may pass by itself, and what to check if it does not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_match_hostname import CertificateError
 
-# Everything a request or the reading of its answer can raise. The last two: in a damaged one a number is none, a field missing.
+# Everything a request or the reading of its answer can raise. The last two: an invalid number, a missing field.
 FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError, ValueError, LookupError)
 
-# What a server means for good, each code with its status. Whatever else it says may be a damaged byte's doing (no byte turns
-# one of these into another) or pass by itself, and is tried again.
+# Permanent errors, each code with its status. Anything else may be caused by a damaged byte (no single byte turns one of these
+# into another) or pass by itself, and is retried.
 _FINAL = {
     "501": 501,
     "AccessDenied": 403,
@@ -55,20 +55,21 @@ _ADVICE = {
     "InvalidToken": "renew the session credentials",
 }
 _HEAD = {301: "PermanentRedirect", 403: "AccessDenied"}
-_REASONS = {  # to HEAD, whose answer has no body to say it
+_REASONS = {  # for HEAD, whose answer has no body that could say it
     "HeadObject": {**_HEAD, 404: "NoSuchKey"},
     "HeadBucket": {**_HEAD, 404: "NoSuchBucket"},
 }
 
 
 class Damaged(Exception):
-    """A body that is not what was asked for.
+    """A body that is not what was requested.
 
-    `content` says what it is instead, and `verdict` what that means if the same comes again; both None for a mere piece.
+    `content` identifies what it is instead, and `verdict` says what it means if the same comes again; both None for a mere
+    piece.
     """
 
     def __init__(self, content: str | None = None, verdict: str | None = None) -> None:
-        super().__init__("what came is not what was stored")
+        super().__init__("the data received is not what was stored")
         self.content, self.verdict = content, verdict
 
 
@@ -84,7 +85,7 @@ class Diagnosis:
 
 
 def diagnose(error: Exception, endpoint: str) -> Diagnosis:
-    """What a failure of one of the classes FAILURES means, or a Damaged."""
+    """The meaning of a failure: one of the classes FAILURES, or a Damaged."""
     if isinstance(error, Damaged):
         return Diagnosis(True, str(error), _NETWORK)
     if isinstance(error, boto.ClientError):
@@ -124,16 +125,16 @@ def _answered(error: boto.ClientError, endpoint: str) -> Diagnosis:
         advice = _ADVICE[code]
     elif status in _BUSY or (status >= 500 and heals):
         advice = "wait for the server to recover"
-    elif code == str(status) and heals:  # the wrong server, or the answer of the right one broke off
+    elif code == str(status) and heals:  # the wrong server, or an answer that broke off
         what = f"{endpoint} does not answer as S3 does ({what})"
     elif heals:
-        advice = f"see to that, or {_NETWORK}"
+        advice = f"fix that, or {_NETWORK}"
     after = facts.get("HTTPHeaders", {}).get("retry-after", "")
     return Diagnosis(heals, what, advice, float(after) if after.isdecimal() else 0.0, code)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from; urllib3 and botocore keep that in attributes and arguments as well."""
+    """An error and its causes; urllib3 and botocore also keep those in attributes and arguments."""
     seen: set[int] = set()
     todo = [error]
     while todo:
@@ -147,7 +148,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _last_words(causes: list[BaseException]) -> str:
-    """The system's own text, such as "Connection refused", where there is one."""
+    """The system's own text, such as "Connection refused", if there is one."""
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError | CertificateError):
             return getattr(cause, "verify_message", str(cause))

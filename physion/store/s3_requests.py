@@ -1,4 +1,4 @@
-"""Requests to an S3 server: one client a process, many at once, tried again while what fails can heal."""
+"""Requests to an S3 server: one client per process, many requests at once, retried while the failure may pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AT_ONCE = 10
-SILENCE = 10.0  # seconds between words about failures
+SILENCE = 10.0  # seconds between messages about failures
 LONGEST_WAIT = 120.0  # seconds, whatever the server's Retry-After says
 
 
@@ -36,11 +36,11 @@ class Refused(Exception):
 
 
 class Beyond(Exception):
-    """The object ends before the range that was asked for."""
+    """The object ends before the requested range."""
 
 
 class Unsupported(ConfigError):
-    """The server does not know what it was asked for."""
+    """The server does not support the request."""
 
 
 _EXPECTED = {"NoSuchKey": Missing, "NoSuchUpload": Missing, "PreconditionFailed": Refused, "InvalidRange": Beyond}
@@ -49,7 +49,7 @@ _UNSUPPORTED = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest"}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a request is tried: timeouts in seconds, and between attempts random pauses of up to `base * 2**n` and `cap`."""
+    """How long to retry a request: timeouts in seconds, and random pauses between attempts of up to `base * 2**n` and `cap`."""
 
     attempts: int = 10
     base: float = 0.5
@@ -59,7 +59,7 @@ class Patience:
 
 
 class Requests:
-    """Requests for the store at `uri`. boto3's own retries are off: they know nothing of answers that break off half-way."""
+    """Requests for the store at `uri`. boto3's own retries are off: they do not cover answers that break off half-way."""
 
     def __init__(self, uri: str, patience: Patience) -> None:
         self.uri, self.patience = uri, patience
@@ -68,11 +68,11 @@ class Requests:
         self._pool: ThreadPoolExecutor | None = None
 
     def attempt(self, doing: str, request: Callable[[S3Client], T]) -> T:
-        """What `request` gives; tried again, after a random pause, while what fails can heal.
+        """What `request` returns; retried after a random pause while the failure may pass.
 
-        Raises Missing, Refused, Beyond; DataError when the same wrong content came twice; ConfigError (such as Unsupported)
-        for what a person has to mend, of what a server says once it said it twice: a request that was damaged on its way is
-        called wrongly signed, or of nobody; TransientError when the last attempt failed.
+        Raises Missing, Refused, Beyond; DataError if the same wrong content came twice; ConfigError (such as Unsupported) for
+        what a person has to fix. Such an answer counts only once the server has given it twice, because a request damaged in
+        transit also looks wrongly signed, or signed by nobody. Raises TransientError if the last attempt failed.
         """
         patience = self.patience
         wrong: str | None = None
@@ -102,7 +102,7 @@ class Requests:
         raise AssertionError("no attempt was made")
 
     def at_once(self, jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
-        """Results of the jobs, in their order; AT_ONCE run at a time. After a failure none runs any more."""
+        """Results of the jobs, in order; AT_ONCE run at a time. After a failure no more start."""
         self.client()
         assert self._pool is not None
         futures = [self._pool.submit(job) for job in jobs]
@@ -115,7 +115,7 @@ class Requests:
             wait(futures)
 
     def _tell(self, problem: str) -> None:
-        """Say what is going on, now and then: many requests may fail for one reason."""
+        """Say what is going on, but rarely: many requests may fail for the same reason."""
         if time.monotonic() >= self._next_word:
             self._next_word = time.monotonic() + SILENCE
             say(problem)
@@ -130,7 +130,7 @@ class Requests:
                 max_pool_connections=2 * AT_ONCE,
                 tcp_keepalive=True,
                 s3={"payload_signing_enabled": False},  # the checksum of a body is signed instead
-                # Checksums newer than MD5 are refused by some servers: S3Store sends them where they are not.
+                # Some servers refuse checksums newer than MD5; S3Store sends them where the server accepts them.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )

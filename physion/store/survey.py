@@ -1,4 +1,4 @@
-"""What lies in a store: artifacts, unfinished work and leftovers; which of it a name means; which of it no run needs."""
+"""What a store holds: artifacts, unfinished work and leftovers; which of these a name refers to; which of them no run needs."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from physion.store.artifacts import MANIFEST, ArtifactWriter, Manifest, prefix_o
 from physion.store.keys import WORD
 from physion.store.protocol import Store
 
-AT_ONCE = 16  # small questions to the store
+AT_ONCE = 16  # small requests to the store
 
 
 @dataclass(frozen=True)
 class Found:
-    """All that lies at `artifacts/<stage>/<fingerprint>/`: an artifact, or work without a manifest yet."""
+    """Everything at `artifacts/<stage>/<fingerprint>/`: an artifact, or work that has no manifest yet."""
 
     stage: str
     fingerprint: str
     keys: list[str]
     manifest: Manifest | None
     problem: str | None = None
-    """Why the manifest cannot be read, where it cannot, or why this is no artifact at all."""
+    """Why the manifest cannot be read, if so, or why this is not an artifact at all."""
 
     @property
     def prefix(self) -> str:
-        """Where it lies."""
+        """Where it is."""
         return prefix_of(self.stage, self.fingerprint)
 
     @property
     def bytes(self) -> int:
-        """Size of the files that the manifest names."""
+        """Total size of the files that the manifest names."""
         return sum(record.size for record in self.manifest.files) if self.manifest else 0
 
     @property
     def leftovers(self) -> list[str]:
-        """Keys that no manifest names: of an artifact, what was not cleaned up; of unfinished work, all."""
+        """Keys that no manifest names: for an artifact, what was not cleaned up; for unfinished work, everything."""
         named = {f"{self.prefix}/{record.name}" for record in self.manifest.files} if self.manifest else set()
         return [key for key in self.keys if key not in named and key != f"{self.prefix}/{MANIFEST}"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What happens to some keys of what was found, and why."""
+    """What happens to some of an entry's keys, and why."""
 
     found: Found
     remove: bool
@@ -80,9 +80,9 @@ def survey(store: Store) -> list[Found]:
 
 
 def select(everything: Sequence[Found], name: str) -> list[Found]:
-    """What a name means: an instance (`frames-test`), a stage, or the start of a fingerprint or of `stage/fingerprint`.
+    """The artifacts that a name means: an instance (`frames-test`), a stage, the start of a fingerprint or `stage/fingerprint`.
 
-    Raises ConfigError when there are none.
+    Raises ConfigError if there are none.
     """
     name = name.removeprefix("artifacts/").rstrip("/")
     chosen = [found for found in everything if name == found.stage or (found.manifest and name == found.manifest.instance)]
@@ -98,9 +98,9 @@ def select(everything: Sequence[Found], name: str) -> list[Found]:
 def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days: float) -> list[Verdict]:
     """What to remove and what to keep.
 
-    Removed are: what was left beside published artifacts; unfinished work that nobody touched for `days`; and, where `keep`
-    (fingerprints) says what is needed, artifacts that are not. Kept with those in `keep` is whatever may belong to a running
-    job: all that was written in these days, the studies that it is part of, and the inputs of all of this.
+    To remove: leftovers beside published artifacts; unfinished work that nobody touched for `days`; and, if `keep`
+    (fingerprints) says what is needed, all other artifacts. Besides those in `keep`, everything that may belong to a running
+    job stays: whatever was written within `days`, the studies it belongs to, and the inputs of all these.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ages = dict(zip((f.prefix for f in everything), pool.map(partial(_age, store), everything), strict=True))
@@ -127,10 +127,10 @@ def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days
 
 
 def remove(store: Store, verdict: Verdict, days: float) -> bool:
-    """Carry a verdict out; False when somebody has been at work there since the survey."""
+    """Carry out a verdict; False if somebody has worked there since the survey."""
     if store.list(verdict.found.prefix) != verdict.found.keys:
         return False
-    if verdict.found.manifest is None and _age(store, verdict.found) < days * 86400:  # `study.json` alone was written anew
+    if verdict.found.manifest is None and _age(store, verdict.found) < days * 86400:  # `study.json` alone was rewritten
         return False
     if len(verdict.keys) == len(verdict.found.keys):
         ArtifactWriter(store, verdict.found.stage, verdict.found.fingerprint).erase()
@@ -141,7 +141,7 @@ def remove(store: Store, verdict: Verdict, days: float) -> bool:
 
 
 def sizes(store: Store, keys: Iterable[str]) -> int:
-    """Bytes that these objects take."""
+    """Total size of these objects in bytes."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return sum(size or 0 for size in pool.map(store.size, keys))
 
@@ -154,7 +154,7 @@ def _age(store: Store, found: Found) -> float:
 
 
 def _studies(store: Store, everything: Sequence[Found], fresh: set[str]) -> tuple[list[Found], set[str], bool]:
-    """What was found, where a damaged `study.json` is a problem now; the fingerprints of the studies in flight; any problem?"""
+    """What was found, with damaged `study.json` files as problems; the fingerprints of the studies in progress; any problem?"""
     known, needed, unknown = [], set[str](), False
     for found in everything:
         if found.manifest is None and found.problem is None and found.fingerprint in fresh:

@@ -1,4 +1,4 @@
-"""How a URI becomes a store."""
+"""Opens the store that a URI names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILTIN = "builtin:"
 
 
 class BuiltinStore(LocalStore):
-    """The weights that come with the package; nothing is written there."""
+    """The weights included with the package; read-only."""
 
     def __init__(self) -> None:
         super().__init__(Path(__file__).parents[1] / "builtin")
@@ -31,20 +31,21 @@ class BuiltinStore(LocalStore):
         raise self._read_only()
 
     def _read_only(self) -> ConfigError:
-        return ConfigError(f"{BUILTIN} holds the weights that came with physion and takes no others: name another --store")
+        return ConfigError(f"{BUILTIN} holds the weights included with physion and is read-only: name another --store")
 
 
 def open_store(uri: str, cache: ShardCache | None = None) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///path` or a plain path; `builtin:` is what came with the package.
+    """The store at `s3://bucket/prefix`, `file:///path` or a plain path; `builtin:` holds the weights included with the
+    package.
 
-    A remote one keeps what it fetches in `cache`, and beside that its files on their way.
+    A remote store keeps what it fetches in `cache`, and files in progress beside it.
 
-    Raises ConfigError for what is no store.
+    Raises ConfigError if the URI is not a store.
     """
     if not uri.strip():
         raise ConfigError("--store is empty: give a path, file:///path or s3://bucket/prefix (or set PHYSION_STORE)")
     parts = urlsplit(uri)
-    if "@" in parts.netloc or (parts.scheme == "s3" and ":" in parts.netloc):  # not repeated: it may hold a secret
+    if "@" in parts.netloc or (parts.scheme == "s3" and ":" in parts.netloc):  # not shown: it may hold a secret
         raise ConfigError(
             "a store is s3://bucket/prefix, without credentials or a port: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             "AWS_PROFILE, and AWS_ENDPOINT_URL"

@@ -1,4 +1,4 @@
-"""Files of a web server, read only."""
+"""Files on a web server, read-only."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from physion.store.protocol import MOST_READ
 T = TypeVar("T")
 
 ATTEMPTS = 5
-AGAIN = (408, 429)  # answers of a server, beside those from 500 on, after which another attempt may do better
+AGAIN = (408, 429)  # statuses, besides those from 500 on, after which a retry may succeed
 
 
 def opened(address: str, start: int = 0, end: int | None = None) -> http.client.HTTPResponse:
-    """What a server answers to a request for a file, or for its bytes from `start` up to `end`, if it knows how to do that.
+    """A server's answer to a request for a file, or for its bytes from `start` up to `end`, if it supports ranges.
 
-    A user and password in the address are sent, and not handed on to where the server may send us.
+    A user and password in the address are sent, but not forwarded when the server redirects us.
     """
     url = urlsplit(address)
     user, _, host = url.netloc.rpartition("@")
@@ -38,16 +38,16 @@ def opened(address: str, start: int = 0, end: int | None = None) -> http.client.
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
     if user:
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
-    trusted = ssl.create_default_context()  # the machine's certificates, and for images without any, certifi's
+    trusted = ssl.create_default_context()  # the machine's certificates or, for images without any, certifi's
     trusted.load_verify_locations(certifi.where())
     response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=60, context=trusted)  # noqa: S310 (as above)
     return response
 
 
 def persistently(address: str, work: Callable[[], T], say: Callable[[str], None] = lambda _: None) -> T:
-    """Do what asks a server for `address`; again, and a few times, after what time can mend.
+    """Do work that asks a server for `address`; retry failures that may pass, a few times.
 
-    Raises ConfigError when the address is none or the server refuses, TransientError when it still does not work.
+    Raises ConfigError if the address is invalid or the server refuses, TransientError if the last attempt fails.
     """
     shown = shown_source(address)
     reason: Exception | None = None
@@ -61,7 +61,7 @@ def persistently(address: str, work: Callable[[], T], say: Callable[[str], None]
             if error.code < 500 and error.code not in AGAIN:
                 raise ConfigError(f"{shown}: the server answers {error.code} {said(error.reason)}") from error
             reason = error
-        except (http.client.InvalidURL, UnicodeError) as error:  # whose text may hold a part that is secret
+        except (http.client.InvalidURL, UnicodeError) as error:  # its text may hold a secret
             raise ConfigError(f"{shown}: not a valid address") from error
         except (OSError, http.client.HTTPException, TransientError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
@@ -71,18 +71,18 @@ def persistently(address: str, work: Callable[[], T], say: Callable[[str], None]
 
 
 def said(reason: object) -> str:
-    """What a server or a library says, in one line: it may hold an address with a signature, or controls of a terminal."""
+    """What a server or a library says, in one line, without signatures in addresses or terminal control characters."""
     return one_line(without_secrets((str(reason).splitlines() or [""])[0]))
 
 
 class WebFolder:
-    """A folder of a web server, such as a model hub's: its files can be read by name, not listed."""
+    """A folder on a web server, such as a model hub's: its files can be read by name, not listed."""
 
     def __init__(self, address: str) -> None:
         self.address, self.uri = address.rstrip("/"), shown_source(address.rstrip("/"))
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a small file; None when there is none. Raises as `persistently`, DataError when it is not small."""
+        """The bytes of a small file; None if it does not exist. Raises as `persistently`, and DataError if it is not small."""
 
         def get() -> bytes | None:
             try:
@@ -99,14 +99,14 @@ class WebFolder:
         return data
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes of a file from `start` on, fewer where it ends. Raises as `persistently`."""
+        """`length` bytes of a file from `start` on, fewer if it ends before. Raises what `persistently` does."""
 
         def get() -> bytes:
             with opened(self._address(key), start, start + length) as response:
                 if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # the whole file
                     response.read(start)
                 elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                    raise TransientError("the server sends another part than it was asked for")
+                    raise TransientError("the server sent a different part than requested")
                 return response.read(length)
 
         return persistently(self._address(key), get)

@@ -1,8 +1,8 @@
 """Training state as one safetensors file: weights, Adam moments, step, loss scale and history. Never a pickle.
 
-A file's name holds the token of the run that wrote it, the step, and the start of its SHA-256, so a damaged one is known
-before it is used. Tokens keep two runs of one training apart: a starting run takes the next number, and from then on every
-older run, such as a zombie on a node that was thought dead, leaves the checkpoints alone.
+A file's name holds the token of the run that wrote it, the step, and the start of its SHA-256, so damage is noticed before use.
+Tokens keep two runs of one training apart: a starting run takes the next number, and from then on every older run, such as a
+zombie on a node that was thought dead, leaves the checkpoints alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWNER = re.compile(r"(?P<token>\d{6,18})\.json")
 
 @dataclass
 class History:
-    """The course of a training: finished rows, and the sums of the row being gathered."""
+    """The history of a training: finished rows, and the sums of the current row."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     loss_sum: float = 0.0
@@ -44,13 +44,13 @@ class History:
     steps: int = 0
 
     def count(self, loss: float, norm: float) -> None:
-        """Add one step to the row being gathered."""
+        """Add one step to the current row."""
         self.loss_sum += loss
         self.norm_sum += norm
         self.steps += 1
 
     def close_row(self, **values: float) -> None:
-        """Finish a row: the means of the steps since the last one, and these values."""
+        """Finish a row: the means over the steps since the last one, and these values."""
         if self.steps:
             values |= {"loss": self.loss_sum / self.steps, "grad_norm": self.norm_sum / self.steps}
         self.rows.append(values)
@@ -58,7 +58,7 @@ class History:
 
     @property
     def best_step(self) -> int | None:
-        """The step after which the held-out loss was lowest, the start left out; None before the first measure."""
+        """The step after which the held-out loss was lowest, except the start; None before the first measurement."""
         return best_row(self.rows)["step"] if len(self.rows) > 1 else None  # type: ignore[return-value]
 
 
@@ -78,7 +78,7 @@ class State:
 
     @classmethod
     def of(cls, step: int, history: History, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> State:
-        """A copy of the state, which training may go on to change."""
+        """A copy of the state, independent of further training."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for name, parameter in model.named_parameters():
             for key, value in adam.state.get(parameter, {}).items():
@@ -88,12 +88,12 @@ class State:
         return cls(step, copied, scaler.state_dict(), tensors)
 
     def load(self, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> None:
-        """Put the state in place."""
+        """Restore the state."""
         if not self.tensors:
             return
         ours = {n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")}
         if problem := misfit(model.state_dict(), ours):
-            raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force begins again")
+            raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force starts over")
         model.load_state_dict(ours)
         for name, parameter in model.named_parameters():
             state: dict[str, Tensor] = {}
@@ -101,14 +101,14 @@ class State:
                 state["step"] = count.to(parameter.device)
             for kind in ("exp_avg", "exp_avg_sq"):
                 if (saved := self.tensors.get(f"adam.{kind}.{name}")) is not None:
-                    state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(saved)  # laid out as the parameter
+                    state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(saved)  # the parameter's memory layout
             if state:
                 adam.state[parameter] = state
         scaler.load_state_dict(self.scaler)
 
 
 class Checkpoints:
-    """The checkpoints of an artifact that is being made; used on rank 0 only, as a context that waits for the last one."""
+    """The checkpoints of an artifact in the making; used on rank 0 only, as a context that waits for the last one."""
 
     def __init__(self, output: ArtifactWriter) -> None:
         self._output, self._store = output, output.store
@@ -124,14 +124,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        with suppress(*([] if kind is None else [Exception])):  # the first failure is the one to tell
+        with suppress(*([] if kind is None else [Exception])):  # report the first failure
             self.wait()
         self._thread.shutdown()
 
     def take_over(self) -> State:
-        """Become the one run that writes checkpoints here, and read the newest undamaged one: an empty state when none is.
+        """Become the only run that writes checkpoints here, and read the newest undamaged one: an empty state if there is none.
 
-        Those of the newest run count as newest.
+        Checkpoints of the newest run count as newest.
         """
         facts = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()
         self._token = self._newest_owner() + 1
@@ -144,24 +144,24 @@ class Checkpoints:
                     state = read_state(path)
                     self.last = state.step
                     return state
-            except FileNotFoundError:  # the run before was still tidying up
+            except FileNotFoundError:  # the previous run was still tidying up
                 continue
             except DataError:
                 pass
-            say(f"{self.where}: {Path(keys[-1]).name} is damaged; taking the one before")
+            say(f"{self.where}: {Path(keys[-1]).name} is damaged; using the one before it")
             self._store.delete(keys[-1])
         return State()
 
     def save(self, state: State, also: Callable[[], None] = lambda: None) -> None:
         """Store a state in the background, after what `also` stores; then remove all but the newest two and the best.
 
-        Waits for the one before, and raises what that failed with.
+        Waits for the previous save, and raises its error.
         """
         self.wait()
         self._saving = self._thread.submit(self._save, state, also)
 
     def wait(self) -> None:
-        """Return when the last state is safe; raises what kept it from being so."""
+        """Return once the last state is stored; raises the error that prevented it."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -169,8 +169,8 @@ class Checkpoints:
     def owned(self) -> bool:
         """Whether no newer run has taken over."""
         if not self._fenced and (self._store.size(self._owner(self._token)) is None or self._newest_owner() > self._token):
-            self._fenced = True  # without an owner, somebody has published the artifact
-            say(f"{self.where}: another run of this training has taken over; this one goes on without saving its state")
+            self._fenced = True  # if there is no owner, somebody has published the artifact
+            say(f"{self.where}: another run of this training has taken over; this one continues without saving its state")
         return not self._fenced
 
     def _save(self, state: State, also: Callable[[], None]) -> None:
@@ -190,7 +190,7 @@ class Checkpoints:
                 self._store.delete(key)
 
     def _keys(self) -> list[str]:
-        """Checkpoints of this run and older ones, the newest last."""
+        """Checkpoints of this run and older ones, newest last."""
         names = ((key, CHECKPOINT.fullmatch(Path(key).name)) for key in self._store.list(self._prefix))
         return [key for key, name in names if name and int(name["token"]) <= self._token]
 
@@ -216,17 +216,17 @@ class _Facts(BaseModel):
 
 
 def read_state(path: Path) -> State:
-    """Read a checkpoint's file, and let go of it: NFS keeps what is removed while it is mapped. Raises DataError."""
+    """Read a checkpoint file and release it: NFS keeps removed files while they are mapped. Raises DataError."""
     facts, tensors = read_tensors(path, f"checkpoint {path}")
     try:
         known = _Facts.model_validate(facts)
     except ValidationError as error:
-        raise DataError(f"{path} is no checkpoint: its metadata is none of one ({error.error_count()} fields)") from error
+        raise DataError(f"{path} is not a checkpoint: its metadata is invalid ({error.error_count()} fields)") from error
     return State(known.step, History(**vars(known.history)), known.scaler, {name: t.clone() for name, t in tensors.items()})
 
 
 def best_weights(output: ArtifactWriter, step: int) -> dict[str, Tensor] | None:
-    """The model's tensors after a step whose checkpoint was kept; None when it is not there."""
+    """The model's tensors after a step whose checkpoint was kept; None if it is missing."""
     for key in reversed(output.store.list(f"{output.prefix}/checkpoints")):
         if CHECKPOINT.fullmatch(Path(key).name) and _step(key) == step:
             with suppress(FileNotFoundError):

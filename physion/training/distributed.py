@@ -1,4 +1,4 @@
-"""Several ranks train one model: how they find each other, what they agree on, and how their gradients become one."""
+"""Several ranks train one model: how they meet, agree and average their gradients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from physion.errors import PhysionError, TransientError
 from physion.job import Ranks
 
 T = TypeVar("T")
-SLACK = 30.0  # seconds that a collective outlasts the watchdog, which says more
+SLACK = 30.0  # seconds that a collective outlasts the watchdog, whose message says more
 
 
 @contextmanager
 def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: str = "0") -> Iterator[Ranks]:
     """Inside, this process is one of `count` ranks, which meet at MASTER_ADDR, MASTER_PORT.
 
-    attempt: differs between the starts of a group that meets there again and again, as torchrun's do after a restart; else a
-    rank would find the addresses of the dead.
+    attempt: differs between the starts of a group that meets there repeatedly, as torchrun's do after a restart; otherwise a
+    rank would find the addresses of dead ones.
 
-    Raises TransientError when the ranks do not meet, or lose each other.
+    Raises TransientError if the ranks do not meet, or lose each other.
     """
     gpu = torch.cuda.is_available()
     if gpu:
@@ -47,7 +47,7 @@ def joined(rank: int, count: int, local_rank: int, stuck_after: float, attempt: 
             raise
         first_line = str(error).partition("\n")[0]
         raise TransientError(
-            f"rank {rank} of {count} has lost the others ({first_line}); the same command goes on from the last checkpoint"
+            f"rank {rank} of {count} has lost the others ({first_line}); the same command resumes from the last checkpoint"
         ) from error
 
 
@@ -56,11 +56,11 @@ class Group(Ranks):
 
     def __init__(self, timeout: timedelta) -> None:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        # Small CPU tensors travel by gloo, also beside nccl: agreeing must not wait for the device.
+        # Small CPU tensors use gloo, even alongside nccl: agreeing must not wait for the device.
         self._control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
-        """On every rank, what `work` returns on rank 0, the only one to do it, or the PhysionError it raises there."""
+        """On every rank, what `work` returns on rank 0, the only one to run it, or the PhysionError it raises there."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -80,7 +80,7 @@ class Group(Ranks):
         return values
 
     def vote(self, number: int) -> Callable[[], int]:
-        """Begin to agree on the highest of all ranks' numbers; what it returns waits for it."""
+        """Start agreeing on the maximum of all ranks' numbers; the returned function waits for the result."""
         highest = torch.tensor(number)
         work = dist.all_reduce(highest, dist.ReduceOp.MAX, self._control, async_op=True)
 
@@ -102,11 +102,11 @@ def data_parallel(module: nn.Module, ranks: Ranks, *, unused_parameters: bool = 
 
 
 def _mean_by_rank(bucket: Any) -> torch.futures.Future[Tensor]:
-    """The mean of a bucket's gradients over all ranks, each added in the order of the ranks.
+    """The mean of a bucket's gradients over all ranks, added in the order of the ranks.
 
-    gloo's own sum depends on where in a bucket a gradient lies, and DDP lays its buckets out anew after the first step: on more
-    than two ranks a resumed run would take one step as if it were its first, and differ from then on in the last bits. On CPU
-    a resumed run is to be the undisturbed one to the bit.
+    gloo's own sum depends on a gradient's position in the bucket, and DDP rearranges its buckets after the first step. On more
+    than two ranks, a resumed run would therefore treat one step as its first, and differ from then on in the last bits. On a
+    CPU, a resumed run must equal an undisturbed one bit for bit.
     """
     mine = bucket.buffer()
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

@@ -1,12 +1,12 @@
 """The one training loop: Adam, warm-up and cosine, clipping, mixed precision, held-out loss, checkpoints, exact resume.
 
-Everything random is a function of the step: clips come from (seed, step) by `StepBatches`, noise from (seed, step, position in
-the global batch). A checkpoint therefore holds weights, optimizer moments and the step, and on a CPU a run that was killed and
-resumed equals one that was not, bit for bit.
+All randomness is a function of the step: clips come from (seed, step) by `StepBatches`, noise from (seed, step, position in the
+global batch). A checkpoint therefore holds weights, optimizer moments and the step, and on a CPU a run that was killed and
+resumed equals an undisturbed one, bit for bit.
 
-Several ranks share every global batch, which is the configuration's however many they are: each takes its part of it,
-micro-batch by micro-batch, and DDP makes their gradients one. Whatever a rank decides that others must decide too (a stop, a
-checkpoint, where to go on) is voted on or decided by rank 0 for all.
+The configuration fixes the global batch, however many ranks divide it: each takes its part, micro-batch by micro-batch, and DDP
+averages their gradients. Decisions that all ranks must share (a stop, a checkpoint, where to resume) are put to a vote or made
+by rank 0 for all.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from physion.training.watching import Watch, forget_after
 ModelT = TypeVar("ModelT", bound=nn.Module)
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 HISTORY = "history.json"
-EAGER_STEPS = 3  # before a step is captured: libraries set themselves up in the first ones
-PREFETCHED, IN_HAND = 4, 2  # batches that a data worker is ahead, and that the training has
-PAGE, LOCKS = 4096, 2**20  # bytes that shared memory is given in, and that the workers' locks and queues take of it at most
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where torch's data workers hand their batches over)
-LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is seen
+EAGER_STEPS = 3  # before a step is captured: libraries initialize themselves in the first ones
+PREFETCHED, IN_HAND = 4, 2  # batches that a data worker is ahead, and that the training holds
+PAGE, LOCKS = 4096, 2**20  # bytes: the granularity of shared memory, and the most that the workers' locks and queues take
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where data workers hand over their batches)
+LOOK_EVERY = 50  # steps between transfers of the losses from the device, which is when a non-finite one is noticed
 PICTURED = 4  # held-out clips in a picture
 SIGNALS = (None, "SIGINT", "SIGTERM")  # what ranks vote on; the later one wins
 
@@ -66,15 +66,15 @@ class NonFiniteLoss(PhysionError):
 
 
 class Task(ABC):
-    """What one trained stage adds to the loop."""
+    """What a stage's training adds to the loop."""
 
     model: nn.Module
     train: Clips
     heldout: Clips
-    sample_flops: float | None = None  # of a training step, a sample
-    unused_parameters = False  # whether some get no gradient
-    capturable = False  # whether a loss is the same work at every step, without a look at what the device computed
-    cpu_micro_batch: int | None = None  # samples at a time whose tensors stay in a CPU's caches
+    sample_flops: float | None = None  # FLOPs of a training step, per sample
+    unused_parameters = False  # whether some parameters get no gradient
+    capturable = False  # whether the loss is the same work at every step and never waits for the device's results
+    cpu_micro_batch: int | None = None  # samples per micro-batch whose tensors stay in a CPU's caches
 
     def groups(self, optim: Optim) -> list[tuple[list[nn.Parameter], float]]:
         """Parameter groups with their peak learning rates."""
@@ -85,32 +85,32 @@ class Task(ABC):
         """The training loss of a batch, a scalar: the mean over its samples."""
 
     def compile(self) -> None:
-        """Have what the loss is made of compiled, where a GPU's or CPU's time goes; called where compiling is asked for."""
+        """Compile the parts of the loss that take a GPU's or CPU's time; called only if compiling is enabled."""
         for part in self.model.children():
             part.compile()
 
     def after_step(self, done: int) -> None:  # noqa: B027 (most tasks have nothing to do)
-        """Called on rank 0 after each optimizer step, before a checkpoint of that step; `done` counts the steps made."""
+        """Called on rank 0 after each optimizer step, before that step's checkpoint; `done` counts the steps made."""
 
     def heldout_loss(self, batch: Batch) -> Tensor:
         """The held-out loss of a batch, a scalar: the mean over its samples; the model is in eval mode."""
         return self.loss(batch, 0)
 
     def watched(self, step: int) -> dict[str, float]:
-        """What else of a step is worth watching, such as a temperature."""
+        """Other values of a step to log, such as a temperature."""
         return {}
 
     def measures(self) -> dict[str, float]:
-        """What else of a held-out measure belongs to the history; asked of rank 0 alone, the model in eval mode."""
+        """Other held-out measurements for the history; called on rank 0 only, with the model in eval mode."""
         return {}
 
     def picture(self, batch: Batch) -> np.ndarray | None:
-        """A look at what the model makes of a few held-out clips, uint8 [H, W, 3]; the model is in eval mode."""
+        """The model's view of a few held-out clips, uint8 [H, W, 3]; the model is in eval mode."""
         return None
 
 
 class Loss(nn.Module):
-    """A task's training loss as the forward pass of a module, so that DDP and autograd see one and the same pass."""
+    """A task's training loss as the forward pass of a module, so that DDP and autograd see the same pass."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -123,18 +123,18 @@ class Loss(nn.Module):
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def initial_model(seed: int, build: Callable[[], ModelT]) -> ModelT:
-    """A model whose initial weights follow from the seed."""
+    """A model whose initial weights are determined by the seed."""
     torch.manual_seed(step_seed(seed, -1))
     return build()
 
 
 def require_compilers(job: Job, device: torch.device) -> None:
-    """Raise ConfigError unless there is what torch.compile makes kernels with; torch itself asks in the middle of a step."""
+    """Raise ConfigError unless torch.compile has the compilers it needs; torch itself would fail in the middle of a step."""
     if device.type == "cuda":
         compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
         missing = ["Triton"] if importlib.util.find_spec("triton") is None else []
@@ -150,7 +150,7 @@ def require_compilers(job: Job, device: torch.device) -> None:
 
 
 def learning_rate(step: int, peak: float, optim: Optim) -> float:
-    """Learning rate in force at a step: linear from peak * final_lr, then half a cosine back to it."""
+    """Learning rate at a step: linear from peak * final_lr to the peak, then half a cosine back down."""
     low = peak * optim.final_lr
     warmup = optim.warmup * optim.steps
     if step < warmup:
@@ -159,19 +159,19 @@ def learning_rate(step: int, peak: float, optim: Optim) -> float:
 
 
 def step_seed(seed: int, *place: int) -> int:
-    """Seed of a generator for one step, and one sample of its batch."""
+    """Seed of a generator for one step, or for one sample of its batch."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, (seed, *place))).encode()).digest()[:7], "little")
 
 
 def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
-    """Train `task.model` in place, from the newest checkpoint where there is one; on all ranks of the job together.
+    """Train `task.model` in place, from the newest checkpoint if there is one, together with all ranks of the job.
 
-    Returns the history: rows with step, lr, heldout_loss, on rank 0 what the task measures beside it, and the mean loss and
-    grad_norm since the row before.
+    Returns the history: rows with step, lr, heldout_loss, on rank 0 also the task's measurements, and the mean loss and
+    grad_norm since the previous row.
 
-    Raises NonFiniteLoss naming the step and the last good checkpoint; Preempted or Interrupted, with the state saved, when
-    a rank is asked to stop; ConfigError when the batch cannot be shared or does not fit into memory, or when there is nothing
-    to compile with.
+    Raises NonFiniteLoss naming the step and the last good checkpoint; Preempted or Interrupted, with the state saved, if a rank
+    is asked to stop; ConfigError if the batch cannot be divided among the ranks or does not fit into memory, or if a compiler
+    is missing.
     """
     if config.compile:
         require_compilers(job, best_device())
@@ -181,7 +181,7 @@ def fit(task: Task, config: TrainingStage, job: Job) -> list[dict[str, float]]:
     batch, ranks = config.optim.batch_size, job.ranks
     if batch < ranks.count:
         raise ConfigError(
-            f"{job.instance}: a batch of {batch} cannot be shared by {ranks.count} ranks; start fewer, or raise "
+            f"{job.instance}: a batch of {batch} cannot be divided among {ranks.count} ranks; start fewer, or raise "
             f"{job.instance}.optim.batch-size"
         )
     who = f"rank {ranks.rank} of {job.instance}" if ranks.count > 1 else job.instance
@@ -229,7 +229,7 @@ class Training:
         start, self.history = state.step, state.history
         del state
         if start:
-            say(f"{name}: goes on from step {start} of {optim.steps}")
+            say(f"{name}: resumes at step {start} of {optim.steps}")
         self.watch = Watch(self.job.output, start)
         self.module = data_parallel(Loss(self.task), self.ranks, unused_parameters=self.task.unused_parameters)
         if not self.history.rows:
@@ -252,13 +252,13 @@ class Training:
         return self.history.rows
 
     def _data_workers(self) -> int:
-        """How many processes load batches; by default, no more than shared memory is free for.
+        """How many processes load batches; by default no more than fit into free shared memory.
 
-        Raises ConfigError when it is too small for as many as are asked for: a worker that finds no room waits for ever.
+        Raises ConfigError if it is too small for the number requested: a worker that finds no room waits forever.
         """
         wanted, ranks = self.config.loader_workers, 1
         if self.device.type == "cuda":
-            ranks = max(1, torch.cuda.device_count())  # one a GPU
+            ranks = max(1, torch.cuda.device_count())  # one per GPU
             wanted = min(8, max(1, cores() // ranks)) if wanted is None else wanted
         if not wanted or not SHARED_MEMORY.is_dir():
             return wanted or 0
@@ -279,13 +279,13 @@ class Training:
         return fit
 
     def _train(self, batch: Batch, step: int) -> None:
-        """One optimizer step, on all ranks together."""
+        """One optimizer step, together with all ranks."""
         for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
             group["lr"] = learning_rate(step, peak, self.optim)
         try:
             loss = self._captured(batch, step) if self.captured else self._backward(_to(batch, self.device), step)
         except torch.OutOfMemoryError:
-            loss = None  # look for what fits only when the exception, which holds the tensors, is gone
+            loss = None  # search for a size that fits only once the exception, which holds the tensors, is gone
         if loss is None:
             raise ConfigError(self._out_of_memory(batch, step))
         self.vote = self.ranks.vote(SIGNALS.index(self.job.stop.signal))
@@ -293,12 +293,12 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
         self.scaler.step(self.adam)
         self.scaler.update()
-        if not (self.captured and self.captured.graph):  # which writes its gradients anew, where they are
+        if not (self.captured and self.captured.graph):  # which overwrites its gradients in place
             self.adam.zero_grad()
         self.waiting.append((loss, norm))
 
     def _captured(self, batch: Batch, step: int) -> Tensor:
-        """As `_backward`, by a graph of all its kernels, which starts them faster than Python can, once it is captured."""
+        """As `_backward`; once captured, by a graph of all its kernels, which launches them faster than Python can."""
         assert self.captured is not None
         seed = step_seed(self.config.seed, step, self.share.start)
         return self.captured(_to(batch, self.device), seed, lambda batch: self._backward(batch, step))
@@ -306,8 +306,8 @@ class Training:
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Gradients of the global batch's mean loss, by micro-batches. Returns this rank's part of the loss.
 
-        Ranks meet in the last micro-batch of each. DDP takes the mean of their gradients, so each gives its part times their
-        number.
+        Ranks synchronize in their last micro-batch. DDP averages their gradients, so each contributes its part times the number
+        of ranks.
         """
         size, module = self.share.stop - self.share.start, self.module
         total = torch.zeros((), device=self.device)
@@ -323,7 +323,7 @@ class Training:
         return total
 
     def _after(self, done: int) -> None:
-        """What is due when `done` steps are done: a look at the losses, a held-out measure, a checkpoint, a stop."""
+        """What is due after `done` steps: checking the losses, a held-out measurement, a checkpoint, a stop."""
         config, steps = self.config, self.optim.steps
         if self.ranks.rank == 0:
             self.task.after_step(done)
@@ -342,10 +342,10 @@ class Training:
             self.watch.restart_clock(done)
 
     def _look(self, done: int) -> None:
-        """Fetch what the steps before `done` gave, and stop at the first loss that is not finite."""
+        """Fetch the losses of the steps before `done`, and stop at the first that is not finite."""
         values = torch.stack([torch.stack(pair) for pair in self.waiting]).double().cpu()
         losses = self.ranks.all_reduce(values[:, 0].contiguous()).tolist()
-        norms = [norm if math.isfinite(norm) else 0.0 for norm in values[:, 1].tolist()]  # loss scaling skips such steps
+        norms = [norm if math.isfinite(norm) else 0.0 for norm in values[:, 1].tolist()]  # loss scaling skips these steps
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
             self._require_finite(loss, "loss", number)
             self.history.count(loss, norm)
@@ -358,7 +358,7 @@ class Training:
 
     @torch.no_grad()
     def _measure(self, step: int) -> None:
-        """Mean held-out loss over a fixed sample of clips, spread over all of them and shared by the ranks."""
+        """Mean held-out loss over a fixed sample of clips, spread over all of them and divided among the ranks."""
         self.model.eval()
         clips = spread(len(self.task.heldout), self.config.heldout_batches * self.optim.batch_size)
         mine = clips[self.ranks.share(len(clips))]
@@ -381,7 +381,7 @@ class Training:
         self.model.train()
 
     def _save(self, done: int) -> None:
-        """Hand the state to the background; if the job was asked to stop, wait until it is safe and do so."""
+        """Hand the state to the background; if the job was asked to stop, wait until the state is stored, then stop."""
         self.watchdog.doing(f"saving the state after step {done - 1}")
 
         def save() -> None:
@@ -416,7 +416,7 @@ class Training:
             raise error
 
     def _out_of_memory(self, batch: Batch, step: int) -> str:
-        """What to say when a micro-batch does not fit: the largest that does, tried out."""
+        """The error for a micro-batch that does not fit, with the largest that does, found by trying."""
         size = smaller = min(self.micro, self.share.stop - self.share.start)
         option = f"--set {self.job.output.stage}.micro-batch"
         while smaller := smaller // 2:
@@ -435,11 +435,11 @@ class Training:
     def _noise(self, step: int, first: int, last: int) -> Iterator[None]:
         """Noise for samples `first` to `last` - 1 of the global batch of a step.
 
-        On a CPU it is the same however the batch is split. A GPU's kernels draw their own, from one seed a micro-batch.
+        On a CPU it does not depend on how the batch is split. A GPU's kernels draw their own, from one seed per micro-batch.
         """
         seed = self.config.seed
         if self.device.type == "cuda":
-            if not torch.cuda.is_current_stream_capturing():  # a graph draws from the seed that is in force when it is replayed
+            if not torch.cuda.is_current_stream_capturing():  # a graph uses the seed set when it is replayed
                 torch.manual_seed(step_seed(seed, step, first))
             yield
             return
@@ -449,7 +449,7 @@ class Training:
 
 
 def load_best(model: nn.Module, rows: list[dict[str, float]], job: Job) -> dict[str, float]:
-    """Give a model, on the CPU, the weights with the lowest held-out loss; returns their row. Raises DataError without them."""
+    """Load into a model, on the CPU, the weights with the lowest held-out loss; returns their row. Raises DataError if gone."""
     best = best_row(rows)
     if best is not rows[-1]:
         tensors = best_weights(job.output, int(best["step"]))
@@ -469,7 +469,7 @@ def publish_weights(
     job: Job,
     kept: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Make the trained weights, the best ones if an earlier step's were better, and the history the files of the artifact.
+    """Store the trained weights, any better ones from an earlier step, and the history as files of the artifact.
 
     kept: the row whose weights the model has; default: the last. Returns the headline metrics.
     """
@@ -519,7 +519,7 @@ def _next(batches: Iterator[Batch]) -> Batch:
 
 
 def _ignore_interrupt(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when loading ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but the parent ends loading
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -1,7 +1,8 @@
-"""How exactly torch computes float32, and on how many CPU threads. Its switches for that are global, and set nowhere else.
+"""How precisely torch computes float32, and on how many CPU threads. Torch's switches for these are global; only this file sets
+them.
 
-They are torch's older ones, which set the newer ones (`fp32_precision`) along. The newer ones leave the older ones behind,
-and then torch raises where it still reads those, as torch.compile on a GPU does.
+These are torch's older switches, which also set the newer ones (`fp32_precision`). The newer ones do not set the older ones,
+and torch then raises an error wherever it still reads those, as torch.compile does on a GPU.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 
 @contextmanager
 def arithmetic(precision: torch.dtype, threads: int | None = None) -> Iterator[None]:
-    """Inside, float32 is exactly that if it is the `precision`; beside another, what stays float32 may be computed as TF32.
+    """Inside, if `precision` is float32 it is exact; with another one, whatever stays in float32 may be computed as TF32.
 
-    threads: CPU threads of torch inside; None: as many as outside. Outside everything is as before.
+    threads: torch's CPU threads inside; None: as many as outside. Afterwards everything is restored.
     """
     tf32 = precision != torch.float32
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What the trainings of slot models have in common: clips of frames, where each slot looks, and whether it binds."""
+"""What the trainings of slot models share: clips of frames, where each slot looks, and whether it binds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from physion.report import pictures
 from physion.report.binding import means, measure_slots, overlaps_in
 from physion.training.engine import Task, best_device
 
-WATCHED = 4  # held-out videos that are seen whole at every held-out measure
+WATCHED = 4  # held-out videos that every held-out measurement sees whole
 
 
 class SlotTask(Task):
@@ -37,7 +37,7 @@ class SlotTask(Task):
         )
 
     def measures(self) -> dict[str, float]:
-        """`measure_slots` over a few whole held-out videos, which show what clips cannot: whether slots stay what they are."""
+        """`measure_slots` over a few whole held-out videos, which show what clips cannot: whether slots keep their meaning."""
         videos = self.frames.select(heldout=True)
         names = [videos[number].name for number in spread(len(videos), WATCHED)]
         images = np.stack([self.frames.images(name, 0, self.frames.video_frames) for name in names])
@@ -47,7 +47,7 @@ class SlotTask(Task):
         return means([measure_slots(s, None if known is None else overlaps_in(known, n, masks)) for n, s, masks in found])
 
     def picture(self, batch: Batch) -> np.ndarray:
-        """The last frame of each clip, in the slots' colours below."""
+        """The last frame of each clip, with the slots' colors below."""
         (out,) = encode_video(self.model, [to_unit(batch["images"])], with_masks=True)
         assert out.masks is not None
         frames_BHW3 = batch["images"][:, -1].permute(0, 2, 3, 1).cpu().numpy()

@@ -2,7 +2,7 @@
 
     python -m physion.training.torchrun --nproc-per-node=8 --max-restarts=3 stage train-steve -p paper -s ...
 
-Everything before `stage` is an option of torchrun, or comes from the environment (PET_NPROC_PER_NODE and so on).
+Everything before `stage` is an option of torchrun; options may also come from the environment (PET_NPROC_PER_NODE and so on).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PAUSE = 2.0  # seconds
 
 
 def main() -> int:
-    """Run `physion stage ...` on several ranks. Returns the exit code of the rank that failed first, 128 + n for signal n."""
+    """Run `physion stage ...` on several ranks. Returns the exit code of the first rank that failed, 128 + n for signal n."""
     arguments = sys.argv[1:]
     if "stage" not in arguments:
         print("error: usage: python -m physion.training.torchrun [options of torchrun] stage ...", file=sys.stderr)
         return ConfigError.exit_code
-    # A store that agents share with all attempts of the ranks keeps the addresses of dead ones.
+    # If agents share one store with all attempts of the ranks, it keeps the addresses of dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    run.logger.addFilter(lambda record: "OMP_NUM_THREADS" not in record.msg)  # one thread a rank: a note in every worker's log
+    run.logger.addFilter(lambda record: "OMP_NUM_THREADS" not in record.msg)  # one thread per rank: noise in every worker's log
     at = arguments.index("stage")
     while True:
         try:
@@ -42,8 +42,8 @@ def main() -> int:
         except SignalException as stopped:
             return 128 + signal.Signals(stopped.sigval)
         except RendezvousConnectionError:
-            # Several nodes meet at the first of them. While that one is not there yet, or is lost, the others wait for it: who
-            # started them decides for how long.
+            # Several nodes meet at the first one. If it is not there yet, or is lost, the others wait; whoever started them
+            # decides for how long.
             print("the first worker is not there, or was lost; waiting for it", file=sys.stderr, flush=True)
             time.sleep(PAUSE)
         except RendezvousError as error:

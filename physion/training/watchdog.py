@@ -1,4 +1,4 @@
-"""A thread that ends the process when the training waits too long for one thing: data, other ranks, the store, the device."""
+"""A thread that ends the process if the training waits too long for one thing: data, other ranks, the store, the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from physion.errors import TransientError
 
 
 class Watchdog:
-    """Watches one rank, as a context; `doing` says what it is at, and so that it is alive."""
+    """Watches one rank, as a context; calling `doing` says what the rank is doing, and that it is alive."""
 
     def __init__(self, who: str, limit: float) -> None:
         self._who, self._limit = who, limit
@@ -29,7 +29,7 @@ class Watchdog:
         self._thread.join()
 
     def doing(self, what: str) -> None:
-        """Begin another activity, for which the full time is allowed; `what` completes the sentence "rank 1 is ..."."""
+        """Begin another activity, which gets the full time limit; `what` completes the sentence "rank 1 is ..."."""
         self._now = what, time.monotonic()
 
     def _watch(self) -> None:
@@ -37,9 +37,9 @@ class Watchdog:
             what, since = self._now
             if time.monotonic() - since > self._limit:
                 print(
-                    f"error: {self._who} has been {what} for {self._limit:.0f} s, which is stuck; ending it. "
-                    "The same command goes on from the last checkpoint",
+                    f"error: {self._who} has been {what} for {self._limit:.0f} s and seems stuck; ending it. "
+                    "The same command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(TransientError.exit_code)  # the main thread may be deep in a call that never returns
+                os._exit(TransientError.exit_code)  # the main thread may be stuck in a call that never returns

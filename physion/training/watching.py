@@ -1,7 +1,7 @@
-"""What can be watched while a training runs: JSON lines and TensorBoard events, with pictures.
+"""Monitoring of a running training: JSON lines and TensorBoard events, with pictures.
 
-What was gathered since the last checkpoint is stored with the next one, as a segment of its own below `live/` of the artifact,
-so a run that was killed goes on where its checkpoint is, without gaps or doubles. When the training ends the segments become
+What was gathered since the last checkpoint is stored with the next one, as a segment below `live/` in the artifact, so a run
+that was killed resumes at its checkpoint without gaps or duplicates. When the training ends, the segments become
 `metrics.jsonl`, one events file and the last picture.
 """
 
@@ -24,7 +24,7 @@ from physion.store.artifacts import ArtifactWriter
 
 SEGMENT = re.compile(r"\d{8,18}-(?P<last>\d{8,18})\.(jsonl|tfevents|png)")
 METRICS, EVENTS, PICTURE = "metrics.jsonl", "events.tfevents", "picture.png"
-# Dense peak FLOP/s in bf16 or fp16, from the vendor's data sheets; by a part of the device's name, the first that fits.
+# Dense peak FLOP/s in bf16 or fp16, from the vendor's data sheets; keyed by part of the device's name; the first match counts.
 PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
     "A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
@@ -32,11 +32,11 @@ PEAKS = {
 
 
 class Watch:
-    """Gathers what rank 0 sees of a training."""
+    """Gathers what rank 0 observes of a training."""
 
     def __init__(self, output: ArtifactWriter, start: int) -> None:
         self._output = output
-        self._first = start  # of the segment being gathered
+        self._first = start  # first step of the current segment
         self._rows: list[dict[str, float]] = []
         self._pictures: list[tuple[int, np.ndarray]] = []
         self._waited = 0.0
@@ -50,11 +50,11 @@ class Watch:
         self._waited += time.monotonic() - began
 
     def restart_clock(self, step: int) -> None:
-        """Leave out of the rates what happened since the last row: held-out measures, checkpoints."""
+        """Exclude from the rates what happened since the last row: held-out measurements, checkpoints."""
         self._lap, self._lap_step, self._waited = time.monotonic(), step, 0.0
 
     def log(self, step: int, batch: int, flops: float | None, device: torch.device, **values: float) -> None:
-        """Add a row for the steps since the last one: `values` and the rates. flops: of a step on one device."""
+        """Add a row for the steps since the last one: `values` and the rates. flops: per step, on one device."""
         seconds, steps = time.monotonic() - self._lap, step - self._lap_step
         row = {"step": step, "time": round(time.time(), 3), **values}
         row |= {"samples_per_s": batch * steps / seconds, "data_wait": self._waited / seconds, "memory_gb": memory_gb(device)}
@@ -64,7 +64,7 @@ class Watch:
         self.restart_clock(step)
 
     def measured(self, step: int, values: dict[str, float], picture: np.ndarray | None) -> None:
-        """Add what was measured on held-out clips, and a picture, uint8 [H, W, 3]."""
+        """Add measurements on held-out clips, and a picture, uint8 [H, W, 3]."""
         self._rows.append({"step": step, "time": round(time.time(), 3), **values})
         if picture is not None:
             self._pictures.append((step, picture))
@@ -76,7 +76,7 @@ class Watch:
         return segment
 
     def publish(self, last: Segment) -> None:
-        """Join the segments and make them files of the artifact."""
+        """Join the segments into files of the artifact."""
         store, scratch = self._output.store, self._output.scratch
         last.store(self._output)
         files = {name: scratch / name for name in (METRICS, EVENTS, PICTURE)}
@@ -93,7 +93,7 @@ class Watch:
 
 
 class Segment:
-    """What was gathered from one step to another."""
+    """What was gathered between two steps."""
 
     def __init__(self, first: int, last: int, rows: list[dict[str, float]], pictures: list[tuple[int, np.ndarray]]) -> None:
         self._name = f"{first:08d}-{last:08d}"
@@ -125,20 +125,20 @@ class Segment:
 
 
 def forget_after(output: ArtifactWriter, step: int) -> None:
-    """Remove the segments of a run that got further than its last checkpoint, from which another goes on."""
+    """Remove the segments of a run that got further than its last checkpoint, from which another run resumes."""
     for key in output.store.list(f"{output.prefix}/live"):
         if (name := SEGMENT.fullmatch(Path(key).name)) and int(name["last"]) > step:
             output.store.delete(key)
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory that was in use, GB: of the device, or of this process."""
+    """Peak memory in use, GB: of the device, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of the device in bf16 or fp16; None where it is not known."""
+    """Peak FLOP/s of the device in bf16 or fp16; None if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if part in name), None)

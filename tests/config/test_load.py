@@ -75,8 +75,8 @@ def test_an_override_of_a_section_the_preset_leaves_out():
         ("train-dvae.optim.steps=1.5", "'train-dvae.optim.steps': input should be a valid integer"),
         ("train-dvae.model.codes=40000", "'train-dvae.model.codes': input should be less than or equal to 32768"),
         ("train-dvae.optim.lr.x=1", "'lr' holds a value, not a section"),
-        ("train-steve.model.predictor-heads=5", "slot-size 16 cannot be shared by predictor-heads 5"),
-        ("train-slotformer.model.heads=3", "d-model 16 cannot be shared by heads 3"),
+        ("train-steve.model.predictor-heads=5", "slot-size 16 is not divisible by predictor-heads 5"),
+        ("train-slotformer.model.heads=3", "d-model 16 is not divisible by heads 3"),
         ("train-readout.frames.full=151", "train-readout.frames.full takes 151 frames, more than frames.frames=150"),
         ("rollout.observed=14", "rollout.observed=14 is less than train-slotformer.model burn-in 5 times stride 3"),
         (

@@ -43,7 +43,7 @@ def test_without_the_kubernetes_client_one_line_says_how_to_get_it(command):
 @pytest.mark.parametrize(
     ("stage", "options", "words"),
     [
-        ("train-dvea", [], "train-dvea is no training, did you mean 'train-dvae'?; there are train-dvae, train-steve"),
+        ("train-dvea", [], "train-dvea is not a training, did you mean 'train-dvae'?; there are train-dvae, train-steve"),
         ("evaluate", [], "there are train-dvae"),
         ("train-dvae", ["--jobs", "/nothing"], "name that folder with --jobs"),
         ("train-dvae", ["--set", "train-dvae.optim.lrr=1"], "did you mean 'lr'?"),

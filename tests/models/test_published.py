@@ -118,7 +118,7 @@ def test_a_steve_without_its_dvae(physion, published, tmp_path):
     [
         ("slotformer", "steve", lambda s: s, "holds a slotformer model, not steve: import it --as slotformer"),
         ("readout", "dvae", lambda s: s, "holds a readout model, not dvae: import it --as readout"),
-        ("readout", "readout", lambda s: {"x": torch.ones(1)}, "is of no known model"),
+        ("readout", "readout", lambda s: {"x": torch.ones(1)}, "matches no known model"),
         ("dvae", "dvae", lambda s: {k: v for k, v in s.items() if k != "decoder.0.bias"}, "missing: decoder.0.bias"),
         ("dvae", "dvae", lambda s: s | {"decoder.99.bias": torch.ones(1)}, "extra: decoder.99.bias"),
         (
@@ -178,7 +178,7 @@ def test_damaged_files(physion, published, options, tmp_path):
         path.write_bytes(damaged)
         ended = physion("weights", "import", path, "--as", "readout", "-s", tmp_path / "store")
         assert ended.code == 3
-        assert "is truncated or no .pth file" in ended.err or "is damaged" in ended.err
+        assert "is truncated or not a .pth file" in ended.err or "is damaged" in ended.err
         assert ended.err.count("\n") == 1
         assert nothing_published(tmp_path / "store")
 

@@ -126,7 +126,9 @@ def test_an_input_made_again_with_other_bytes_makes_what_stands_on_it_stale(grap
     assert standing(graph["train-steve"], graph, target) is None
     assert [reason.kind for reason in why(graph["train-steve"], graph, target)] == ["content"]
     assert why(graph["train-steve"], graph, target)[0].what == "tokenize"
-    with pytest.raises(ConfigError, match=r"input train-steve .* made from other bytes than its tokens now has: run `physion"):
+    with pytest.raises(
+        ConfigError, match=r"input train-steve .* made from different bytes than its tokens now has: run `physion"
+    ):
         run_node(graph["extract-slots-test"], graph, target, Stop(), force=True)
 
 
@@ -151,7 +153,7 @@ def test_labels_mended_at_the_source_are_noticed_by_all_that_stands_on_them(phys
         refused = physion("stage", "evaluate", *where)
         assert (refused.code, refused.out) == (2, "")
         assert (
-            "evaluate stands on frames-readout, whose inputs were made again and have other bytes: run `physion" in refused.err
+            "evaluate depends on frames-readout, whose inputs were made again with different bytes: run `physion" in refused.err
         )
         ended = physion("run", *where)
         again = {line.partition(":")[0] for line in ended.err.splitlines() if "done in" in line}
@@ -270,4 +272,4 @@ def test_plan_says_why(physion, preset, finished):
     found = json.loads(ended.out)["result"]
     assert [(r["kind"], r["what"], r["old"], r["new"]) for r in found["evaluate"]] == [("option", "evaluate.resamples", 200, 9)]
     assert list(found) == ["evaluate"]
-    assert physion("plan", "--why", "-p", preset, "-s", finished).out == "nothing is to be made\n"
+    assert physion("plan", "--why", "-p", preset, "-s", finished).out == "nothing needs to be made\n"

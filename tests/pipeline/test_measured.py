@@ -52,13 +52,13 @@ def test_times_of_another_machine_are_not_known(planned):
 def test_nothing_is_known_from_an_empty_store(physion, preset, tmp_path):
     out = physion("plan", "-p", preset, "-s", tmp_path).out
     assert "A GPU would take about" in out
-    assert "wall clock" not in out
+    assert "wall-clock" not in out
 
 
 def test_people_are_told_what_is_left_and_on_what(physion, preset, finished):
     out = physion("plan", "-p", preset, "-s", finished, "--set", "train-dvae.seed=9").out
     assert f"at the rates of {device_name()}" in " ".join(out.split())
-    assert "Still to do here, at least:" in out
+    assert "Still to do here: at least" in out
     assert "not counted" not in out
 
 

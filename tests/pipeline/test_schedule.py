@@ -246,7 +246,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_75_and_no_process_stays(start, 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert err.splitlines()[-1].startswith("error: process ")
-    assert "train-dvae was killed by SIGKILL (out of memory?); the same command goes on" in err.splitlines()[-1]
+    assert "train-dvae was killed by SIGKILL (out of memory?); the same command resumes" in err.splitlines()[-1]
     assert gone(everyone)
 
 
@@ -267,7 +267,7 @@ def test_a_signal_to_the_run_or_its_group_saves_and_ends_with_one_line(start, tm
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert err.count("error: ") == 1
-    assert "what is done is saved, and the same command goes on from there" in err.splitlines()[-1]
+    assert "progress is saved, and the same command resumes from there" in err.splitlines()[-1]
     again = start()
-    while "goes on from step" not in (line := again.stderr.readline()):
+    while "resumes at step" not in (line := again.stderr.readline()):
         assert line, "it began from nothing"

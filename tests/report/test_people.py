@@ -146,8 +146,8 @@ def test_in_a_study(physion, preset, store, undocumented, tmp_path):
     missing, not_there = undocumented(metrics)
     assert (missing, [row for row in not_there if row.startswith("people")]) == ([], [])
     page = (artifact / "report.html").read_text()
-    assert "<h3>As people answer</h3>" in page
-    assert "<h3>As people answer</h3>" not in (without / "report.html").read_text()
+    assert "<h3>Comparison with people</h3>" in page
+    assert "<h3>Comparison with people</h3>" not in (without / "report.html").read_text()
     for source, code, said in (
         (tmp_path / "none.csv", 2, "there is no such CSV file"),
         (without / "predictions.csv", 3, "needs stim_ID"),

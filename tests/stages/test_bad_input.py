@@ -66,7 +66,7 @@ def test_bad_videos_are_listed_together(stage, dataset, tmp_path):
         f"{videos[0].name}: cannot be decoded",
         f"{videos[1].name}: cannot be decoded",
         f"{videos[2].name}: has 11 frames, 12 are needed",
-        "mend the source, run `physion stage fetch --subset test --force`, then this command again",
+        "fix the source, run `physion stage fetch --subset test --force`, then this command again",
     )
     assert len(lines) == 5
     # The shard without a problem is kept with its record, for the next attempt; there is no index and no artifact.

@@ -154,5 +154,5 @@ def test_a_study_without_truth(finished, undocumented):
     assert slots[0] == rollouts[0]
     assert slots[1:] != rollouts[1:]
     report = next(finished.glob("artifacts/evaluate/*/report.html")).read_text()
-    assert "Places: no truth is known of these videos." in report
+    assert "Places: these videos have no ground truth." in report
     assert 'aria-label="Error of the rollout' in report

@@ -191,8 +191,8 @@ def test_one_is_killed_and_two_do_the_same(physion, made_again, store):
         (["fetch", "--publish"], "stage fetch cannot be split"),
         (["tokenize", "--share", "2/2"], "--share 2/2: not of the form I/N with I from 0 to N - 1, such as 0/4"),
         (["tokenize", "--share", "half"], "--share half: not of the form I/N"),
-        (["tokenize", "--share", "0/2", "--publish"], "--publish does no part: leave out --share"),
-        (["tokenize", "--share", "0/2", "--force"], "--force would remove what other shares did"),
+        (["tokenize", "--share", "0/2", "--publish"], "--publish makes no parts: leave out --share"),
+        (["tokenize", "--share", "0/2", "--force"], "--force would remove what other shares made"),
     ],
 )
 def test_what_cannot_be_split_or_how(physion, preset, tmp_path, arguments, said):

@@ -356,7 +356,7 @@ def test_links_in_an_archive(from_server, archives, pristine, tmp_path):
             lzma.compress(b"x" * 9999)[:6] + b"damaged" * 99,
             "Train.tar.gz: not a readable archive (file could not be opened successf",
         ),
-        (b"\x28\xb5\x2f\xfd" + bytes(99), "Train.tar.gz: is compressed with zstd, which is not read here; unpack it by hand"),
+        (b"\x28\xb5\x2f\xfd" + bytes(99), "Train.tar.gz: is compressed with zstd, which is not supported; unpack it by hand"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(99), "Train.tar.gz: is compressed with 7-Zip, which is not read here"),
     ],
 )
@@ -403,11 +403,11 @@ def test_a_label_file_or_a_video_twice_under_one_name(from_server, archives, pri
     whole = archives.files["/Physion.zip"]
     name, at = "Physion/Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img.mp4", archives.url("Physion.zip")
     put(archives, lambda file: file.writestr(name, b""))
-    said = f"1 test video is there twice, such as {at}/{name} and {at}/{name}: leave one of each"
+    said = f"1 test video is there twice, such as {at}/{name} and {at}/{name}: keep one of each"
     refused(from_server("--subset", "test"), tmp_path / "store", said)
     archives.files["/Physion.zip"] = whole
     put(archives, lambda file: file.writestr("Physion/labels.csv", pristine.labels("readout").read_bytes()))
-    said = f"{at}/Physion/labels.csv is there twice: leave one of the two"
+    said = f"{at}/Physion/labels.csv is there twice: keep one of the two"
     refused(from_server("--subset", "test"), tmp_path / "store", said)
     archives.files["/Physion.zip"] = whole
     twice = [archives.url(name) for name in ("Physion.zip", "labels.csv", "labels.csv?again")]
@@ -419,7 +419,7 @@ def test_a_video_twice_in_an_archive(from_server, archives, tmp_path):
     put(archives, lambda file: file.writestr("copy/Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img.MP4", b""))
     name = "Drop/mp4s-redyellow/pilot_drop-redyellow_0001_img"
     at = archives.url("Physion.zip")
-    said = f"1 test video is there twice, such as {at}/Physion/{name}.mp4 and {at}/copy/{name}.MP4: leave one of each"
+    said = f"1 test video is there twice, such as {at}/Physion/{name}.mp4 and {at}/copy/{name}.MP4: keep one of each"
     refused(from_server("--subset", "test"), tmp_path / "store", said)
 
 
@@ -489,7 +489,7 @@ def damage_two_lists(dataset):
         (damage_a_link, "mp4s-redyellow/pilot_collide-redyellow_0000_img.mp4: cannot be read (No such file or directory)"),
         (damage_a_linked_folder, "{root}/PhysionTestMP4s/Link/mp4s-redyellow: cannot be read (the link leads nowhere)"),
         (damage_suffixes, "1 test video is there twice, such as {root}/PhysionTestMP4s/Collide/mp4s-redyellow/pilot_collide"),
-        (damage_outcomes, "the outcome of all 6 test videos is True: some of the other are needed"),
+        (damage_outcomes, "the outcome of all 6 test videos is True: videos with the other outcome are needed"),
         (glitchy("pilot\n".encode("utf-16")), "{root}/PhysionTestMP4s/glitchy_stimuli.txt: not UTF-8 text"),
         (glitchy("pilot\n".encode("utf-16-le")), "{root}/PhysionTestMP4s/glitchy_stimuli.txt: not UTF-8 text"),
         (glitchy(b"nobody\npilot\n"), "{root}/PhysionTestMP4s/glitchy_stimuli.txt: its 2 lines leave no test video"),
@@ -505,7 +505,7 @@ def test_a_folder_with_a_problem(stage, dataset, tmp_path, damage, said):  # noq
 def test_readout_videos_of_one_outcome(stage, dataset, tmp_path):  # noqa: F811
     damage_outcomes(dataset)
     ended = stage("fetch", "--subset", "readout", dataset=dataset)
-    refused(ended, tmp_path / "store", "the outcome of all 8 readout videos is True: some of the other are needed")
+    refused(ended, tmp_path / "store", "the outcome of all 8 readout videos is True: videos with the other outcome are needed")
 
 
 def test_a_list_of_ones_own_and_no_list_at_all(stage, dataset, tmp_path):  # noqa: F811

@@ -37,7 +37,7 @@ def test_videos_of_another_rate_are_named(frames, dataset, tmp_path):
     ended = frames()
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
-    assert "frames-test: 2 of 6 videos do not have 30 frames a second:" in said
+    assert "frames-test: 2 of 6 videos do not have 30 frames per second:" in said
     for video, rate in ((slow, 25.0), (fast, 60.0)):
         assert f"{video.stem} ({rate})" in said
     (manifest,) = (tmp_path / "store").glob("artifacts/frames/*/manifest.json")
@@ -48,7 +48,7 @@ def test_held_out_videos_that_choose_no_threshold_are_told(frames):
     assert "thresholds will not be chosen" not in frames("readout").err
     ended = frames("readout", "--set", "frames.heldout=0.125")  # one of eight
     assert ended.code == 0
-    assert "held-out readout videos of both outcomes are missing: thresholds will not be chosen, but stay 0.5" in ended.err
+    assert "the held-out readout videos do not have both outcomes: thresholds stay at 0.5 instead of being chosen" in ended.err
 
 
 DEADLY = """

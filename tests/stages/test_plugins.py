@@ -231,7 +231,7 @@ def test_weights_made_with_a_model_that_the_study_has_not(physion, preset, store
     given = ["--set", "train-slotformer.weights=theirs"]
     ended = physion("plan", "-p", preset, "-s", store, *USED, *same_shape, *given)
     assert ended.code == 2
-    assert "pretrained/theirs was trained with dvae, which is no part of this study on patches" in ended.err
+    assert "pretrained/theirs was trained with dvae, which is not part of this study with slot model patches" in ended.err
 
 
 PARTS = """
@@ -268,7 +268,7 @@ slots = {"sizes": lambda config: {}, "shape": lambda config: (2, 8)}
         ),
         (
             PARTS + "MODELS.register(SlotModelKind('wrong', make=Readout, stage='train-dvae', **slots))",
-            "slot model 'wrong': physion.models.readout:Readout is no subclass of physion.models.slots:SlotModel\n",
+            "slot model 'wrong': physion.models.readout:Readout is not a subclass of physion.models.slots:SlotModel\n",
         ),
         (
             PARTS + "class Mute(ReadoutModel): ...\nMODELS.register(ReadoutKind('mute', make=Mute))",

@@ -159,7 +159,7 @@ def test_keys_that_are_none(world, store, optimized):
         "    for key in json.loads(sys.argv[2]):\n"
         "        for use in (store.read, store.size, store.fetch, store.delete, store.age, lambda k: store.write(k, b'x')):\n"
         "            try: use(key)\n"
-        "            except ConfigError as error: assert 'is no key' in str(error)\n"
+        "            except ConfigError as error: assert 'is not a valid key' in str(error)\n"
         "            else: raise AssertionError(key)\n"
     )
     arguments = [str(store.root), json.dumps(KEYS)]
@@ -175,7 +175,7 @@ def test_getting_and_putting_what_is_no_key(physion, world, store, key):
 def test_the_cache_takes_nothing_but_hashes(world):
     cache = ShardCache(world.place("mine"), 10**9)
     for name in (str(world.root / "canary"), "../../canary", "", "0" * 63):
-        with pytest.raises(ConfigError, match="is no SHA-256"):
+        with pytest.raises(ConfigError, match="is not a SHA-256"):
             cache.get(name, 5, lambda path: path.write_bytes(b"alpha"))
 
 
@@ -258,7 +258,7 @@ def test_weights_keep_their_name(physion, world, store):
     change(store, "pretrained/good/manifest.json", instance="other")
     ended = physion("weights", "pull", "good", "--from", store.root, "-s", there)
     assert ended.code == 3
-    assert "pretrained/good/manifest.json is no manifest of these weights: it says that they are 'other'" in ended.err
+    assert "pretrained/good/manifest.json is not a manifest of these weights: it says that they are 'other'" in ended.err
     assert not list(there.rglob("pretrained"))
 
 
@@ -377,7 +377,7 @@ def test_a_cache_that_others_can_write(world):
     assert get(ShardCache(root, 10**9)).read_bytes() == b"alpha"
     assert all(path.stat().st_mode & 0o77 == 0 for path in [root, *root.rglob("*")])
     root.chmod(0o775)
-    with pytest.raises(ConfigError, match="has mode 775: who can write there could put anything"):
+    with pytest.raises(ConfigError, match="has mode 775: anyone who can write there could replace"):
         get(ShardCache(root, 10**9))
     root.chmod(0o700)
     if os.geteuid() == 0:
@@ -605,7 +605,7 @@ def test_a_disk_without_locks(world, store):
         assert ended.returncode == 0, ended.stderr
     ended = on_a_disk_without("flock", errno.ENOLCK, "weights", "pull", "good", "--from", store.root, "-s", root)
     assert ended.returncode == 2
-    assert "knows no file locks (flock: No locks available)" in ended.stderr
+    assert "does not support file locks (flock: No locks available)" in ended.stderr
     ended = on_a_disk_without("flock", errno.ENOLCK, "doctor", "-s", root)
     assert "no file locks" in " ".join(ended.stdout.split())
 

@@ -56,11 +56,11 @@ def test_a_relative_store_is_where_the_command_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("s3://Bucket", "'Bucket' is no bucket name"),
-        ("s3://", "no bucket name"),
-        ("s3://b", "no bucket name"),
-        ("s3://bucket/a//b", "a prefix has no empty part"),
-        ("s3://bucket/../b", "a prefix has no empty part"),
+        ("s3://Bucket", "'Bucket' is not a valid bucket name"),
+        ("s3://", "not a valid bucket name"),
+        ("s3://b", "not a valid bucket name"),
+        ("s3://bucket/a//b", "a prefix must not have an empty part"),
+        ("s3://bucket/../b", "a prefix must not have an empty part"),
         ("gs://bucket", "unknown scheme 'gs'; use s3://bucket/prefix or file:///path"),
         ("file://tmp/x", "three slashes"),
         ("file:x", "three slashes"),

@@ -694,7 +694,7 @@ def test_gc_aborts_uploads_that_nobody_added_to(begun, physion):
         assert found["bytes"] == 5 * MiB + 1000
         return found["action"], found["reason"]
 
-    said = "an upload that is not finished, last added to 0.0 days ago"
+    said = "an unfinished upload, last added to 0.0 days ago"
     assert row("--delete") == ("keep", said)  # somebody may be at it
     assert row("--days", "0") == ("would remove", said)
     line = f"would remove  5.24 MB  artifacts/tokenize/f/00001.safetensors: {said}"

@@ -190,7 +190,7 @@ def test_that_there_is_no_object_is_said_once(requests):
 
 def test_a_code_that_nobody_knows_ends_with_the_servers_words(requests):
     asked = replay(requests, error(400, "QuotaExceeded", "Your bucket is full."))
-    said = "cannot read a: QuotaExceeded: Your bucket is full; see to that, or check the network .*run the same command again"
+    said = "cannot read a: QuotaExceeded: Your bucket is full; fix that, or check the network .*run the same command again"
     with pytest.raises(TransientError, match=said):
         requests.attempt("read a", get)
     assert len(asked) == AT_ONCE.attempts

@@ -43,7 +43,7 @@ def test_the_same_folder_brings_the_same_data_back(start, tmp_path, monkeypatch)
     kept = tmp_path / "s3" / ENVIRONMENT
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
-    with pytest.raises(ConfigError, match=r"port \d+ is taken: does the server of .* run already"):
+    with pytest.raises(ConfigError, match=r"port \d+ is taken: is the server of .* already running"):
         Server(tmp_path / "s3").start()
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0

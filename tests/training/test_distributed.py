@@ -174,7 +174,7 @@ def test_what_is_cached_is_cached_on_every_rank(finished, preset, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["stage", "train-dvae", "--set", "train-dvae.optim.batch-size=1"], "a batch of 1 cannot be shared by 2 ranks"),
+        (["stage", "train-dvae", "--set", "train-dvae.optim.batch-size=1"], "a batch of 1 cannot be divided among 2 ranks"),
         (["stage", "train-dvae", "--set", "fetch.root=/else"], "input frames-training"),
         (["stage", "tokenize"], "stage tokenize is one process, but WORLD_SIZE is 2"),
         (["run"], "physion run is one process"),

@@ -49,8 +49,8 @@ def test_a_stuck_data_worker_is_named_and_ends_the_job(tmp_path):
     ranks = Ranks(1, stuck, str(tmp_path), "batch", log=tmp_path / "log")
     assert ranks.wait() == [75]
     assert ranks.said() == (
-        "error: train-dvae has been waiting for the batch of step 3 for 1 s, which is stuck; ending it. "
-        "The same command goes on from the last checkpoint\n"
+        "error: train-dvae has been waiting for the batch of step 3 for 1 s and seems stuck; ending it. "
+        "The same command resumes from the last checkpoint\n"
     )
 
 

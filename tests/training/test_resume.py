@@ -78,8 +78,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, undisturbed,
     newest.write_bytes({"flip": bytes(data), "cut": bytes(data[:-1]), "empty": b""}[damage])
     assert train(tmp_path) == undisturbed
     said = capsys.readouterr().err
-    assert f"{newest.name} is damaged; taking the one before" in said
-    assert "goes on from step 8" in said
+    assert f"{newest.name} is damaged; using the one before it" in said
+    assert "resumes at step 8" in said
 
 
 @pytest.mark.parametrize("damage", ["under its checksum", "by another tool"])
@@ -97,8 +97,8 @@ def test_a_damaged_checkpoint_in_a_bucket_gives_way_to_the_one_before(tmp_path, 
     client.put_object(**where, Body=bytes(data), Metadata=stored["Metadata"] if damage == "under its checksum" else {})
     assert train(store) == undisturbed
     said = capsys.readouterr().err
-    assert f"{newest.rpartition('/')[2]} is damaged; taking the one before" in said
-    assert "goes on from step 8" in said
+    assert f"{newest.rpartition('/')[2]} is damaged; using the one before it" in said
+    assert "resumes at step 8" in said
     assert newest not in store.list("artifacts")
 
 

@@ -66,7 +66,7 @@ def test_a_zombie_neither_writes_nor_deletes_what_the_newer_run_has(tmp_path, un
     assert steps_of(tmp_path)[-1] == 14
     assert capsys.readouterr().err.count("another run of this training has taken over") == 1
     assert train(tmp_path) == undisturbed
-    assert "goes on from step 14" in capsys.readouterr().err
+    assert "resumes at step 14" in capsys.readouterr().err
 
 
 def test_a_zombie_leaves_nothing_in_a_published_artifact(tmp_path, undisturbed):

@@ -56,7 +56,7 @@ def test_a_rank_that_dies_restarts_the_group_from_the_last_checkpoint(start, tmp
     psutil.Process(process.pid).children()[-1].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert re.search(r"train-readout-full-0: goes on from step [1-9]\d* of 600", err)
+    assert re.search(r"train-readout-full-0: resumes at step [1-9]\d* of 600", err)
     assert out.startswith("train-readout-full-0: done in")
     assert out.count("train-readout-full-0") == 1  # rank 0 alone talks
     (manifest,) = (tmp_path / "store").glob("artifacts/train-readout/*/manifest.json")
@@ -70,10 +70,10 @@ def test_sigterm_ends_with_143_and_the_state_saved(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert err.count("what is done is saved, and the same command goes on from there") == 1
+    assert err.count("progress is saved, and the same command resumes from there") == 1
     again = Ranks(1, physion, *process.args[process.args.index("stage") :], log=tmp_path / "log")
     assert again.wait() == [0]
-    assert "goes on from step" in again.said()
+    assert "resumes at step" in again.said()
 
 
 def test_a_run_gives_what_its_stages_give_one_by_one_on_as_many_ranks(preset, tmp_path, request):

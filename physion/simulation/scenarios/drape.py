@@ -9,7 +9,7 @@ from physion.simulation.parts import clutter, random_solid, standing_patient
 from physion.simulation.scene import Geom, Scenario, Scene
 
 Spot = tuple[float, float, float]
-"""x, y and radius of a place that is taken."""
+"""x, y and radius of an occupied place."""
 
 
 def _build(scene: Scene) -> None:
@@ -44,7 +44,7 @@ def _build(scene: Scene) -> None:
 def _free_spot(
     draws: Draws, centre: tuple[float, float], radius: float, distance: tuple[float, float], taken: list[Spot]
 ) -> tuple[float, float]:
-    """A place at a `distance` from the centre, clear of what is taken where 60 tries find one; it is then taken."""
+    """A place at a `distance` from the center, free if 60 tries find a free one; it is then occupied."""
     for _ in range(60):
         angle, away = draws.uniform(0, 2 * math.pi), draws.uniform(*distance)
         x, y = centre[0] + away * math.cos(angle), centre[1] + away * math.sin(angle)

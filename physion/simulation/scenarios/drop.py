@@ -36,7 +36,7 @@ def _build(scene: Scene) -> None:
 
 
 def _deflector(scene: Scene, angle: float) -> tuple[float, float]:
-    """Something static under the agent; returns the distance and direction at which a patient is in doubt."""
+    """Something static under the agent; returns the distance and direction at which a patient may or may not be hit."""
     draws = scene.draws
     radius, yaw = draws.uniform(0.08, 0.20), draws.uniform(0, 360)
     x, y = draws.uniform(-0.1, 0.1), draws.uniform(-0.1, 0.1)
