@@ -44,7 +44,7 @@ def card(manifest: Manifest) -> str:
                 f"Weights of stage `{stage}` of physion, SlotFormer's study of the Physion benchmark ({_origin(origin)}).",
                 *("", "| | |", "|---|---|"),
                 *(f"| {what} | {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'} |" for what, value in rows.items()),
-                *("", "The whole study with them, on its test videos: " + str(origin["answers"])) * bool(origin.get("answers")),
+                *(("", f"The whole study with them, on its test videos: {origin['answers']}") if "answers" in origin else ()),
                 *("", "## Load", "", "In this folder:", ""),
                 *("    from pathlib import Path; from physion.models.weights import load_model", ""),
                 *(f'    model = load_model(Path("{file}"))', "", "In a study whose store has them:", ""),

@@ -194,7 +194,7 @@ def test_a_study_at_work_says_how_far_it_is(physion, store, graph):
     writer.erase()
     writer.begin({node.name: node.fingerprint for node in graph.values()}, {})
     (row,) = json.loads(physion("runs", "-s", store, "--json").out)["result"]
-    assert (row["fingerprint"], row["done"], row["total"]) == (None, 28, 29)
+    assert (row["fingerprint"], row["done"], row["total"]) == (None, 29, 30)
     assert "29 of 30" in " ".join(physion("runs", "-s", store).out.split())
 
 
@@ -208,7 +208,7 @@ def test_a_mistyped_artifact_gets_the_nearest_name(look):
 
 
 def test_verifying(look, store, graph):
-    assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts are what")
+    assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts match their manifests")
     (bad,) = folder(store, graph["tokenize"]).glob("00001-*.safetensors")
     gone = folder(store, graph["evaluate"]) / "report.html"
     bad.write_bytes(bad.read_bytes()[:-1] + b"x")

@@ -85,7 +85,7 @@ def only_difference(diff):
         assert (ended.code, ended.err) == (1, "")
         facts = json.loads(ended.out)["result"]
         (differing,) = facts["differ"]
-        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 28)
+        assert (differing["instance"], differing["after"], facts["same"]) == (instance, [], 29)
         (found,) = differing["files"].items()
         assert found[0] == name
         line = diff().out.splitlines()[1]
@@ -114,7 +114,7 @@ def test_equal_stores_are_compared_by_their_manifests(diff, store):
             path.unlink()  # nobody needs it
     ended = diff()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "artifacts in both: 29, of which 0 differ; only in A: 0; only in B: 0\n"
+    assert ended.out == "artifacts in both: 30, of which 0 differ; only in A: 0; only in B: 0\n"
 
 
 def test_one_weight(only_difference, store, graph):
@@ -230,7 +230,7 @@ def test_what_differs_first_comes_first(diff, store, graph):
         ("rollout-test", "inputs that differ: train-slotformer, extract-slots-test"),
     ]
     assert heads[:-1] == [f"{name} {graph[name].fingerprint[:12]}, {cause}" for name, cause in expected]
-    assert heads[-1] == "artifacts in both: 29, of which 6 differ; only in A: 0; only in B: 0"
+    assert heads[-1] == "artifacts in both: 30, of which 6 differ; only in A: 0; only in B: 0"
     assert [row["instance"] for row in json.loads(diff("--json").out)["result"]["differ"]] == [name for name, _ in expected]
 
 
@@ -247,7 +247,7 @@ def test_naming_artifacts(diff, store, graph):
         change_tensor(store, graph[name], "weights.safetensors", add(1))
     ended = diff("train-steve", "frames")
     assert ended.out.splitlines()[0].endswith("inputs that differ: train-dvae")
-    assert ended.out.splitlines()[-1].startswith("artifacts in both: 4, of which 1 differ")
+    assert ended.out.splitlines()[-1].startswith("artifacts in both: 5, of which 1 differ")
     assert diff("frames", graph["tokenize"].fingerprint[:8]).code == 0
     ended = diff("train-stve")
     assert (ended.code, "no artifact is called 'train-stve'" in ended.err) == (2, True)
@@ -257,7 +257,7 @@ def test_artifacts_that_only_one_has(diff, store, graph):
     shutil.rmtree(file_of(store, graph["evaluate"], ""))
     file_of(store, graph["rollout-test"], "manifest.json").unlink()
     ended = diff()
-    assert (ended.code, ended.out) == (0, "artifacts in both: 27, of which 0 differ; only in A: 2; only in B: 0\n")
+    assert (ended.code, ended.out) == (0, "artifacts in both: 28, of which 0 differ; only in A: 2; only in B: 0\n")
     facts = json.loads(diff("--json").out)["result"]
     assert len(facts["only_in_a"]) == 2
     assert f"artifacts/evaluate/{graph['evaluate'].fingerprint}" in facts["only_in_a"]
