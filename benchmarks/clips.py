@@ -85,7 +85,14 @@ def make(folder, videos):
     with (folder / "slots.pkl").open("wb") as file:
         pickle.dump(everything, file, protocol=pickle.HIGHEST_PROTOCOL)
     files = [record for part in writer.parts().values() for record in part.files]
-    facts = {"stage": "extract-slots", "instance": "slots", "fingerprint": "f" * 20, "code": "", "created": "", "seconds": 0}
+    facts = {
+        "stage": "extract-slots",
+        "instance": "slots",
+        "fingerprint": "f" * 20,
+        "code": "",
+        "created": "2026-01-01T00:00:00+00:00",
+        "seconds": 0,
+    }
     writer.publish(Manifest(files=files, config={}, inputs={}, **facts))
     writer.close()
     artifact = open_artifact(folder, "cache")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +40,12 @@ def tensorboard(
     events = {name: keys for name, found in _named(target, chosen).items() if (keys := _events(found))}
     if not events:
         raise ConfigError(f"no training in {target.uri} has written anything yet: physion store ls lists what is there")
+
+    def on_signal(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that starts it in the background has it ignored
+        signal.signal(number, on_signal)
     with tempfile.TemporaryDirectory(prefix="physion-tensorboard-") as folder, suppress(KeyboardInterrupt):
         _lay_out(target, events, Path(folder))
         say(f"{len(events)} trainings: {', '.join(events)}")

@@ -64,7 +64,7 @@ def _study_class(stages: tuple[Stage, ...]) -> type[Study]:
         known = STAGES.that_make("dataset")
         if study.dataset not in known:
             raise ValueError(
-                f"'dataset': {study.dataset!r} is not one{nearest(study.dataset, known)}; there are {', '.join(known)}"
+                f"'dataset': {study.dataset!r} is unknown{nearest(study.dataset, known)}; there are {', '.join(known)}"
             )
         MODELS.named(study.slot_model, SlotModelKind)
         used = dict.fromkeys(instance.stage for instance, _ in instances(study).values())

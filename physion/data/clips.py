@@ -102,3 +102,9 @@ class LabelledSlots:
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
     return images.float().div_(127.5).sub_(1.0)
+
+
+def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
+    """Float images in [-1, 1], [T, 3, H, W] -> uint8 [T, H, W, 3]."""
+    images: np.ndarray = np.clip((images_T3HW.transpose(0, 2, 3, 1) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+    return images

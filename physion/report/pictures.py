@@ -30,12 +30,6 @@ SHOWN = 128  # minimum pixels per side of a picture in a grid
 BEST_PSNR = 100.0  # for equal pictures, instead of infinity; one value of 128 x 128 pixels off by one gives 95
 
 
-def from_unit(images_T3HW: np.ndarray) -> np.ndarray:
-    """Float images in [-1, 1], [T, 3, H, W] -> uint8 [T, H, W, 3]."""
-    images: np.ndarray = np.clip((images_T3HW.transpose(0, 2, 3, 1) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-    return images
-
-
 def overlay_masks(frames_THW3: np.ndarray, masks_TSHW: np.ndarray) -> np.ndarray:
     """Frames in gray with every slot's mask in its color: uint8 [T, H, W, 3]."""
     colours = SLOT_COLOURS[np.arange(masks_TSHW.shape[1]) % len(SLOT_COLOURS)]

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from physion.config.schema import Evaluate
-from physion.data.clips import LabelledSlots, to_unit
+from physion.data.clips import LabelledSlots, from_unit, to_unit
 from physion.data.layout import Video, left_out
 from physion.data.shards import FrameShards, Shards
 from physion.data.truth import TruthShards
@@ -257,14 +257,14 @@ def _pictures(
             for caption, source in shards.items():
                 decoded = model.decode(torch.from_numpy(source.slots(video.name)[shown]).to(device))
                 if decoded is not None:
-                    clips[caption] = pictures.from_unit(decoded.cpu().numpy())
+                    clips[caption] = from_unit(decoded.cpu().numpy())
                     drawn.setdefault(sources[caption], []).append((images, clips[caption]))
                     border[caption] = predicted if sources[caption] == "rollouts" else [False] * len(shown)
             marked = {caption: pictures.mark_predicted(clip, border[caption]) for caption, clip in clips.items()}
             panels.append(_panel(job, found, number, marked))
             rebuilt = model.reconstruct(batch)
             if rebuilt is not None:
-                drawn.setdefault("reconstructed", []).append((images, pictures.from_unit(rebuilt.cpu().numpy())))
+                drawn.setdefault("reconstructed", []).append((images, from_unit(rebuilt.cpu().numpy())))
                 inputs.append(images[middle])
                 reconstructions.append(drawn["reconstructed"][-1][1][middle])
             slot_rows.append(np.stack([images[middle], *pictures.show_slots(images[middle], masks[middle])]))

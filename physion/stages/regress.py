@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from physion.config.schema import Regress
-from physion.data.clips import to_unit
+from physion.data.clips import from_unit, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
 from physion.data.split import family
@@ -29,7 +29,6 @@ from physion.job import Job
 from physion.models.regression import Answerer, Kind, concatenated, fit, pooled
 from physion.models.weights import load_model
 from physion.progress import progress
-from physion.report.pictures import from_unit
 from physion.training.engine import WEIGHTS
 from physion.training.precision import arithmetic
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from physion.config.schema import TrainDVAE
-from physion.data.clips import Batch, FrameClips, to_unit
+from physion.data.clips import Batch, FrameClips, from_unit, to_unit
 from physion.data.shards import FrameShards
 from physion.job import Job
 from physion.models.dvae import DVAE, gumbel_tau
@@ -59,7 +59,7 @@ class DVAETask(Task):
         """Frames, and below them their reconstructions from tokens."""
         images = to_unit(batch["images"][:, 0])
         rebuilt = self.model.decode_tokens(self.model.tokenize(images))
-        return pictures.grid([pictures.from_unit(rows.float().cpu().numpy()) for rows in (images, rebuilt)])
+        return pictures.grid([from_unit(rows.float().cpu().numpy()) for rows in (images, rebuilt)])
 
 
 def run(job: Job) -> dict[str, Any]:

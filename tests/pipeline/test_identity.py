@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from physion.config.load import load_config
-from physion.config.schema import KNOB, Section
+from physion.config.schema import KNOB, LATER, Section
 from physion.errors import ConfigError
 from physion.job import Job, Stop
 from physion.pipeline.graph import build_graph, downstream
@@ -58,9 +58,10 @@ def leaves(tree, path=()):
 
 
 def knobs(section, path=()):
+    """Options that are not in the identity, those that came later and are not used included."""
     for name, field in type(section).model_fields.items():
         place = (*path, field.alias or name)
-        if field.json_schema_extra == KNOB:
+        if field.json_schema_extra == KNOB or (field.json_schema_extra == LATER and getattr(section, name) == field.default):
             yield place
         elif isinstance(getattr(section, name), Section):
             yield from knobs(getattr(section, name), place)

@@ -118,10 +118,10 @@ def test_artifacts_from_before_are_found_and_warn_of_nothing(physion, preset, st
         del tree["program"]
         path.write_text(json.dumps(tree))
     planned = physion("plan", "-p", preset, "-s", store)
-    assert (planned.code, planned.out.count("cached"), "warning" in planned.out) == (0, 29, False)
-    assert physion("plan", "--why", "-p", preset, "-s", store).out == "nothing is to be made\n"
+    assert (planned.code, planned.out.count("cached"), "warning" in planned.out) == (0, 30, False)
+    assert physion("plan", "--why", "-p", preset, "-s", store).out == "nothing needs to be made\n"
     ran = physion("run", "-p", preset, "-s", store)
-    assert (ran.code, ran.err.count(": cached"), "warning" in ran.err) == (0, 29, False)
+    assert (ran.code, ran.err.count(": cached"), "warning" in ran.err) == (0, 30, False)
     assert physion("runs", "-s", store).code == 0
 
 
@@ -138,7 +138,7 @@ def test_other_code_of_the_same_version_is_warned_of(physion, preset, store):
     )
     assert warning in physion("plan", "-p", preset, "-s", store).out
     ran = physion("run", "-p", preset, "-s", store)
-    assert (ran.code, ran.err.count(": cached"), warning in ran.err) == (0, 29, True)
+    assert (ran.code, ran.err.count(": cached"), warning in ran.err) == (0, 30, True)
     (row,) = (
         row for row in json.loads(physion("plan", "-p", preset, "-s", store, "--json").out)["result"] if row["changed_since"]
     )
@@ -157,7 +157,7 @@ def test_why_says_what_made_what_is_kept(physion, preset, store, graph, monkeypa
         "train-steve is kept, but other code or packages would make it now:\n"
         f"  made at commit 111111111111 with changes, this is {now}\n"
         "  the source of physion.training.engine has changed\n"
-        "nothing is to be made\n"
+        "nothing needs to be made\n"
     )
     assert "warning: train-steve: made" in physion("plan", "-p", preset, "-s", store).out  # of packages only --why
 

@@ -357,7 +357,7 @@ def test_links_in_an_archive(from_server, archives, pristine, tmp_path):
             "Train.tar.gz: not a readable archive (file could not be opened successf",
         ),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "Train.tar.gz: is compressed with zstd, which is not supported; unpack it by hand"),
-        (b"7z\xbc\xaf\x27\x1c" + bytes(99), "Train.tar.gz: is compressed with 7-Zip, which is not read here"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(99), "Train.tar.gz: is compressed with 7-Zip, which is not supported"),
     ],
 )
 def test_an_archive_of_another_kind_or_damaged_is_said_in_one_line(from_server, archives, tmp_path, data, said):
