@@ -13,7 +13,6 @@ from contextlib import suppress
 from physion.store.artifacts import ArtifactWriter
 from physion.store.local import LocalStore
 
-
 PATIENCE = 600.0
 
 
