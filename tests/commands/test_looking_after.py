@@ -208,7 +208,7 @@ def test_a_mistyped_artifact_gets_the_nearest_name(look):
 
 
 def test_verifying(look, store, graph):
-    assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts are what")
+    assert look("verify").out.startswith(f"{len(files_of(store))} files of {len(graph)} artifacts match their manifests")
     (bad,) = folder(store, graph["tokenize"]).glob("00001-*.safetensors")
     gone = folder(store, graph["evaluate"]) / "report.html"
     bad.write_bytes(bad.read_bytes()[:-1] + b"x")
