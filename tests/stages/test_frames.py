@@ -45,7 +45,7 @@ def test_videos_of_another_rate_are_named(frames, dataset, tmp_path):
 
 
 def test_held_out_videos_that_choose_no_threshold_are_told(frames):
-    assert "thresholds will not be chosen" not in frames("readout").err
+    assert "thresholds stay at 0.5" not in frames("readout").err
     ended = frames("readout", "--set", "frames.heldout=0.125")  # one of eight
     assert ended.code == 0
     assert "the held-out readout videos do not have both outcomes: thresholds stay at 0.5 instead of being chosen" in ended.err
