@@ -79,6 +79,8 @@ class WebFolder:
     """A folder on a web server, such as a model hub's: its files can be read by name, not listed."""
 
     def __init__(self, address: str) -> None:
+        if urlsplit(address).scheme not in ("http", "https"):  # urllib would also open file: and ftp:
+            raise ConfigError(f"{shown_source(address)}: not a web address (http or https)")
         self.address, self.uri = address.rstrip("/"), shown_source(address.rstrip("/"))
 
     def read(self, key: str) -> bytes | None:

@@ -356,6 +356,9 @@ def test_from_a_folder_and_from_the_web(physion, shared, tmp_path, ranges):
         assert handler.broken == set(one.names())
         ended = physion("weights", "pull", f"{address}/other", "-s", tmp_path / "none")
         assert (ended.code, f"no manifest.json of named weights at {address}/other" in ended.err) == (2, True)
+        for other in (plain.as_uri(), "ftp://127.0.0.1/some-folder", "s3://bucket/some-folder"):
+            ended = physion("weights", "pull", other, "-s", tmp_path / "none")
+            assert (ended.code, "not a web address (http or https)" in ended.err) == (2, True)
         (plain / "manifest.json").write_text("{}")
         for place in (plain, f"{address}/some-folder"):
             ended = physion("weights", "pull", place, "-s", tmp_path / "none")
