@@ -55,6 +55,16 @@ class Predictions:
         """The true labels, bool [videos]."""
         return np.array([bool(video.label) for video in self.videos])
 
+    @property
+    def described(self) -> tuple[list[str], list[str], np.ndarray]:
+        """Name, scenario and label of each video, as metrics take them."""
+        return [video.name for video in self.videos], [video.scenario for video in self.videos], self.labels
+
+    @property
+    def said(self) -> dict[str, tuple[np.ndarray, list[float]]]:
+        """Probabilities and thresholds by feature mode, as metrics take them."""
+        return {mode: (self.probabilities[mode], self.thresholds[mode]) for mode in self.probabilities}
+
 
 def run(job: Job) -> dict[str, Any]:
     """Test, plot, write; metrics.json holds nothing that differs between two runs of the same study."""
@@ -132,9 +142,8 @@ def _predict(job: Job) -> Predictions:
 
 def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[str, Any]:
     """The numbers of metrics.json."""
-    videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
+    videos, said = found.described, found.said
     sampling: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
     contacts = _first_contacts(dataset, found.videos)
     modes = {mode: evaluate_predictions(*videos, *said[mode], **sampling, first_contacts=contacts) for mode in said}
     comparisons = {}
@@ -156,9 +165,7 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
 def _people(config: Evaluate, found: Predictions) -> dict[str, Any]:
     """People's answers to the same stimuli."""
     people, files = read_people(config.people)
-    videos = [video.name for video in found.videos], [video.scenario for video in found.videos], found.labels
-    said = {mode: (found.probabilities[mode], found.thresholds[mode]) for mode in found.probabilities}
-    return compare_with_people(people, *videos, said, config.resamples, config.seed) | {"files": files}
+    return compare_with_people(people, *found.described, found.said, config.resamples, config.seed) | {"files": files}
 
 
 def _regressions(config: Evaluate, job: Job, found: Predictions) -> dict[str, Any]:
