@@ -17,10 +17,12 @@ import yaml
 
 from physion.config.load import load_config
 from physion.errors import ConfigError, TransientError
+from physion.models.weights import load_model
 from physion.pipeline.graph import build_graph
 from physion.store import pretrained
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, role_of
+from physion.store.uri import BUILTIN, open_store
 
 MODES = ("observed", "rollout", "full")
 READOUTS = [(mode, seed) for mode in MODES for seed in (0, 1)]
