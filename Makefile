@@ -8,7 +8,7 @@ UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 .PHONY: demo test test-containers test-cluster test-chaos test-gpu check audit sbom lock env clean
 
 demo: $(VENV)/ready
-	@$(VENV)/bin/physion run --preset tiny --store $(STORE)
+	@$(VENV)/bin/physion run --preset demo --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal

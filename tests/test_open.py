@@ -33,7 +33,7 @@ def test_the_page_runs_from_top_to_bottom(preset, finished, tmp_path, monkeypatc
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    opened = 'physion.open("runs/demo", preset="tiny")'
+    opened = 'physion.open("runs/demo", preset="demo")'
     assert code.count(opened) == 1
     notebook = {}
     exec(code.replace(opened, f"physion.open({str(finished)!r}, preset={preset!r})"), notebook)
