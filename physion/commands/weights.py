@@ -21,6 +21,7 @@ from physion.models.kinds import MODELS, ReadoutKind
 from physion.pipeline.graph import Node, build_graph, select_one
 from physion.stages import copied_here, last_stage, trained
 from physion.store.artifacts import Artifact, Manifest
+from physion.store.card import option
 from physion.store.checksums import sha256_of
 from physion.store.keys import shown
 from physion.store.pretrained import (
@@ -230,6 +231,7 @@ def _facts(store: Store, config: Study, node: Node) -> dict[str, Any]:
     assert manifest is not None
     data = {role: record.model_dump(exclude_defaults=True) for role, record in manifest.inputs.items()}
     facts = {"stage": node.name, "fingerprint": node.fingerprint, "preset": config.preset, "training": manifest.config}
+    facts |= {key: value for key, value in node.params.items() if key == "features"}
     facts |= {"metrics": manifest.metrics, "inputs": data, "host": manifest.host}
     evaluated = build_graph(config, store)[last_stage().name].manifest(store)
     return facts | ({"answers": evaluated.metrics["headline"]} if evaluated else {})
@@ -248,6 +250,8 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
     from physion.models.published import digests, save_copies
     from physion.models.weights import save_weights
 
+    if isinstance(MODELS[kind], ReadoutKind):
+        origin = {"features": "rollout", **origin}  # a file does not say which frames it saw; those of the paper are rolled out
     scratch = store.scratch()
     try:
         files = {"weights": scratch / "weights"}
@@ -265,8 +269,4 @@ def _publish(store: Store, name: str, kind: str, sizes: Any, model: Any, frozen:
 
 
 def _say(store: Store, manifest: Manifest) -> None:
-    reference = f"{PREFIX}/{manifest.instance}"
-    option = f"{manifest.stage}.weights={reference}"
-    if any(isinstance(kind, ReadoutKind) for kind in MODELS.trained_by(manifest.stage)):  # given by feature mode
-        option = f"{manifest.stage}.weights.rollout={reference}"
-    print(f"{store.uri}/{reference}\nuse it with: --set {option}")
+    print(f"{store.uri}/{PREFIX}/{manifest.instance}\nuse it with: --set {option(manifest)}")

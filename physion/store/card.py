@@ -48,11 +48,17 @@ def card(manifest: Manifest) -> str:
                 *("", "## Load", "", "In this folder:", ""),
                 *("    from pathlib import Path; from physion.models.weights import load_model", ""),
                 *(f'    model = load_model(Path("{file}"))', "", "In a study whose store has them:", ""),
-                *(f"    physion run ... --set {stage}.weights=pretrained/{name}", ""),
+                *(f"    physion run ... --set {option(manifest)}", ""),
                 *("## Where they come from", "", "```json", json.dumps(where, indent=1, sort_keys=True), "```", ""),
             ]
         )
     )
+
+
+def option(manifest: Manifest) -> str:
+    """The override by which a study takes named weights: those of a readout are given for the frames that it sees."""
+    mode = f".{manifest.origin['features']}" if "features" in manifest.origin else ""
+    return f"{manifest.stage}.weights{mode}=pretrained/{manifest.instance}"
 
 
 def _origin(origin: dict[str, Any]) -> str:

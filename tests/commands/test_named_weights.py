@@ -254,6 +254,9 @@ def test_push_pull_list(physion, preset, shared, tmp_path):
     assert "no named weights" in physion("weights", "list", "-s", tmp_path / "empty").out
     ended = physion("weights", "pull", "mini-steve", "--from", tmp_path / "empty", "-s", here)
     assert (ended.code, "no weights 'mini-steve'" in ended.err) == (2, True)
+    option = "--set train-readout.weights.full=pretrained/mini-full-1"
+    assert option in physion("weights", "pull", "mini-full-1", "--from", shared, "-s", here).out
+    assert option in (here / "pretrained" / "mini-full-1" / "README.md").read_text()
     for arguments, message in {
         ("push", "train-steve"): "say under which name to share train-steve: --name my-steve",
         ("push", "pretrained/mini-steve", "--name", "x"): "has a name already",
