@@ -135,14 +135,14 @@ def run_node(
             if manifest := read_manifest(store, node.stage.name, node.fingerprint):
                 return done(output.publish(manifest))
             raise
-        return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, program, started)))
+        return done(ranks.on_rank_0(lambda: _publish(node, job, metrics, program)))
     finally:
         output.close()
         for artifact in inputs.values():
             artifact.close()
 
 
-def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program, started: float) -> Manifest:
+def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program) -> Manifest:
     """Write the manifest. Returns the stored one."""
     output = job.output
     if manifest := read_manifest(output.store, node.stage.name, node.fingerprint):
@@ -168,7 +168,7 @@ def _publish(node: Node, job: Job, metrics: dict[str, Any], program: Program, st
         program=program,
         host=host_facts() | {"ranks": job.ranks.count},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(sum(part.seconds for part in parts) or time.monotonic() - started, 3),
+        seconds=round(sum(part.seconds for part in parts) or output.seconds, 3),
         work=node.cost.flops or node.cost.bytes,
     )
     return output.publish(manifest)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -112,7 +113,7 @@ class Manifest(Record):
     created: str
     """Time of creation, as ISO 8601 with a time zone."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    """Time it took: for a stage with parts the sum over the parts, whichever processes made them; otherwise the last run."""
+    """Time it took: for a stage with parts the sum over the parts, whichever processes made them; for a training the sum over its runs."""
     work: float = Field(0.0, ge=0, allow_inf_nan=False)
     """The estimated work behind `seconds`: FLOPs, or bytes of output for stages without FLOPs."""
 
@@ -467,6 +468,13 @@ class ArtifactWriter(PrefixWriter):
     def __init__(self, store: Store, stage: str, fingerprint: str) -> None:
         super().__init__(store, prefix_of(stage, fingerprint))
         self.stage = stage
+        self.earlier = 0.0  # seconds that earlier processes put into what this one goes on with
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the work on it has taken, in all processes one after the other."""
+        return self.earlier + time.monotonic() - self._started
 
 
 def _record(name: str, path: Path, sha256: str | None = None) -> FileRecord:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -69,12 +69,16 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
 
 @dataclass
 class State:
-    """What a checkpoint holds. Tensors are `model.<name>` and `adam.<exp_avg, ...>.<name>`, on the CPU."""
+    """What a checkpoint holds. Tensors are `model.<name>` and `adam.<exp_avg, ...>.<name>`, on the CPU.
+
+    seconds: how long all runs together have taken to get here.
+    """
 
     step: int = 0
     history: History = field(default_factory=History)
     scaler: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, step: int, history: History, model: nn.Module, adam: torch.optim.Adam, scaler: Any) -> State:
@@ -175,7 +179,7 @@ class Checkpoints:
 
     def _save(self, state: State, also: Callable[[], None]) -> None:
         path = self._output.scratch / "checkpoint"
-        facts = json.dumps({"step": state.step, "history": vars(state.history), "scaler": state.scaler})
+        facts = json.dumps({"step": state.step, "history": vars(state.history), "scaler": state.scaler, "seconds": state.seconds})
         save_file(state.tensors, str(path), {"physion": facts})
         digest = sha256_of(path)[:16]
         if not self.owned():
@@ -213,6 +217,7 @@ class _Facts(BaseModel):
     step: NonNegativeInt
     history: _Course
     scaler: dict[str, Any]
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 def read_state(path: Path) -> State:
@@ -222,7 +227,8 @@ def read_state(path: Path) -> State:
         known = _Facts.model_validate(facts)
     except ValidationError as error:
         raise DataError(f"{path} is not a checkpoint: its metadata is invalid ({error.error_count()} fields)") from error
-    return State(known.step, History(**vars(known.history)), known.scaler, {name: t.clone() for name, t in tensors.items()})
+    history, kept = History(**vars(known.history)), {name: tensor.clone() for name, tensor in tensors.items()}
+    return State(known.step, history, known.scaler, kept, known.seconds)
 
 
 def best_weights(output: ArtifactWriter, step: int) -> dict[str, Tensor] | None:

@@ -227,6 +227,7 @@ class Training:
         state = self.ranks.on_rank_0(self._take_over)
         state.load(self.model, self.adam, self.scaler)
         start, self.history = state.step, state.history
+        self.job.output.earlier = state.seconds
         del state
         if start:
             say(f"{name}: resumes at step {start} of {optim.steps}")
@@ -386,6 +387,7 @@ class Training:
 
         def save() -> None:
             state = State.of(done, self.history, self.model, self.adam, self.scaler)
+            state.seconds = self.job.output.seconds
             segment = self.watch.take(done)
             self.checkpoints.save(state, also=lambda: segment.store(self.job.output))
             if self.stop.signal is not None:

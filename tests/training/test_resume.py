@@ -6,11 +6,13 @@ import boto3
 import pytest
 import tiny_training
 from ranks import Ranks
-from tiny_training import STEPS, TinyTask, checkpoints, make_job, steps_of, train, train_until
+from tiny_training import STEPS, TinyTask, checkpoints, make_job, settings, steps_of, train, train_until
 
 from physion.errors import Interrupted, Preempted
 from physion.job import Stop
 from physion.store.s3 import S3Store
+from physion.training.checkpoints import read_state
+from physion.training.engine import fit
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,19 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, undisturbed):
         assert Ranks(1, train_until, str(tmp_path), step, log=tmp_path / "log").wait() == [-signal.SIGKILL]
         assert bool(steps_of(tmp_path)) == saved
     assert train(tmp_path) == undisturbed
+
+
+def test_the_time_of_earlier_runs_counts(tmp_path):
+    """What `physion plan` believes a training takes is the sum over its runs."""
+    with pytest.raises(Preempted):
+        stop_after(tmp_path, 9)
+    before = read_state(checkpoints(tmp_path)[-1]).seconds
+    assert before > 0
+    job, task = make_job(tmp_path), TinyTask()
+    began = job.output.seconds
+    fit(task, settings(), job)
+    assert job.output.earlier == before
+    assert job.output.seconds > before + began
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
