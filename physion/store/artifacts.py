@@ -113,7 +113,7 @@ class Manifest(Record):
     created: str
     """Time of creation, as ISO 8601 with a time zone."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    """Time it took: for a stage with parts the sum over the parts, whichever processes made them; for a training the sum over its runs."""
+    """Time it took: the sum over a stage's parts or a training's runs, whichever processes made them."""
     work: float = Field(0.0, ge=0, allow_inf_nan=False)
     """The estimated work behind `seconds`: FLOPs, or bytes of output for stages without FLOPs."""
 

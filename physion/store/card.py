@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from physion.store.artifacts import Manifest
 from physion.store.keys import shown
@@ -11,6 +14,7 @@ from physion.store.protocol import Store
 
 CARD, SIZES = "README.md", "config.json"
 MEASURED = {
+    "parameters": "parameters",
     "steps": "optimiser steps",
     "heldout_loss_before": "held-out loss, untrained",
     "heldout_loss": "held-out loss",
@@ -30,27 +34,23 @@ def write_card(store: Store, prefix: str, manifest: Manifest) -> None:
 
 def card(manifest: Manifest) -> str:
     """The model card of named weights: Markdown after the front matter that model hubs read."""
-    origin, stage, name = manifest.origin, manifest.stage, manifest.instance
-    file = next(record.name for record in manifest.files if record.name.startswith("weights-"))
-    trained = origin.get("metrics", {})
-    measured = {what: trained[key] for key, what in MEASURED.items() if isinstance(trained.get(key), int | float)}
-    rows = {"parameters": manifest.metrics["parameters"], **measured}
+    origin = manifest.origin
+    trained = {"parameters": manifest.metrics["parameters"], **origin.get("metrics", {})}
+    rows = {what: trained[key] for key, what in MEASURED.items() if isinstance(trained.get(key), int | float)}
     where = {**origin, "made": manifest.created, "physion": manifest.code}
+    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701 (Markdown)
     return shown(
-        "\n".join(
-            [
-                *("---", "library_name: physion", f"license: {json.dumps(str(origin.get('license', 'unknown')))}"),
-                *("tags: [physion, slotformer, video]", "---", "", f"# {name}", ""),
-                f"Weights of stage `{stage}` of physion, SlotFormer's study of the Physion benchmark ({_origin(origin)}).",
-                *("", "| | |", "|---|---|"),
-                *(f"| {what} | {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'} |" for what, value in rows.items()),
-                *(("", f"The whole study with them, on its test videos: {origin['answers']}") if "answers" in origin else ()),
-                *("", "## Load", "", "In this folder:", ""),
-                *("    from pathlib import Path; from physion.models.weights import load_model", ""),
-                *(f'    model = load_model(Path("{file}"))', "", "In a study whose store has them:", ""),
-                *(f"    physion run ... --set {option(manifest)}", ""),
-                *("## Where they come from", "", "```json", json.dumps(where, indent=1, sort_keys=True), "```", ""),
-            ]
+        template.from_string(text).render(
+            name=manifest.instance,
+            stage=manifest.stage,
+            license=str(origin.get("license", "unknown")),
+            made=_made(origin),
+            rows={what: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for what, value in rows.items()},
+            answers=origin.get("answers"),
+            file=next(record.name for record in manifest.files if record.name.startswith("weights-")),
+            option=option(manifest),
+            where=json.dumps(where, indent=1, sort_keys=True),
         )
     )
 
@@ -61,7 +61,7 @@ def option(manifest: Manifest) -> str:
     return f"{manifest.stage}.weights{mode}=pretrained/{manifest.instance}"
 
 
-def _origin(origin: dict[str, Any]) -> str:
+def _made(origin: dict[str, Any]) -> str:
     if "file" in origin:
         return f"imported from the checkpoint `{origin['file']}`"
     return f"trained with preset `{origin['preset']}`" if "preset" in origin else "trained"

@@ -179,8 +179,8 @@ class Checkpoints:
 
     def _save(self, state: State, also: Callable[[], None]) -> None:
         path = self._output.scratch / "checkpoint"
-        facts = json.dumps({"step": state.step, "history": vars(state.history), "scaler": state.scaler, "seconds": state.seconds})
-        save_file(state.tensors, str(path), {"physion": facts})
+        told = {"step": state.step, "history": vars(state.history), "scaler": state.scaler, "seconds": state.seconds}
+        save_file(state.tensors, str(path), {"physion": json.dumps(told)})
         digest = sha256_of(path)[:16]
         if not self.owned():
             return
