@@ -230,10 +230,10 @@ def _facts(store: Store, config: Study, node: Node) -> dict[str, Any]:
     manifest = node.manifest(store)
     assert manifest is not None
     data = {role: record.model_dump(exclude_defaults=True) for role, record in manifest.inputs.items()}
-    facts: dict[str, Any] = {"stage": node.name, "fingerprint": node.fingerprint, "preset": config.preset, "training": manifest.config}
+    facts: dict[str, Any] = {"stage": node.name, "fingerprint": node.fingerprint, "preset": config.preset}
     if "features" in node.params:
         facts["features"] = node.params["features"]
-    facts |= {"metrics": manifest.metrics, "inputs": data, "host": manifest.host}
+    facts |= {"training": manifest.config, "metrics": manifest.metrics, "inputs": data, "host": manifest.host}
     evaluated = build_graph(config, store)[last_stage().name].manifest(store)
     return facts | ({"answers": evaluated.metrics["headline"]} if evaluated else {})
 
