@@ -5,7 +5,7 @@ import yaml
 
 from physion.errors import ConfigError
 from physion.kubernetes.launcher import first_failure
-from physion.kubernetes.manifest import Shape, job_name, merged, training_job
+from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
 from physion.kubernetes.pods import obstacle
 from physion.stages import STAGES, Kind
 
@@ -111,6 +111,13 @@ def test_a_manifest_that_is_no_elastic_job_is_refused_by_name(jobs, text):
     (jobs / "training.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"training\.yaml: no elastic PyTorchJob of Workers with a container 'pytorch'"):
         built(jobs)
+
+
+@pytest.mark.parametrize("text", ["tolerations: [", "tolerations: 2026-99-99", "[" * 3000], ids=lambda text: text[:40])
+def test_a_patch_that_is_no_yaml_is_refused_by_name(tmp_path, text):
+    (tmp_path / "pod.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"--patch .*pod\.yaml: (not valid YAML|nested too deep)"):
+        read_mapping(tmp_path / "pod.yaml", "--patch")
 
 
 @pytest.mark.parametrize("stage", STAGES.of_kind(Kind.TRAINING))
