@@ -114,7 +114,12 @@ def parse_yaml(text: str, what: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError as error:
         raise ConfigError(f"{what}: nested too deep") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last three: of 2026-99-99, !!int, !!timestamp a
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
         raise ConfigError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -65,6 +65,8 @@ def test_the_shape_of_the_command_line_replaces_that_of_the_manifest(jobs):
     assert job["spec"]["elasticPolicy"] == {"rdzvBackend": "c10d", "minReplicas": 3, "maxReplicas": 3}
     assert job["spec"]["nprocPerNode"] == "2"  # a string in the CRD
     assert container["image"] == "registry/physion:1"
+    by_digest = f"registry:5000/physion@sha256:{'0123456789abcdef' * 4}"
+    assert built(jobs, image=by_digest)[2]["image"] == by_digest
     assert container["resources"] == {"limits": {"memory": "8Gi", "nvidia.com/gpu": 2}}
     metadata = job["metadata"]
     assert (metadata["name"], "namespace" in metadata) == ("train-dvae-12", False)
