@@ -124,18 +124,19 @@ def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
 def test_images_are_pinned_by_digest_as_the_document_says(tmp_path):
     """In every place that names one."""
     document = (ROOT / "docs" / "security.md").read_text()
-    ours, images = re.findall(r"^ +(data: {image: .*)\n +(images: .*)$", document, re.MULTILINE)[0]
+    data, images = re.findall(r"^ +(data: {image: .*)\n +(images: .*)$", document, re.MULTILINE)[0]
     for name in ("k8s", "workflows"):
         shutil.copytree(ROOT / name, tmp_path / name)
     overlay = tmp_path / "k8s/overlays/local"
     text = (overlay / "kustomization.yaml").read_text()
-    changed = text.replace("data: {preset: tiny, image: physion:0.1.0, ", ours.removesuffix("}") + ", preset: tiny, ")
+    changed = text.replace("data: {preset: tiny, image: physion:0.1.0, ", data.removesuffix("}") + ", preset: tiny, ")
     assert changed != text
     (overlay / "kustomization.yaml").write_text(changed + images + "\n")
     found = re.findall(r"\bimage: (.+)", yaml.safe_dump_all(rendered(overlay)))
     digest = "@sha256:" + "0123456789abcdef" * 4
-    assert set(found) == {"registry.example/physion" + digest, "chrislusf/seaweedfs" + digest, "'{{workflow.parameters.image}}'"}
-    assert found.count("registry.example/physion" + digest) == 4  # the ConfigMap, the setup's two containers, the door
+    ours, theirs = f"registry.example/physion{digest}", f"chrislusf/seaweedfs{digest}"
+    assert set(found) == {ours, theirs, "'{{workflow.parameters.image}}'"}
+    assert found.count(ours) == 4  # the ConfigMap, the setup's two containers, the door
 
 
 # ------------------------------------------------------------------------------------------------------- admission
