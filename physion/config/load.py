@@ -98,10 +98,7 @@ def read_preset(preset: str, overrides: typing.Sequence[str] = ()) -> dict[str, 
 
 def _tree(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The YAML of a preset, merged over that of its base. Raises ConfigError."""
-    try:
-        tree = yaml.safe_load(preset_text(preset))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"preset {preset}: not valid YAML: {' '.join(str(error).split())}") from error
+    tree = parse_yaml(preset_text(preset), f"preset {preset}")
     if not isinstance(tree, dict):
         raise ConfigError(f"preset {preset}: holds no mapping of stages")
     if (base := tree.pop("base", None)) is None:
@@ -109,6 +106,21 @@ def _tree(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str) or base in (*above, preset):
         raise ConfigError(f"preset {preset}: 'base' is not the name of another preset, but {base!r}")
     return _laid_over(_tree(base, (*above, preset)), tree)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """What a YAML text says. Raises ConfigError."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError(f"{what}: nested too deep") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        raise ConfigError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -177,10 +189,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: not of the form stage.key=value, such as train-steve.optim.lr=2e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    value = parse_yaml(text, f"--set {override}: the value")
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 2e-4 as text

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from physion import __version__
+from physion.config.load import parse_yaml
 from physion.errors import ConfigError
 
 CONTAINER = "pytorch"  # the operator's name for the one that trains
@@ -37,11 +36,10 @@ def job_name(stage: str, fingerprint: str, store: str) -> str:
 def read_mapping(path: Path, what: str, stage: str = "STAGE") -> dict[str, Any]:
     """A YAML file that holds one mapping, with this stage for STAGE. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8").replace("STAGE", stage))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    tree = parse_yaml(text.replace("STAGE", stage), f"{what} {path}")
     if not isinstance(tree, dict):
         raise ConfigError(f"{what} {path}: holds no mapping")
     return tree

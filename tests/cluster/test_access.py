@@ -1,12 +1,18 @@
 """Nobody may do what they do not need: tried, as each account, on the real API server."""
 
+import base64
+import functools
 import json
+import ssl
 import subprocess
+import urllib.error
+import urllib.request
 
 import pytest
 import yaml
-from live import NAMESPACE, by_hand, command, kubectl
+from live import NAMESPACE, ROOT, by_hand, command, kubectl, until
 
+from physion.kubernetes.manifest import Shape, merged, training_job
 from physion.stages import STAGES, Kind
 
 pytestmark = pytest.mark.cluster
@@ -41,6 +47,9 @@ RESOURCES = (
     "workflowtaskresults.argoproj.io",
     "roles.rbac.authorization.k8s.io",
     "rolebindings.rbac.authorization.k8s.io",
+    "namespaces",
+    "validatingadmissionpolicies.admissionregistration.k8s.io",
+    "validatingadmissionpolicybindings.admissionregistration.k8s.io",
 )
 
 
@@ -127,6 +136,241 @@ def test_a_pod_that_asks_for_more_is_refused():
     refused = kubectl("create", "--dry-run=server", "-f", "-", given=json.dumps(pod), check=False)
     assert isinstance(refused, subprocess.CompletedProcess)
     assert 'violates PodSecurity "restricted' in refused.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- jobs of launchers
+LAUNCHER = f"system:serviceaccount:{NAMESPACE}:launcher"
+POLICY = "ValidatingAdmissionPolicy 'physion-launcher'"
+STAGE = "train-dvae"
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+
+
+@functools.cache
+def cluster_image():
+    return json.loads(kubectl("get", "configmap", "physion", "-o", "json"))["data"]["image"]
+
+
+def launched(name, stage=STAGE, **shape):
+    """The PyTorchJob that `physion launch` would make."""
+    environment = {"PHYSION_PRESET": "tiny", "PHYSION_STORE": "s3://b/p", "PHYSION_SET": ""}
+    shape = Shape(**{"image": cluster_image()} | shape)
+    return training_job(ROOT / "jobs", stage, name, shape, environment, {"physion/store": "s3://b/p"})
+
+
+def tried(jobs, *options):
+    """Who makes these jobs, all at once: the names of those that the API server would take, and what it says of the others."""
+    given = yaml.safe_dump_all(jobs)
+
+    def answered():
+        ended = kubectl("create", "--dry-run=server", "-o", "name", *options, "-f", "-", given=given, check=False)
+        return ended if "failed calling webhook" not in ended.stderr else None  # the operator's, which is being started
+
+    ended = until(answered)
+    said = [line for line in ended.stderr.splitlines() if line.startswith("Error")]
+    return {line.partition("/")[2] for line in ended.stdout.splitlines()}, said
+
+
+@pytest.fixture(scope="module")
+def guarded(deployed):
+    """The policy is in force, which takes the API server a moment."""
+    job = launched("other-account", patch={"serviceAccountName": "launcher"})
+    until(lambda: tried([job], "--as", LAUNCHER)[0] == set(), 60)
+
+
+def patches():
+    """What `--patch` is given: by the overlays, and by docs/kubernetes.md."""
+    for overlay in ("local", "cloud"):
+        for each in yaml.safe_load_all(command("kubectl", "kustomize", f"k8s/overlays/{overlay}")):
+            if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", "physion-workers"):
+                yield overlay, yaml.safe_load(each["data"]["pod.yaml"])
+    document = (ROOT / "docs" / "kubernetes.md").read_text()
+    start = document.index("pod.yaml: {") + len("pod.yaml: ")
+    yield "document", yaml.safe_load(document[start : document.index("`", start)])
+    nodes = {"nodeSelector": {"gpu": "h100"}, "runtimeClassName": "nvidia", "priorityClassName": "physion-training"}
+    volume = [{"name": "mine", "configMap": {"name": "presets"}}, {"name": "keys", "secret": {"secretName": "physion-s3"}}]
+    yield "nodes-and-volumes", {**nodes, "volumes": volume, "imagePullSecrets": [{"name": "physion-s3"}]}
+
+
+def test_every_job_of_a_launcher_is_let_in(guarded):
+    trainings = STAGES.of_kind(Kind.TRAINING)
+    jobs = [
+        launched(f"{stage}-{name}", stage, nodes=2, gpus=gpus, queue=queue, patch=patch)
+        for stage in trainings
+        for name, patch in patches()
+        for gpus, queue in [(8, "research")]
+    ]
+    jobs += [launched(f"{stage}-alone", stage) for stage in trainings]
+    repository = cluster_image().rpartition(":")[0]
+    jobs += [launched(f"image-{n}", image=repository + end) for n, end in enumerate(["", ":b", f"@{DIGEST}", f":b@{DIGEST}"])]
+    assert len(jobs) == 5 * len(trainings) + 4
+    assert tried(jobs, "--as", LAUNCHER) == ({job["metadata"]["name"] for job in jobs}, [])
+
+
+def container(**fields):
+    return {"containers": [{"name": "pytorch", **fields}]}
+
+
+def volume(**kind):
+    return {"volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "shm", **kind}]}
+
+
+def another(**fields):
+    """A container that is as it should be, but for these fields."""
+    own = by_hand(STAGE)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    return {**own, "name": "another", **fields}
+
+
+TOKEN = "workflow.service-account-token"  # a Secret of the namespace that is no business of a training
+ITEM = {"secretKeyRef": {"name": TOKEN, "key": "token"}}
+CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+CLONE = {"dataSource": {"kind": "PersistentVolumeClaim", "name": "data-s3-0"}}
+HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+PROBE = {"httpGet": {"host": "169.254.169.254", "port": 80}}  # sent by the kubelet, from its node
+IMAGES = ["evil", "physion-evil:0.1.0", "physion/evil", "physion:1/evil", "evil/physion:0.1.0", "physion:5000/physion"]
+IMAGES += ["physion@a"]
+WAYS_OUT = {  # patches of a worker's pod
+    **{f"account-{name}": {"serviceAccountName": name} for name in ("launcher", "workflow", "s3-setup", "default")},
+    "account-none": {"serviceAccountName": None},
+    "account-old-field": {"serviceAccount": "launcher"},
+    "token": {"automountServiceAccountToken": True},
+    "secret-env-from": container(envFrom=[{"secretRef": {"name": TOKEN}}]),
+    "secret-env": container(env=[{"name": "A", "valueFrom": ITEM}]),
+    "secret-volume": volume(secret={"secretName": TOKEN}),
+    "secret-projected": volume(projected={"sources": [{"secret": {"name": TOKEN}}]}),
+    "secret-pull": {"imagePullSecrets": [{"name": TOKEN}]},
+    "secret-csi": volume(csi={"driver": "a", "nodePublishSecretRef": {"name": TOKEN}}),
+    "secret-cephfs": volume(cephfs={"monitors": ["a"], "secretRef": {"name": TOKEN}}),
+    "secret-flex": volume(flexVolume={"driver": "a/b", "secretRef": {"name": TOKEN}}),
+    "secret-init": {"initContainers": [another(envFrom=[{"secretRef": {"name": TOKEN}}])]},
+    "secret-sidecar": {"containers": [another(env=[{"name": "A", "valueFrom": ITEM}])]},
+    "token-projected": volume(projected={"sources": [{"serviceAccountToken": {"path": "a", "audience": "b"}}]}),
+    "host-path": volume(hostPath={"path": "/"}),
+    "nfs": volume(nfs={"server": "10.0.0.1", "path": "/"}),
+    "claim": volume(persistentVolumeClaim={"claimName": "data-s3-0"}),
+    "claim-cloned": volume(ephemeral={"volumeClaimTemplate": {"spec": CLAIM | CLONE}}),
+    "image-volume": volume(image={"reference": "evil"}),
+    "device": container(volumeDevices=[{"name": "a", "devicePath": "/dev/a"}]),
+    "host-network": {"hostNetwork": True},
+    "host-pid": {"hostPID": True},
+    "host-ipc": {"hostIPC": True},
+    "host-port": container(ports=[{"containerPort": 80, "hostPort": 80}]),
+    "host-probe": container(livenessProbe=PROBE),
+    "host-hook": container(lifecycle={"preStop": PROBE}),
+    "node": {"nodeName": "node1"},
+    "resolver": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["203.0.113.7"]}},
+    "host-alias": {"hostAliases": [{"ip": "203.0.113.7", "hostnames": ["s3"]}]},
+    "processes-shared": {"shareProcessNamespace": True},
+    "ephemeral": {"ephemeralContainers": [{"name": "a", "image": "a"}]},
+    "priority": {"priorityClassName": "system-node-critical"},
+    "privileged": container(securityContext=HARDENED | {"privileged": True}),
+    "privilege-gained": container(securityContext=HARDENED | {"allowPrivilegeEscalation": True}),
+    "capability": container(securityContext=HARDENED | {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}),
+    "proc": container(securityContext=HARDENED | {"procMount": "Unmasked"}),
+    "root-container": container(securityContext=HARDENED | {"runAsUser": 0}),
+    "bare-container": container(securityContext=None),
+    "privileged-init": {"initContainers": [another(securityContext={"privileged": True})]},
+    "root": {"securityContext": {"runAsNonRoot": False, "runAsUser": 0}},
+    "unconfined": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
+    "localhost-profile": {"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "a"}}},
+    "kernel-setting": {"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}},
+    "selinux": {"securityContext": {"seLinuxOptions": {"type": "spc_t"}}},
+    "apparmor": {"securityContext": {"appArmorProfile": {"type": "Unconfined"}}},
+    "windows": {"securityContext": {"windowsOptions": {"hostProcess": True}}},
+    "image-init": {"initContainers": [another(image="evil")]},
+    **{f"image-{number}": container(image=image) for number, image in enumerate(IMAGES)},
+}
+
+
+def ways_out():
+    """Jobs that a launcher has no use for, each otherwise as it should be."""
+    for name, patch in WAYS_OUT.items():
+        yield launched(name, patch=patch)
+
+    def changed(name, replica=None, **metadata):
+        job = launched(name)
+        replicas = job["spec"]["pytorchReplicaSpecs"]
+        replicas["Worker"]["template"] = merged(replicas["Worker"]["template"], {"metadata": metadata})
+        if replica:
+            replicas[replica] = merged(replicas["Worker"], {"template": {"spec": {"serviceAccountName": "launcher"}}})
+        return job
+
+    yield changed("label-of-the-server", labels={"app.kubernetes.io/name": "s3"})
+    yield changed("label-of-a-download", labels={"app.kubernetes.io/component": "fetch-test"})
+    yield changed("label-of-others", labels={"app": "database"})
+    yield changed("annotation", annotations={"k8s.v1.cni.cncf.io/networks": "other"})
+    yield changed("finalizer", finalizers=["a/b"])
+    yield changed("a-master", "Master")
+
+
+def test_no_job_of_a_launcher_gets_out(guarded):
+    """Each would be taken from somebody else, so it is the policy that refuses it."""
+    jobs = list(ways_out())
+    names = {job["metadata"]["name"] for job in jobs}
+    assert len(names) == len(jobs) == len(WAYS_OUT) + 6
+    assert tried(jobs) == (names, [])
+    let_in, refusals = tried(jobs, "--as", LAUNCHER)
+    assert let_in == set()
+    assert len(refusals) == len(jobs)
+    reasons = set()
+    for name in names:
+        (said,) = (line for line in refusals if f'"{name}"' in line)
+        assert POLICY in said
+        reasons.add(said.partition("denied request: ")[2])
+    policy = next(yaml.safe_load_all((ROOT / "k8s/components/admission/policy.yaml").read_text()))
+    assert len(reasons) == len(policy["spec"]["validations"])  # each is needed, and none ends in an error of its own
+    assert not any("expression" in reason for reason in reasons)
+
+
+def test_a_job_that_is_there_is_not_changed_into_another(guarded):
+    """Its owners and annotations are, which a launcher that joins it adds."""
+    job = launched("train-dvae-probe")
+    job["spec"]["runPolicy"]["suspend"] = True  # so that nothing starts
+    kubectl("create", "--as", LAUNCHER, "-f", "-", given=json.dumps(job))
+    try:
+        change = ["patch", "pytorchjob", "train-dvae-probe", "--as", LAUNCHER, "--type", "merge", "-p"]
+        kubectl(*change, json.dumps({"metadata": {"annotations": {"a": "b"}}}))
+        worker = {"template": {"spec": {"serviceAccountName": "launcher"}}}
+        evil = {"spec": {"pytorchReplicaSpecs": {"Worker": worker}}}
+        refused = kubectl(*change, json.dumps(evil), check=False)
+        assert POLICY in refused.stderr
+    finally:
+        kubectl("delete", "pytorchjob", "train-dvae-probe")
+
+
+def test_what_the_cluster_is_set_to_is_let_in(guarded):
+    """Secrets and claims by name, for workers that need more of them."""
+    patch = volume(secret={"secretName": "presets"}) | {"imagePullSecrets": [{"name": "registry"}]}
+    jobs = [launched("with-secret", patch=patch), launched("with-claim", patch=WAYS_OUT["claim"])]
+    names = {job["metadata"]["name"] for job in jobs}
+    known = json.loads(kubectl("get", "configmap", "physion", "-o", "json"))["data"]
+    more = {"training-secrets": "physion-s3 presets registry", "training-claims": "mine data-s3-0"}
+    kubectl("patch", "configmap", "physion", "--type", "merge", "-p", json.dumps({"data": more}))
+    try:
+        until(lambda: tried(jobs, "--as", LAUNCHER) == (names, []), 60)
+    finally:
+        back = {key: known[key] for key in more}
+        kubectl("patch", "configmap", "physion", "--type", "merge", "-p", json.dumps({"data": back}))
+    until(lambda: tried(jobs, "--as", LAUNCHER)[0] == set(), 60)
+
+
+def test_a_launchers_token_is_a_launchers_name(guarded):
+    """What it has in its pod, at the API server itself: no impersonation."""
+    config = json.loads(command("kubectl", "config", "view", "--raw", "--minify", "-o", "json"))
+    server = config["clusters"][0]["cluster"]
+    trust = ssl.create_default_context(cadata=base64.b64decode(server["certificate-authority-data"]).decode())
+    token = kubectl("create", "token", "launcher").strip()
+    url = f"{server['server']}/apis/kubeflow.org/v1/namespaces/{NAMESPACE}/pytorchjobs?dryRun=All"
+
+    def made(job):
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(job).encode(), headers)
+        with urllib.request.urlopen(request, context=trust) as answer:
+            return json.loads(answer.read())["kind"]
+
+    assert made(launched("fine")) == "PyTorchJob"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        made(launched("not-fine", patch=WAYS_OUT["account-launcher"]))
+    assert POLICY in refused.value.read().decode()
 
 
 LISTENING = """

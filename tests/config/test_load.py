@@ -90,8 +90,14 @@ def test_an_override_of_a_section_the_preset_leaves_out():
         ("frames=12", "'frames': input should be a valid dictionary"),
         ("no equals sign", "--set no equals sign: not of the form stage.key=value"),
         ("=3", "not of the form"),
-        ("frames.heldout={a: [1}", "the value is not valid YAML"),
+        ("frames.heldout={a: [1}", "--set frames.heldout={a: [1}: the value: not valid YAML"),
+        ("frames.heldout=2026-99-99", "not valid YAML: month must be in 1..12"),
+        ("frames.heldout=0x_", "not valid YAML"),
+        ("frames.heldout=!!int", "not valid YAML"),
+        ("frames.heldout=!!timestamp a", "not valid YAML"),
+        ("frames.heldout=" + "[" * 3000, "nested too deep"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_bad_override_is_one_clear_line(override, said):
     with pytest.raises(ConfigError) as caught:
@@ -118,10 +124,13 @@ def test_unknown_preset_names_the_nearest():
     ("text", "said"),
     [
         ("a: [1", "not valid YAML"),
+        ("a: 2026-99-99", "not valid YAML: month must be in 1..12"),
+        ("[" * 3000, "nested too deep"),
         ("- 1\n- 2\n", "holds no mapping"),
         ("", "holds no mapping"),
         ("dataset: fetch\n", "missing"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_bad_preset_file(tmp_path, text, said):
     path = tmp_path / "mine.yaml"

@@ -67,7 +67,7 @@ class Project:
             shutil.copy(ROOT / name, folder)
         run("make", "-s", "env", cwd=folder)
         text = (folder / ".env").read_text().replace("PHYSION_PRESET=gpu", "PHYSION_PRESET=smoke")
-        (folder / ".env").write_text(text + "PHYSION_VERSION=test\n")
+        (folder / ".env").write_text(text + f"PHYSION_IMAGE={IMAGE}\n")
 
     def command(self, *arguments):
         compose = Path(sys.executable).parent / "docker-compose"

@@ -8,7 +8,7 @@ import stat
 import time
 from pathlib import Path
 
-from conftest import HARDENED, IMAGE, ROOT, docker, run
+from conftest import HARDENED, IMAGE, ROOT, Project, docker, run
 
 DAEMON_UP = ROOT.parent / "shared" / "docker" / "up"
 
@@ -33,6 +33,15 @@ def wait_for(log, text, process):
 
 def container(project, service):
     return project("ps", "--all", "--quiet", service).stdout.strip()
+
+
+def test_images_may_be_named_by_digest(tmp_path):
+    digest = "@sha256:" + "0123456789abcdef" * 4
+    project = Project(tmp_path)
+    with (tmp_path / ".env").open("a") as file:
+        file.write(f"PHYSION_IMAGE=registry.example/physion{digest}\nSEAWEEDFS_IMAGE=chrislusf/seaweedfs{digest}\n")
+    images = project("config", "--images").stdout.split()
+    assert set(images) == {f"registry.example/physion{digest}", f"chrislusf/seaweedfs{digest}"}
 
 
 def test_the_chain_and_the_same_after_kills(project, tmp_path):

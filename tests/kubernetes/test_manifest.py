@@ -5,7 +5,7 @@ import yaml
 
 from physion.errors import ConfigError
 from physion.kubernetes.launcher import first_failure
-from physion.kubernetes.manifest import Shape, job_name, merged, training_job
+from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
 from physion.kubernetes.pods import obstacle
 from physion.stages import STAGES, Kind
 
@@ -65,6 +65,8 @@ def test_the_shape_of_the_command_line_replaces_that_of_the_manifest(jobs):
     assert job["spec"]["elasticPolicy"] == {"rdzvBackend": "c10d", "minReplicas": 3, "maxReplicas": 3}
     assert job["spec"]["nprocPerNode"] == "2"  # a string in the CRD
     assert container["image"] == "registry/physion:1"
+    by_digest = f"registry:5000/physion@sha256:{'0123456789abcdef' * 4}"
+    assert built(jobs, image=by_digest)[2]["image"] == by_digest
     assert container["resources"] == {"limits": {"memory": "8Gi", "nvidia.com/gpu": 2}}
     metadata = job["metadata"]
     assert (metadata["name"], "namespace" in metadata) == ("train-dvae-12", False)
@@ -111,6 +113,13 @@ def test_a_manifest_that_is_no_elastic_job_is_refused_by_name(jobs, text):
     (jobs / "training.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"training\.yaml: no elastic PyTorchJob of Workers with a container 'pytorch'"):
         built(jobs)
+
+
+@pytest.mark.parametrize("text", ["tolerations: [", "tolerations: 2026-99-99", "[" * 3000], ids=lambda text: text[:40])
+def test_a_patch_that_is_no_yaml_is_refused_by_name(tmp_path, text):
+    (tmp_path / "pod.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"--patch .*pod\.yaml: (not valid YAML|nested too deep)"):
+        read_mapping(tmp_path / "pod.yaml", "--patch")
 
 
 @pytest.mark.parametrize("stage", STAGES.of_kind(Kind.TRAINING))

@@ -121,6 +121,39 @@ def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
     assert disk(container)[0] > 20e9  # the frames and tokens that `paper` trains on are 18 GB, read in random order
 
 
+def test_images_are_pinned_by_digest_as_the_document_says(tmp_path):
+    """In every place that names one."""
+    document = (ROOT / "docs" / "security.md").read_text()
+    data, images = re.findall(r"^ +(data: {image: .*)\n +(images: .*)$", document, re.MULTILINE)[0]
+    for name in ("k8s", "workflows"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    overlay = tmp_path / "k8s/overlays/local"
+    text = (overlay / "kustomization.yaml").read_text()
+    changed = text.replace("data: {preset: tiny, image: physion:0.1.0, ", data.removesuffix("}") + ", preset: tiny, ")
+    assert changed != text
+    (overlay / "kustomization.yaml").write_text(changed + images + "\n")
+    found = re.findall(r"\bimage: (.+)", yaml.safe_dump_all(rendered(overlay)))
+    digest = "@sha256:" + "0123456789abcdef" * 4
+    ours, theirs = f"registry.example/physion{digest}", f"chrislusf/seaweedfs{digest}"
+    assert set(found) == {ours, theirs, "'{{workflow.parameters.image}}'"}
+    assert found.count(ours) == 4  # the ConfigMap, the setup's two containers, the door
+
+
+# ------------------------------------------------------------------------------------------------------- admission
+@pytest.mark.parametrize("overlay", ["local", "cloud"])
+def test_the_policy_of_launchers_is_in_force_in_the_namespace_and_finds_what_it_looks_up(overlay):
+    """tests/cluster/test_access.py tries what it refuses."""
+    found = {(each["kind"], each["metadata"]["name"]): each for each in rendered(ROOT / "k8s/overlays" / overlay)}
+    policy = found["ValidatingAdmissionPolicy", "physion-launcher"]["spec"]
+    binding = found["ValidatingAdmissionPolicyBinding", "physion-launcher"]["spec"]
+    assert (binding["policyName"], binding["validationActions"]) == ("physion-launcher", ["Deny"])
+    assert selects(binding["matchResources"]["namespaceSelector"], found["Namespace", "physion"]["metadata"]["labels"])
+    data = found["ConfigMap", binding["paramRef"]["name"]]["data"]
+    keys = set(re.findall(r"params\.data(?:\.|\[')([a-z-]+)", str(policy)))
+    assert keys == {"image", "training-secrets", "training-claims"}
+    assert keys <= set(data)
+
+
 # ------------------------------------------------------------------------------------------------------- network
 STAGE = {"app.kubernetes.io/name": "physion", "app.kubernetes.io/component": "train-steve"}
 FETCH = STAGE | {"app.kubernetes.io/component": "fetch-test"}

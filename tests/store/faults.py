@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import re
 import socket
 import struct
+import sys
 import threading
 from collections import Counter
 
@@ -177,3 +179,12 @@ def _reset(writer):
     """End the connection as a machine does that knows nothing of it any more."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+if (
+    __name__ == "__main__"
+):  # faults.py PORT SEED RATE: prints its address, and for each line that it is given what went wrong so far
+    with FaultProxy(int(sys.argv[1]), seed=int(sys.argv[2]), rate=float(sys.argv[3])) as proxy:
+        print(proxy.url, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({kind: times for kind, times in proxy.faults.items() if kind}), flush=True)

@@ -46,7 +46,7 @@ GOOD = [(f"x/Drop/mp4s-redyellow/pilot_{name}-redyellow_0000_img.mp4", b"video",
 GOOD += [("x/labels.csv", write_labels([("pilot_a_0000_img", True), ("pilot_b_0000_img", False)]), None)]
 STRINGS = ["", ".", "..", "../../evil", "/etc/passwd", "a//b", "\x1b]0;x\x07", "a\nb", "\x00", "[/x]", "[bold]", "x" * 300, "é"]
 STRINGS += ["\u202e", "\ud800", "0" * 64, "2026-01-01", "2026-01-01T00:00:00", "9999-12-31T23:59:59+00:00", "nan", "None", "{}"]
-STRINGS += ["*a", "!!python/name:os.system"]
+STRINGS += ["*a", "!!python/name:os.system", "!!int", "!!timestamp a", "2026-99-99", "0x_", "9" * 5000]
 SCALARS = st.one_of(
     st.sampled_from(STRINGS),
     st.text(max_size=20),

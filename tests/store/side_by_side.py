@@ -1,15 +1,19 @@
-"""Processes that make, read, erase, sweep up and pull beside each other: `python tests/store/side_by_side.py FAULTS [SEED]`.
+"""Processes that make, read, erase, sweep up and pull beside each other: `python tests/store/side_by_side.py FAULTS SEED [s3]`.
 
-Seeded faults are a process killed at any instant, and damaged or foreign files wherever ours lie while nobody uses them.
-Nothing wrong is ever read, no file of others is touched, and what is published has all its files as its manifest says.
+Seeded faults are a process killed at any instant, damaged or foreign files wherever ours lie while nobody uses them, and, with
+`s3`, requests to a real server that go wrong in all the ways of `faults.py`. Nothing wrong is ever read, no file or object of
+others is touched, and what is published has all its files as its manifest says.
 """
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +22,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import boto3
 from world import World
 
 from physion.errors import PhysionError
@@ -25,10 +30,13 @@ from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_man
 from physion.store.cache import ShardCache
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, publish_weights, remove_weights
+from physion.store.s3 import S3Store
+from physion.store.s3_requests import Patience
+from physion.store.server import Server
 from physion.store.survey import judge, remove, survey
 
 MADE = ["a" * 20, "b" * 20]
-PARTS, SECONDS, FAULTS = 3, 0.4, 5  # of an artifact; of a round, and faults in it
+PARTS, SECONDS, FAULTS = 3, 0.4, 5  # of an artifact; of a round in folders, and faults in it
 
 
 class Cached(LocalStore):
@@ -45,15 +53,117 @@ class Cached(LocalStore):
         return self.cache.get(sha256, size, lambda place: shutil.copyfile(path, place) and False)
 
 
+class Folders:
+    """The stores, as folders."""
+
+    seconds, harms = SECONDS, FAULTS  # of a round
+
+    def __init__(self, world, seed):
+        self.world = world
+        self.places = {name: world.place(name) for name in ("store", "cache", "there", "here", "pulls")}
+
+    def open(self, name):
+        return Cached(self.places["store"], self.places["cache"]) if name == "store" else LocalStore(self.places[name])
+
+    def join(self):
+        """Said by a process that begins."""
+
+    def put(self, key, data):
+        """An object of others."""
+        path = self.places["store"] / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def get(self, key):
+        """An object's bytes; None where there is none."""
+        path = self.places["store"] / key
+        return path.read_bytes() if path.exists() else None
+
+    def drop(self, key):
+        shutil.rmtree(self.places["store"] / key, ignore_errors=True)
+
+    def faults(self):
+        """What went wrong by itself so far."""
+        return Counter()
+
+    def check(self):
+        self.world.check()
+
+    def close(self):
+        """Nothing to end."""
+
+
+class Bucket(Folders):
+    """The stores in one bucket of a real server, behind a network on which every fifth request goes wrong."""
+
+    seconds, harms = 6 * SECONDS, 2
+    impatient = Patience(attempts=8, base=0.005, cap=0.02, connect=5.0, read=2.0)
+
+    def __init__(self, world, seed):
+        super().__init__(world, seed)
+        self.server = Server(world.place("server"), "tests")
+        self.server.start()
+        os.environ.update(self.server.environment, AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+        port = self.server.endpoint.rpartition(":")[2]
+        proxy = [sys.executable, str(Path(__file__).with_name("faults.py")), port, str(seed), "0.2"]
+        self.proxy = subprocess.Popen(proxy, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.address = self.proxy.stdout.readline().strip()
+        self.places["scratch"] = world.place("scratch")
+        self.raw = boto3.client("s3")
+        for key in ("canary", "store-2/artifacts/frames/canary", "store/canary", "store/artifacts.canary", "here/files/canary"):
+            self.raw.put_object(Bucket="tests", Key=key, Body=f"{key} is not yours".encode())
+        self.before = self.others()
+
+    def open(self, name):
+        cache = ShardCache(self.places["cache"], 200_000) if name == "store" else None
+        return S3Store("tests", name, scratch=self.places["scratch"], cache=cache, patience=self.impatient)
+
+    def join(self):
+        os.environ["AWS_ENDPOINT_URL"] = self.address
+
+    def listed(self, prefix=""):
+        pages = self.raw.get_paginator("list_objects_v2").paginate(Bucket="tests", Prefix=prefix)
+        return {each["Key"]: each["ETag"] for page in pages for each in page.get("Contents", ())}
+
+    def others(self):
+        ours = ("store/artifacts/", "here/pretrained/", "there/pretrained/", "store/.", "here/.", "there/.")
+        return {key: tag for key, tag in self.listed().items() if not key.startswith(ours)}
+
+    def put(self, key, data):
+        self.raw.put_object(Bucket="tests", Key=f"store/{key}", Body=data)
+
+    def get(self, key):
+        with contextlib.suppress(self.raw.exceptions.NoSuchKey):
+            return self.raw.get_object(Bucket="tests", Key=f"store/{key}")["Body"].read()
+
+    def drop(self, key):
+        for each in self.listed(f"store/{key}/"):
+            self.raw.delete_object(Bucket="tests", Key=each)
+
+    def faults(self):
+        self.proxy.stdin.write("\n")
+        self.proxy.stdin.flush()
+        return Counter({f"fault: {kind}": times for kind, times in json.loads(self.proxy.stdout.readline()).items()})
+
+    def check(self):
+        super().check()
+        assert self.others() == self.before
+
+    def close(self):
+        self.proxy.kill()
+        self.proxy.wait()
+        self.server.stop()
+
+
 class Process:
     """What one process does, drawn by a seed."""
 
-    def __init__(self, folders, seed):
-        self.folders, self.draw = folders, random.Random(seed)
-        self.store = Cached(folders["store"], folders["cache"])
-        self.there, self.here = LocalStore(folders["there"]), LocalStore(folders["here"])
+    def __init__(self, stores, seed):
+        self.folders, self.draw, self.stores = stores.places, random.Random(seed), stores
+        self.store, self.there, self.here = (stores.open(name) for name in ("store", "there", "here"))
 
     def run(self, end):
+        self.stores.join()
         done = Counter()
         actions = [
             self.make,
@@ -137,12 +247,17 @@ def require(path, record):
         data = path.read_bytes()
     except FileNotFoundError:  # erased since
         return
+    same(data, record)
+
+
+def same(data, record):
     if (len(data), hashlib.sha256(data).hexdigest()) != (record.size, record.sha256):
         raise AssertionError(f"a wrong read of {record}")
 
 
-def a_fault(draw, folders, children):
+def a_fault(draw, stores, children):
     """Do one harm. Returns its name."""
+    folders = stores.places
     files = {
         "cache": list((folders["cache"] / "objects").glob("*")),
         "partial": [path for path in (folders["cache"] / "partial").glob("*/*") if path.name != "lock"],
@@ -158,9 +273,8 @@ def a_fault(draw, folders, children):
             return "none: nobody left to kill"
         os.kill(draw.choice(alive), signal.SIGKILL)
     elif kind == "foreign":
-        folder = folders["store"] / "artifacts" / "frames" / draw.choice(MADE) / draw.choice(["parts", "checkpoints", "."])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / draw.choice([".nfs0000000001", "x\x1b[31m", "evil"])).write_bytes(b"x")
+        place = ["artifacts/frames", draw.choice(MADE), *draw.choice([["parts"], ["checkpoints"], []])]
+        stores.put("/".join([*place, draw.choice([".nfs0000000001", "x\x1b[31m", "evil"])]), b"x")
     elif files[kind]:
         path = draw.choice(files[kind])
         try:
@@ -182,19 +296,26 @@ def a_fault(draw, folders, children):
     return kind
 
 
-def play(root, faults, seed):
+def play(root, faults, seed, kind=Folders):
     """So many faults beside two or three processes; returns what was done. Raises AssertionError."""
-    world, draw, done = World(root / "world"), random.Random(seed), Counter()
-    folders = {name: world.place(name) for name in ("store", "cache", "there", "here", "pulls")}
-    weights = LocalStore(folders["there"])
+    stores = kind(World(root / "world"), seed)
+    try:
+        return rounds(stores, root, faults, random.Random(seed))
+    finally:
+        stores.close()
+
+
+def rounds(stores, root, faults, draw):
+    done = Counter()
+    weights = stores.open("there")
     path = weights.scratch() / "file"
     path.write_bytes(random.Random(0).randbytes(300_000))
     publish_weights(weights, "w", "train-dvae", {"weights": path}, {}, {"parameters": 1}, {})
     count = 0
-    while count < faults:
-        end, children = time.monotonic() + SECONDS, []
+    while count + sum(stores.faults().values()) < faults:
+        end, children = time.monotonic() + stores.seconds, []
         for number in range(draw.choice([2, 3])):
-            report, process = root / f"report-{count}-{number}", Process(folders, draw.random())
+            report, process = root / f"report-{count}-{number}", Process(stores, draw.random())
             if (child := os.fork()) == 0:
                 try:
                     report.write_text(repr(dict(process.run(end))))
@@ -202,9 +323,9 @@ def play(root, faults, seed):
                     report.write_text("failed\n" + traceback.format_exc())
                 os._exit(0)
             children.append(child)
-        for _ in range(FAULTS):
-            time.sleep(draw.uniform(0, 1.5 * SECONDS / FAULTS))
-            fault = a_fault(draw, folders, children)
+        for _ in range(stores.harms):
+            time.sleep(draw.uniform(0, 1.5 * stores.seconds / stores.harms))
+            fault = a_fault(draw, stores, children)
             done[f"fault: {fault}"] += 1
             count += not fault.startswith("none")
         for child in children:
@@ -214,26 +335,26 @@ def play(root, faults, seed):
             assert not text.startswith("failed"), text
             done.update(eval(text or "{}"))
             report.unlink()
-        check(folders, done)
-        world.check()
-    return done
+        check(stores, done)
+        stores.check()
+    return done + stores.faults()
 
 
-def check(folders, done):
-    store = LocalStore(folders["store"])
+def check(stores, done):
     for fingerprint in MADE:
-        manifest = read_manifest(store, "frames", fingerprint)
+        place = f"artifacts/frames/{fingerprint}"
+        manifest = read_manifest(stores.open("store"), "frames", fingerprint)
         for record in manifest.files if manifest else []:
-            path = folders["store"] / "artifacts" / "frames" / fingerprint / record.name
-            assert path.exists(), f"{path} is missing, and published"
-            require(path, record)
+            data = stores.get(f"{place}/{record.name}")
+            assert data is not None, f"{place}/{record.name} is missing, and published"
+            same(data, record)
         done["published, whole"] += manifest is not None
-    for place in folders["store"].glob("artifacts/*/*"):  # what was damaged on purpose makes no room for the next round
-        if not (place / "manifest.json").exists():
-            shutil.rmtree(place)
+        if manifest is None:
+            stores.drop(place)  # what was damaged on purpose makes no room for the next round
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        for what, times in sorted(play(Path(folder), int(sys.argv[1]), int((sys.argv[2:] or ["20241"])[0])).items()):
-            print(f"{times:6d}  {what}")
+        done = play(Path(folder), int(sys.argv[1]), int(sys.argv[2]), Bucket if sys.argv[3:] == ["s3"] else Folders)
+    for what, times in sorted(done.items()):
+        print(f"{times:6d}  {what}")

@@ -10,7 +10,5 @@ def test_what_is_read_is_taken_or_refused(tmp_path, name):
     world = World(tmp_path / "world")
     root = world.place("readers")
     root.mkdir(parents=True)
-    assert fuzz(
-        Readers(root), name, 60 if name in ("preset", "overrides", "archive", "damaged archive") else 200, derandomize=True
-    )  # and it takes some
+    assert fuzz(Readers(root), name, 200, derandomize=True)  # and it takes some
     world.check()
