@@ -45,6 +45,14 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", envvar="PHYSION_SET", help="Override a value: train-steve.optim.lr=2e-4. Repeatable."
     ),
 ]
+Sweep = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE,VALUE",
+        envvar="PHYSION_SWEEP",
+        help="Variants of the study: one with each value, or each combination if repeated.",
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and errors as JSON on standard error.")]
 CacheFolder = Annotated[
     Path, typer.Option(envvar="PHYSION_CACHE", metavar="FOLDER", help="Where this machine caches files of a remote store.")
