@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, Sweep, load_study, print_json
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, Sweep, load_study, print_json, print_table
 from physion.config.load import variants
 from physion.errors import ConfigError
 from physion.machine import Machine, device_name, this_machine
@@ -147,9 +146,9 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
 
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for column in ("stage", "fingerprint", "state"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for column in ("output", "FLOPs", "time", "took"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right")
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
         took = row["took"] and row["took"]["seconds"]
@@ -169,7 +168,7 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
         gpu = f"{_time(3600 * total['accelerator_hours'])} at {SUSTAINED / 1e12:.0f} TFLOP/s sustained"
         lines.append(f"A GPU would take about {gpu} for all FLOPs (assumed, not measured).")
     table.caption = "\n".join(lines)
-    Console().print(table)
+    print_table(table)
     for row in rows:
         if row["note"]:
             print(f"{row['name']}: {row['note']}")

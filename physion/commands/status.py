@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from physion.commands import AsJSON, print_json
+from physion.commands import AsJSON, print_json, print_table
 from physion.commands.launch import Namespace
 from physion.progress import duration
 
@@ -49,7 +49,7 @@ def status(
         table = Table("workflow", "phase", "steps", "started", "took", box=None, pad_edge=False)
         for row in rows:
             table.add_row(row["name"], _coloured(row["phase"]), row["progress"], row["created"], _took(row["seconds"]))
-        Console().print(table)
+        print_table(table)
 
 
 def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
@@ -66,10 +66,9 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
     for row in reached:
         done = row["progress"] if row["phase"] == "Running" else ""
         table.add_row(row["name"], _coloured(row["phase"]), done, _took(row["seconds"]))
-    console = Console()
-    console.print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
+    Console().print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
     if reached:
-        console.print(table)
+        print_table(table)
     for kind, why in (("Skipped", "had nothing to do"), ("Omitted", "were not reached")):
         if count := sum(row["phase"] == kind for row in rows):
             print(f"{count} more {why}")

@@ -49,8 +49,8 @@ def work_lists(
 ) -> dict[str, list[str]]:
     """By task, one entry for each pod of it; none where nothing is left to do.
 
-    left: the overrides of each variant, and what is left of it. An entry is the pod's share (`0/4`) where the stage is worked on
-    part by part, else the instance; then, separated by spaces, the overrides of the first variant that needs it.
+    left: the overrides of each variant, and what is left of it. An entry is the pod's share (`0/4`) of a stage that has parts,
+    else the instance; then, separated by spaces, the overrides of the first variant that needs it.
     """
     lists: dict[str, list[str]] = {name: [] for name in study_tasks(config)}
     listed: set[str] = set()

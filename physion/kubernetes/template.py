@@ -84,17 +84,19 @@ def _parameters(split: Iterable[str], trainings: Iterable[str], values: Mapping[
 
 def _task(task: Task, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """Of the graph. It fans out over its list; with none, Argo skips it, which is as good to those that wait for it."""
-    stage, kind, last = task.stage.name, task.stage.kind, task.name == last_stage().name
-    given = {"stage": task.name, "share": ENTRY} if kind is Kind.PARTS else {} if last else {"stage": ENTRY}
+    stage, kind, template = task.stage.name, task.stage.kind, TEMPLATES[task.stage.kind]
+    given = {"stage": task.name, "share": ENTRY} if kind is Kind.PARTS else {"stage": ENTRY}
     if kind is Kind.TRAINING:
         given |= {"nodes": _parameter(f"{stage}-nodes"), "gpus": _parameter(f"{stage}-gpus")}
     elif task.stage.gpu:
         given |= {"gpus": _parameter("gpus")}
-    given |= {"variant": VARIANT}
+    if task.name == last_stage().name:
+        given, template = {}, task.name
+    given["variant"] = VARIANT
     return {
         "name": task.name,
         "depends": " && ".join(_nearest(task, tasks)) or "plan",
-        "template": task.name if last else TEMPLATES[kind],
+        "template": template,
         "arguments": {"parameters": [{"name": name, "value": value} for name, value in given.items()]},
         "withParam": f"{{{{tasks.plan.outputs.parameters.{task.name}}}}}",
     }

@@ -191,7 +191,7 @@ def test_in_a_sweep_what_variants_share_is_listed_once(physion, tmp_path):
     slow, fast = "train-steve.optim.lr=1e-4", "train-steve.optim.lr=3e-4"
     lists = planned(physion, tmp_path, "--sweep", f"{slow},3e-4", "--pods", "extract-slots=2", "--pods", "frames=2")
     shared = "simulate-training simulate-readout simulate-test frames-training frames-readout frames-test train-dvae tokenize"
-    both = "train-steve extract-slots-training extract-slots-test train-slotformer rollout-test evaluate".split()
+    both = ["train-steve", "extract-slots-training", "extract-slots-test", "train-slotformer", "rollout-test", "evaluate"]
     assert lists["frames-test"] == [f"0/2 {slow}", f"1/2 {slow}"]
     assert {entry.split()[1] for task in shared.split() for entry in lists[task]} == {slow}
     assert lists["extract-slots-test"] == [f"0/2 {slow}", f"1/2 {slow}", f"0/2 {fast}", f"1/2 {fast}"]
@@ -204,17 +204,19 @@ def test_in_a_sweep_what_variants_share_is_listed_once(physion, tmp_path):
 def test_a_sweep_of_two_options_makes_every_combination_and_each_part_once(physion, tmp_path):
     sweeps = ("--sweep", "train-steve.optim.lr=1e-4,3e-4", "--sweep", "train-slotformer.optim.lr=1e-4,2e-4")
     lists = planned(physion, tmp_path, *sweeps)
-    counts = {name: len(lists[name]) for name in ("train-dvae", "train-steve", "train-readout-full", "train-slotformer", "evaluate")}
+    counts = {
+        name: len(lists[name]) for name in ("train-dvae", "train-steve", "train-readout-full", "train-slotformer", "evaluate")
+    }
     assert list(counts.values()) == [1, 2, 4, 4, 4]
     assert len(set(lists["evaluate"])) == 4
 
 
 def test_of_a_finished_study_only_the_reports_task_is_left(physion, preset, store, tmp_path):
     swept = ["--sweep", "evaluate.resamples=200,100"]  # the fixture's own, and another
-    options = ["plan", "-p", preset, "-s", store, "--tasks", tmp_path, *swept]
+    options = ["plan", "-p", preset, "-s", store, "--tasks", tmp_path / "tasks", *swept]
     ended = physion(*options, "--json")
     assert ended.code == 0, ended.err
-    lists = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    lists = {path.name: json.loads(path.read_text()) for path in (tmp_path / "tasks").iterdir()}
     assert {name: entries for name, entries in lists.items() if entries} == {
         "evaluate": ["evaluate evaluate.resamples=200", "evaluate evaluate.resamples=100"]
     }
