@@ -1,8 +1,8 @@
 """Follows README.md to the letter: runs its blocks of commands, in their order, in a fresh clone: `python tests/readme.py`.
 
-Everything is done as it stands, but for what `INSTEAD` and `LEFT_OUT` name, with the reason. On two cores that is `make demo`, half an
-hour for three trainings of preset `tiny`, and two installations (12 GB of disk). `--preset smoke` stands in for `tiny`: that shows that
-the commands fit together, not that they work at the size README says. `--list` only prints what would be run.
+Everything is done as it stands, but for what `INSTEAD` and `LEFT_OUT` name, with the reason. On two cores that is `make demo`,
+half an hour for three trainings of preset `tiny`, and two installations (12 GB of disk). `--preset smoke` stands in for `tiny`:
+that shows that the commands fit together, not that they work at the size README says. `--list` only prints what would be run.
 """
 
 import argparse

@@ -108,7 +108,7 @@ def print_json(result: Any) -> None:
 def print_table(table: Table, narrowest: int = 5) -> None:
     """Print a table as wide as the terminal allows, nothing cut off.
 
-    A column whose widest cell is one word, such as a name, is not folded while each column to the right of it can be `narrowest`.
+    A column whose widest cell is one word, such as a name, is folded only if those to its right would be below `narrowest`.
     """
     console = Console()
     room = console.width
