@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from physion.commands import AsJSON, Overrides, Preset, StoreURI, Sweep, load_study, print_json, print_table
@@ -78,7 +79,7 @@ def plan(
         rows = [_row(node, config, measured, kept.get(node.name), changed.get(node.name, [])) for node in shown]
         results.append({"overrides": variant, "stages": rows})
         if not as_json:
-            title = ", ".join([f"preset {preset}, store {target.uri}", *variant])
+            title = escape(", ".join([f"preset {preset}, store {target.uri}", *variant]))
             todo = [node for node in shown if node.name not in done]
             _print_table(rows, todo, device, this_machine() if on is None else None, title)
             if any(changed.values()):

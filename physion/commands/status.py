@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from physion.commands import AsJSON, print_json, print_table
@@ -65,7 +66,7 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
     reached = [row for row in rows if row["phase"] not in ("Omitted", "Skipped")]
     for row in reached:
         done = row["progress"] if row["phase"] == "Running" else ""
-        table.add_row(row["name"], _coloured(row["phase"]), done, _took(row["seconds"]))
+        table.add_row(escape(row["name"]), _coloured(row["phase"]), done, _took(row["seconds"]))
     Console().print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
     if reached:
         print_table(table)
