@@ -410,6 +410,7 @@ for _stage in (
     ),
     Stage(
         "regress",
+        version=2,
         kind=Kind.PROCESS,
         summary="answer by regression from slots, pixels or states",
         module="physion.stages.regress",

@@ -29,7 +29,11 @@ def test_it_is_the_plain_protocol(features):
         cv=StratifiedGroupKFold(5, shuffle=True, random_state=3),
     ).fit(values, labels, groups=families)
     assert found.strength == pytest.approx(plain.best_params_["logisticregression__C"], rel=1e-6)
-    assert found.cross_validated == pytest.approx(plain.best_score_, abs=0.02)  # the mean of folds of unequal sizes
+    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=3).split(values, labels, families))
+    sizes = np.array([len(held) for _, held in folds])
+    right = np.stack([plain.cv_results_[f"split{k}_test_score"] for k in range(5)]) * sizes[:, None]
+    elsewhere = [right[k, np.delete(right, k, axis=0).sum(axis=0).argmax()] for k in range(5)]
+    assert found.cross_validated == pytest.approx(sum(elsewhere) / sizes.sum(), abs=1e-6)
     new = videos(features=features, seed=1)[0]
     np.testing.assert_allclose(found(new), plain.predict_proba(new)[:, 1], atol=2e-3)
 
@@ -45,6 +49,21 @@ def test_it_learns_what_there_is_and_only_that(kind):
     found = fit(kind, values, shuffled, families)
     assert 0.35 < ((found(new) > 0.5) == answers).mean() < 0.65
     assert found.cross_validated < 0.62
+
+
+def test_the_choice_of_strength_promises_nothing_that_is_not_there():
+    """Features without an answer: the accuracy to expect is one half, where that of the best strength is higher."""
+    expected, best = [], []
+    for seed in range(30):
+        values, labels, families = videos(count=60, signal=0.0, seed=seed)
+        expected.append(fit("logistic", values, labels, families).cross_validated)
+        folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(values, labels, families))
+        grid = GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": STRENGTHS}, cv=folds
+        )
+        best.append(grid.fit(values, labels).best_score_)
+    assert np.mean(best) > 0.53
+    assert abs(np.mean(expected) - 0.5) < 0.03
 
 
 def test_a_family_is_in_one_fold():
