@@ -22,8 +22,8 @@ def submit(toolbox):
     given += [word for stage in PODS for word in ("--param", f"{stage}-pods=1")]
 
     def start():
-        ended = command(sys.executable, "-m", "physion.cli", "submit", *given, "-n", NAMESPACE, "--json")
-        name = json.loads(ended)["result"]["name"]
+        started = command(sys.executable, "-m", "physion.cli", "submit", *given, "-n", NAMESPACE, "--json")
+        name = json.loads(started)["result"]["name"]
         succeeded(name)
         return name
 
@@ -33,8 +33,15 @@ def submit(toolbox):
 
 
 @pytest.fixture(scope="module")
-def first(submit):
-    return submit()
+def ended(submit):
+    """The first workflow, and its logs: its pods are gone a minute later."""
+    name = submit()
+    return name, argo("logs", name)
+
+
+@pytest.fixture(scope="module")
+def first(ended):
+    return ended[0]
 
 
 def tasks(name):
@@ -60,16 +67,16 @@ def test_compare_shows_both_variants(first, submit, toolbox):
     }
 
 
-def test_status_logs_and_summary_tell_them_apart(first, submit):
+def test_status_and_summary_tell_them_apart(ended, submit):
+    first, logs = ended
     words = [sys.executable, "-m", "physion.cli"]
     steps = [
         step["name"] for step in json.loads(command(*words, "status", first, "-n", NAMESPACE, "--json"))["result"]["steps"]
     ]
     for number, value in enumerate(VALUES):
         assert f"train-slotformer({number}:train-slotformer train-slotformer.optim.lr={value})" in steps
-    summary = argo("logs", first)
-    assert [summary.count(f"variant train-slotformer.optim.lr={value}") for value in VALUES] == [1, 1]
-    assert summary.count(f"report: {submit.store}/artifacts/evaluate/") == 2
+    assert [logs.count(f"variant train-slotformer.optim.lr={value}") for value in VALUES] == [1, 1]
+    assert logs.count(f"report: {submit.store}/artifacts/evaluate/") == 2
 
 
 def test_a_second_submit_finds_both_done(first, submit):
