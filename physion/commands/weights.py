@@ -242,7 +242,12 @@ def _facts(store: Store, config: Study, node: Node) -> dict[str, Any]:
     manifest = node.manifest(store)
     assert manifest is not None
     data = {role: record.model_dump(exclude_defaults=True) for role, record in manifest.inputs.items()}
-    facts = {"stage": node.name, "fingerprint": node.fingerprint, "preset": config.preset, "training": manifest.config}
+    facts: dict[str, Any] = {
+        "stage": node.name,
+        "fingerprint": node.fingerprint,
+        "preset": config.preset,
+        "training": manifest.config,
+    }
     facts |= {key: value for key, value in node.params.items() if key == "features"}
     facts |= {"metrics": manifest.metrics, "inputs": data, "host": manifest.host}
     evaluated = build_graph(config, store)[last_stage().name].manifest(store)
