@@ -5,13 +5,24 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-containers test-cluster test-chaos test-gpu check audit sbom lock env clean
+.PHONY: demo test test-fast readme test-containers test-cluster test-chaos test-gpu check audit sbom lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset demo --store $(STORE)
 
 test: $(VENV)/ready
 	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
+
+# One of each kind, on another Python too: make test-fast PYTHON=python3.13 VENV=.venv-3.13
+FAST := config data models/test_goldens.py models/test_steve.py models/test_weights.py pipeline/test_graph.py pipeline/test_identity.py \
+	report/test_metrics.py report/test_html.py stages/test_frames.py store/test_artifacts.py store/test_local.py kubernetes/test_manifest.py \
+	end_to_end/test_smoke.py test_open.py
+test-fast: $(VENV)/ready
+	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal $(FAST:%=tests/%)
+
+# README's commands, run in a fresh clone: tests/readme.py says what is done otherwise than it says.
+readme: $(VENV)/ready
+	$(VENV)/bin/python tests/readme.py
 
 # Needs a Docker daemon: builds the image, runs it hardened, and docker compose to its report. About 8 minutes.
 test-containers: $(VENV)/ready

@@ -60,7 +60,10 @@ app.command(
 app.command(epilog="Example: physion tensorboard train-steve -s runs/tiny")(tensorboard)
 app.command(epilog="Example: physion doctor --store s3://bucket/physion")(doctor)
 app.command(epilog="Example: physion launch train-steve -p paper -s s3://physion/study --nodes 2 --gpus 8")(launch)
-app.command(epilog="Example: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait")(submit)
+app.command(
+    epilog="Examples: physion submit -p paper --set train-steve.optim.lr=2e-4 --param train-steve-gpus=8 --wait    |    "
+    "physion submit -p tiny --sweep train-steve.optim.lr=1e-4,3e-4"
+)(submit)
 app.command(epilog="Examples: physion status    |    physion status @latest")(status)
 app.command(epilog="Examples: physion logs @latest --follow    |    physion logs physion-vqa-1a2b3c train-steve")(logs)
 app.command("contact-sheet", epilog="Example: physion contact-sheet sheet.png --seed 3")(contact_sheet)

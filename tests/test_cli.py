@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+import physion as physion_package
 from physion import __version__
 from physion.config.load import load_config, preset_names, study_class
 from physion.data.video import write_mp4
+from physion.pipeline.graph import build_graph
 from physion.stages import STAGES
 
 
@@ -71,6 +74,17 @@ def test_a_narrow_terminal_folds_tables_and_cuts_nothing(physion, monkeypatch, p
     out = physion(*command, "-s", finished).out
     assert "…" not in out
     assert max(map(len, out.splitlines()[1:])) <= 60
+
+
+def test_names_in_tables_stay_whole(physion, monkeypatch, finished):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = physion("weights", "list", "builtin").out
+    assert max(map(len, listed.splitlines())) <= 80
+    included = Path(physion_package.__file__).parent / "builtin" / "pretrained"
+    assert all(f"builtin/{folder.name} " in listed for folder in included.iterdir())
+    monkeypatch.setenv("COLUMNS", "60")
+    planned = physion("plan", "-p", "smoke", "-s", finished).out
+    assert all(f"{name} " in planned for name in build_graph(load_config("smoke")))
 
 
 def test_the_plan_as_json(physion, tmp_path):

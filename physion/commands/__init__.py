@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from physion.config.load import load_config, preset_names
 from physion.config.schema import Study, TrainingStage
@@ -43,6 +46,14 @@ Overrides = Annotated[
     list[str],
     typer.Option(
         "--set", metavar="KEY=VALUE", envvar="PHYSION_SET", help="Override a value: train-steve.optim.lr=2e-4. Repeatable."
+    ),
+]
+Sweep = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE,VALUE",
+        envvar="PHYSION_SWEEP",
+        help="Variants of the study: one with each value, or each combination if repeated.",
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and errors as JSON on standard error.")]
@@ -92,6 +103,23 @@ def raise_each(problems: Sequence[str]) -> None:
 def print_json(result: Any) -> None:
     """Print what `--json` asks for: docs/json.md."""
     print(json.dumps({"version": JSON_VERSION, "result": result}, indent=1))
+
+
+def print_table(table: Table, narrowest: int = 5) -> None:
+    """Print a table as wide as the terminal allows, nothing cut off.
+
+    A column whose widest cell is one word, such as a name, is folded only if those to its right would be below `narrowest`.
+    """
+    console = Console()
+    room = console.width
+    for number, column in enumerate(table.columns, 1):
+        column.overflow = "fold"
+        texts = [Text.from_markup(cell) for cell in (column.header, *column.cells) if isinstance(cell, str)]
+        widest = max(texts, key=lambda text: text.cell_len)
+        others = (narrowest + 1) * (len(table.columns) - number)
+        column.no_wrap = len(widest.plain.split()) == 1 and widest.cell_len <= room - others
+        room -= 1 + (widest.cell_len if column.no_wrap else narrowest)
+    console.print(table)
 
 
 def copy_out(source: Path, destination: Path) -> None:

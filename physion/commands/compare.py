@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, chosen_store, print_json
+from physion.commands import AsJSON, chosen_store, print_json, print_table
 from physion.errors import ConfigError
 from physion.pipeline.studies import RecordedStudy, studies
 from physion.progress import say
@@ -69,9 +68,7 @@ def compare(
         table.add_row(f"accuracy, {mode}", *map(escape, cells))
         apart = [f"{_percent(d)}, p {p:.3f}" if d else "-" for d, p in zip(row["difference"], row["p"], strict=True)]
         table.add_row("  against the first", *map(escape, apart))
-    for column in table.columns:
-        column.overflow = "fold"
-    Console().print(table)
+    print_table(table)
     if page is not None:
         say(f"page: {page.absolute().as_uri()}")
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, load_study, print_json
+from physion.commands import AsJSON, Overrides, Preset, StoreURI, Sweep, load_study, print_json, print_table
+from physion.config.load import variants
+from physion.errors import ConfigError
 from physion.machine import Machine, device_name, this_machine
 from physion.pipeline.graph import Node, left_to_do, select
 from physion.progress import byte_count
+from physion.stages import last_stage
 from physion.store.artifacts import Manifest
 from physion.store.protocol import Store
 
@@ -27,6 +30,7 @@ def plan(
     preset: Preset,
     store: StoreURI,
     overrides: Overrides = [],  # noqa: B006
+    sweep: Sweep = [],  # noqa: B006
     why: Annotated[
         bool, typer.Option("--why", help="For each stage to be made, say what differs from the nearest artifact.")
     ] = False,
@@ -46,35 +50,44 @@ def plan(
 ) -> None:
     """Show every stage with its fingerprint, whether it is done, and what it will cost, before anything is spent.
 
-    Times are based on what the store's artifacts took on this machine, or on the device that --on names.
+    Times are based on what the store's artifacts took on this machine, or on the device that --on names. With --sweep, each
+    variant is shown with what it does not share with those before it.
     """
+    if sweep and why:
+        raise ConfigError("--why explains one study: give it a variant's values with --set instead of --sweep")
+    studies = [(variant, *load_study(preset, [*overrides, *variant], store)) for variant in variants(sweep)]
     from physion.kubernetes.tasks import parse_pods, work_lists, write_work_lists
     from physion.pipeline.measured import Measured
     from physion.pipeline.provenance import changed_since, warning
     from physion.pipeline.runner import all_standing, published
 
-    config, graph, target = load_study(preset, overrides, store)
-    shown = select(graph, only, {}) if only else list(graph.values())
-    manifests = published(graph, target)
-    done = all_standing(graph, manifests)
-    if tasks is not None:
-        left = left_to_do(graph, lambda node: node.name in done)
-        write_work_lists(tasks, work_lists(config, left, parse_pods(pods)))
-    kept = {node.name: manifest for node in shown if node.name in done and (manifest := manifests[node.name])}
-    if why:
-        _say_why(shown, graph, kept, done, target, as_json)
-        return
-    changed = {name: changed_since(manifest, graph[name], graph) for name, manifest in kept.items()}
     device = on or device_name()
-    measured = Measured(shown, target, device)
-    rows = [_row(node, config, measured, kept.get(node.name), changed.get(node.name, [])) for node in shown]
+    left, results, seen = [], [], set[str]()
+    for variant, config, graph, target in studies:
+        shown = [node for node in (select(graph, only, {}) if only else graph.values()) if node.fingerprint not in seen]
+        seen |= {node.fingerprint for node in shown}
+        manifests = published(graph, target)
+        done = all_standing(graph, manifests)
+        # A report that is there is listed, too: its task hands it to the workflow.
+        left.append((variant, left_to_do(graph, lambda node: node.name in done) or [graph[last_stage().name]]))  # noqa: B023
+        kept = {node.name: manifest for node in shown if node.name in done and (manifest := manifests[node.name])}
+        if why:
+            _say_why(shown, graph, kept, done, target, as_json)
+            return
+        changed = {name: changed_since(manifest, graph[name], graph) for name, manifest in kept.items()}
+        measured = Measured(shown, target, device)
+        rows = [_row(node, config, measured, kept.get(node.name), changed.get(node.name, [])) for node in shown]
+        results.append({"overrides": variant, "stages": rows})
+        if not as_json:
+            title = escape(", ".join([f"preset {preset}, store {target.uri}", *variant]))
+            todo = [node for node in shown if node.name not in done]
+            _print_table(rows, todo, device, this_machine() if on is None else None, title)
+            if any(changed.values()):
+                print(f"warning: {warning(changed)}")
+    if tasks is not None:
+        write_work_lists(tasks, work_lists(studies[0][1], left, parse_pods(pods)))
     if as_json:
-        print_json(rows)
-    else:
-        left = [node for node in shown if node.name not in done]
-        _print_table(rows, left, device, this_machine() if on is None else None, f"preset {preset}, store {target.uri}")
-        if any(changed.values()):
-            print(f"warning: {warning(changed)}")
+        print_json(results if sweep else results[0]["stages"])
 
 
 def _row(
@@ -134,9 +147,9 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
 
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for column in ("stage", "fingerprint", "state"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for column in ("output", "FLOPs", "time", "took"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right")
     for row in rows:
         state = "[green]cached[/]" if row["cached"] else f"take {row['weights']}" if row["weights"] else "to do"
         took = row["took"] and row["took"]["seconds"]
@@ -156,7 +169,7 @@ def _print_table(rows: list[dict[str, Any]], left: list[Node], device: str, mach
         gpu = f"{_time(3600 * total['accelerator_hours'])} at {SUSTAINED / 1e12:.0f} TFLOP/s sustained"
         lines.append(f"A GPU would take about {gpu} for all FLOPs (assumed, not measured).")
     table.caption = "\n".join(lines)
-    Console().print(table)
+    print_table(table)
     for row in rows:
         if row["note"]:
             print(f"{row['name']}: {row['note']}")

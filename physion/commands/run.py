@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +17,7 @@ from physion.commands import (
     Precision,
     Preset,
     StoreURI,
+    Sweep,
     cache_options,
     copy_out,
     for_trainings,
@@ -27,6 +26,7 @@ from physion.commands import (
     print_json,
     stopping,
 )
+from physion.config.load import variants
 from physion.errors import ConfigError
 from physion.machine import device_name, this_machine
 from physion.pipeline.graph import Node
@@ -41,10 +41,7 @@ def run(
     overrides: Overrides = [],  # noqa: B006
     precision: Precision = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes per training; like --set train-....ranks.")] = None,
-    sweep: Annotated[
-        list[str],
-        typer.Option(metavar="KEY=VALUE,VALUE", help="Run the study with each value, or each combination if repeated."),
-    ] = [],  # noqa: B006
+    sweep: Sweep = [],  # noqa: B006
     report_to: Annotated[Path | None, typer.Option("--report", help="Copy the report to this file at the end.")] = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -65,25 +62,17 @@ def run(
         return
     if report_to is not None:
         raise ConfigError("--report: a sweep makes several reports; copy one with `physion store get`")
-    variants = [list(chosen) for chosen in itertools.product(*map(_values, sweep))]
-    for variant in variants:
+    chosen = variants(sweep)
+    for variant in chosen:
         load_study(preset, [*overrides, *variant], store)  # a mistake in the last shows before the first begins
     results = []
-    for number, variant in enumerate(variants, 1):
-        say(f"variant {number} of {len(variants)}: {' '.join(variant)}")
+    for number, variant in enumerate(chosen, 1):
+        say(f"variant {number} of {len(chosen)}: {' '.join(variant)}")
         results.append({"overrides": variant} | _run(preset, store, [*overrides, *variant], None, as_json))
     if as_json:
         print_json(results)
     else:
         print(f"\nphysion runs -s {store} lists the variants, physion compare sets two side by side")
-
-
-def _values(sweep: str) -> list[str]:
-    """The overrides of one `--sweep`; a comma within brackets belongs to a value."""
-    key, equals, values = sweep.partition("=")
-    if not (key and equals and values):
-        raise ConfigError(f"--sweep {sweep}: not of the form stage.key=value,value, such as train-steve.optim.lr=1e-4,3e-4")
-    return [f"{key}={value}" for value in re.split(r",(?![^\[{]*[\]}])", values)]
 
 
 def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:

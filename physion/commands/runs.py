@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store, print_json
+from physion.commands import AsJSON, StoreURI, chosen_store, print_json, print_table
 from physion.errors import ConfigError
 
 SHOWN = 4  # changed options shown per study; the others are only counted
@@ -43,7 +42,7 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
         raise ConfigError(f"there is no study in {target.uri}: check the name of the store; physion store ls lists artifacts")
     table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
     for column in ("preset", "changed", "report", "created", "commit", "result"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for row, study in zip(rows, found, strict=True):
         changed = [f"{key}={value}" for key, value in row["changed"].items()]
         more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
@@ -53,4 +52,4 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
         commit = str(study.report.program) if study.report else ""
         cells = (row["preset"], changes, report, created, commit or "-", result)
         table.add_row(*map(escape, cells))
-    Console().print(table)
+    print_table(table)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, print_json
+from physion.commands import AsJSON, print_json, print_table
 from physion.commands.launch import Namespace
 from physion.progress import duration
 
@@ -49,7 +50,7 @@ def status(
         table = Table("workflow", "phase", "steps", "started", "took", box=None, pad_edge=False)
         for row in rows:
             table.add_row(row["name"], _coloured(row["phase"]), row["progress"], row["created"], _took(row["seconds"]))
-        Console().print(table)
+        print_table(table)
 
 
 def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
@@ -65,11 +66,10 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
     reached = [row for row in rows if row["phase"] not in ("Omitted", "Skipped")]
     for row in reached:
         done = row["progress"] if row["phase"] == "Running" else ""
-        table.add_row(row["name"], _coloured(row["phase"]), done, _took(row["seconds"]))
-    console = Console()
-    console.print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
+        table.add_row(escape(row["name"]), _coloured(row["phase"]), done, _took(row["seconds"]))
+    Console().print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
     if reached:
-        console.print(table)
+        print_table(table)
     for kind, why in (("Skipped", "had nothing to do"), ("Omitted", "were not reached")):
         if count := sum(row["phase"] == kind for row in rows):
             print(f"{count} more {why}")

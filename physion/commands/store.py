@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, print_json, raise_each
+from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, print_json, print_table, raise_each
 from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
@@ -72,7 +71,7 @@ def ls(
         columns = ["artifact", "fingerprint", "created", "files", "size", *(["differs in"] if any(differs.values()) else [])]
         table = Table(title=escape(f"store {target.uri}"), title_justify="left", box=None, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold", justify="right" if column in ("size", "files") else "left")
+            table.add_column(column, justify="right" if column in ("size", "files") else "left")
         for found in chosen:
             cells = ("", str(len(found.keys)), "")
             if found.manifest:
@@ -80,7 +79,7 @@ def ls(
                 cells = (created, str(len(found.manifest.files)), byte_count(found.bytes))
             row = (_title(found), found.fingerprint[:12], *cells, differs.get(found.fingerprint, ""))
             table.add_row(*map(escape, row[: len(columns)]))
-        Console().print(table)
+        print_table(table)
     raise_each([found.problem for found in chosen if found.problem])
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from physion.commands import AsJSON, Overrides, print_json, stopping
+from physion.commands import AsJSON, Overrides, Sweep, print_json, stopping
 from physion.commands.launch import Namespace, for_pods
 from physion.commands.status import show
-from physion.config.load import load_config
+from physion.config.load import load_config, variants
+from physion.config.schema import Study
 from physion.errors import ConfigError, Interrupted, Preempted, of_exit_code
 from physion.progress import say
 
@@ -30,6 +32,7 @@ def submit(
         ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006
+    sweep: Sweep = [],  # noqa: B006
     parameters: Annotated[
         list[str], typer.Option("--param", metavar="NAME=VALUE", help="Workflow parameter: train-steve-gpus=8. Repeatable.")
     ] = [],  # noqa: B006
@@ -37,15 +40,19 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow it, and exit with its result.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Start the whole study as a workflow on a cluster, after checking its configuration."""
-    given = {"preset": preset, "store": store, "overrides": " ".join(overrides)}
+    """Start the whole study as a workflow on a cluster, after checking its configuration.
+
+    With --sweep, one workflow runs all variants; what they share is made once.
+    """
+    given = {"preset": preset, "store": store, "overrides": " ".join(overrides), "sweep": " ".join(sweep)}
     chosen = {key: value for key, value in given.items() if value} | dict(_pair(text) for text in parameters)
     if "://" not in chosen.get("store", "://"):
         raise ConfigError(
             f"store {chosen['store']}: a folder of this machine, which pods do not see; name an s3://bucket/prefix"
         )
-    for_pods(chosen.get("preset", ""), overrides)
-    config = load_config(chosen["preset"], chosen.get("overrides", "").split()) if "preset" in chosen else None
+    for variant in variants(sweep):
+        for_pods(chosen.get("preset", ""), [*overrides, *variant])
+    studies = _studies(chosen["preset"], chosen) if "preset" in chosen else []
 
     from physion.kubernetes import workflows
     from physion.kubernetes.cluster import PATIENCE, Cluster
@@ -56,10 +63,9 @@ def submit(
     template = workflows.installed(cluster)
     known = workflows.parameters_of(cluster, template)
     workflows.check_parameters(chosen, known)
-    if config is None and (default := known.get("preset")):
-        config = load_config(default, chosen.get("overrides", "").split())
-    if config is not None:
-        workflows.require_tasks(template, map(task_of, build_graph(config).values()))
+    if not studies and (default := known.get("preset")):
+        studies = _studies(default, chosen)
+    workflows.require_tasks(template, (task_of(node) for study in studies for node in build_graph(study).values()))
     name = workflows.submit(cluster, chosen)
     if as_json and not wait:
         print_json({"name": name, "namespace": cluster.namespace, "parameters": chosen})
@@ -70,6 +76,12 @@ def submit(
     if wait:
         cluster.patience = PATIENCE
         _wait(cluster, name, as_json)
+
+
+def _studies(preset: str, chosen: Mapping[str, str]) -> list[Study]:
+    """What a workflow with these parameters will make, each variant."""
+    overrides = chosen.get("overrides", "").split()
+    return [load_config(preset, [*overrides, *variant]) for variant in variants(chosen.get("sweep", "").split())]
 
 
 def _wait(cluster: Cluster, name: str, as_json: bool) -> None:

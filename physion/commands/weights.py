@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, Overrides, Preset, StoreURI, cache_options, chosen_store, print_json, raise_each
+from physion.commands import (
+    AsJSON,
+    Overrides,
+    Preset,
+    StoreURI,
+    cache_options,
+    chosen_store,
+    print_json,
+    print_table,
+    raise_each,
+)
 from physion.config.load import load_config
 from physion.config.schema import Study
 from physion.errors import ConfigError, nearest
@@ -169,14 +178,17 @@ def list_command(
         raise_each(problems)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("reference", "for", "parameters", "bytes", "made", "from"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("parameters", "bytes") else "left")
+    for column in ("reference", "for", "parameters", "made", "from"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
     for manifest in found:
-        size = sum(record.size for record in manifest.files)
-        origin = str(manifest.origin.get("file") or manifest.origin.get("stage", ""))
-        cells = (f"{manifest.metrics['parameters']:,}", f"{size:,}", manifest.created[:10], origin)
+        trained = f"preset {manifest.origin['preset']}" if "preset" in manifest.origin else ""
+        origin = str(manifest.origin.get("file", trained))
+        cells = (f"{manifest.metrics['parameters']:,}", manifest.created[:10], origin)
         table.add_row(f"{which or PREFIX}/{manifest.instance}", manifest.stage, *map(escape, cells))
-    Console().print(table if found else escape(f"no named weights in {place}"))
+    if found:
+        print_table(table)
+    else:
+        print(f"no named weights in {place}")
     raise_each(problems)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
+import re
 import traceback
 import types
 import typing
@@ -127,6 +129,21 @@ def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     both = {key: _laid_over(base[key], tree[key]) for key in base.keys() & tree.keys()
             if isinstance(base[key], dict) and isinstance(tree[key], dict)}  # fmt: skip
     return base | tree | both
+
+
+def variants(sweep: typing.Sequence[str]) -> list[list[str]]:
+    """The overrides of each variant of a sweep, all combinations of `key.path=value,value`; one without any for no sweep.
+
+    A comma within brackets belongs to a value. Raises ConfigError.
+    """
+    return [list(chosen) for chosen in itertools.product(*map(_values, sweep))]
+
+
+def _values(sweep: str) -> list[str]:
+    key, equals, values = sweep.partition("=")
+    if not (key and equals and values):
+        raise ConfigError(f"--sweep {sweep}: not of the form stage.key=value,value, such as train-steve.optim.lr=1e-4,3e-4")
+    return [f"{key}={value}" for value in re.split(r",(?![^\[{]*[\]}])", values)]
 
 
 def load_config(preset: str, overrides: typing.Sequence[str] = ()) -> Study:

@@ -1,7 +1,7 @@
 """The last pod of a workflow says what was made, what it gave and what went wrong: workflows/template.yaml runs this.
 
-It takes the study from PHYSION_PRESET, PHYSION_STORE and PHYSION_SET as every stage does, and WORKFLOW,
-STATUS and FAILURES from Argo.
+It takes the study from PHYSION_PRESET, PHYSION_STORE and PHYSION_SET as every stage does, its variants from PHYSION_SWEEP, and
+WORKFLOW, STATUS and FAILURES from Argo.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import sys
 
-from physion.config.load import load_config
+from physion.config.load import load_config, variants
 from physion.errors import PhysionError
 from physion.pipeline.graph import build_graph
 from physion.progress import duration
@@ -49,16 +49,24 @@ def advice(message: str) -> str:
 
 
 def print_study() -> None:
-    """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is."""
+    """One line a stage instance: done or not, how long it took, what it gave; at last the accuracy and where the report is.
+
+    Of a further variant only what it does not share with those above.
+    """
     store = open_store(os.environ["PHYSION_STORE"])
-    config = load_config(os.environ["PHYSION_PRESET"], os.environ.get("PHYSION_SET", "").split())
-    for node in build_graph(config, store).values():
-        manifest = node.manifest(store)
-        took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
-        print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")
-        if node.stage.name == "evaluate" and manifest:
-            report = f"{store.uri}/{node.prefix}/report.html"
-            print(f"\n{manifest.metrics.get('headline', '')}\nreport: {report}")
+    overrides, shown = os.environ.get("PHYSION_SET", "").split(), set[str]()
+    for variant in variants(os.environ.get("PHYSION_SWEEP", "").split()):
+        if variant:
+            print(f"\nvariant {' '.join(variant)}")
+        for node in build_graph(load_config(os.environ["PHYSION_PRESET"], [*overrides, *variant]), store).values():
+            manifest = node.manifest(store)
+            took = f"{duration(manifest.seconds):>14}" if manifest else f"{'not done':>14}"
+            if node.fingerprint not in shown:
+                print(f"{node.name:<28}{node.fingerprint[:12]}  {took}")
+            shown.add(node.fingerprint)
+            if node.stage.name == "evaluate" and manifest:
+                report = f"{store.uri}/{node.prefix}/report.html"
+                print(f"\n{manifest.metrics.get('headline', '')}\nreport: {report}")
 
 
 def parsed(failures: str) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from physion.config.schema import Study
 from physion.errors import ConfigError
 from physion.models.kinds import MODELS
 from physion.pipeline.graph import Node, build_graph
-from physion.stages import STAGES, Kind, Stage, last_stage
+from physion.stages import STAGES, Kind, Stage
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,25 @@ def study_tasks(config: Study) -> dict[str, Task]:
     return {name: Task(name, stages[name], tuple(sorted(after[name], key=order.index))) for name in order}
 
 
-def work_lists(config: Study, left: Iterable[Node], pods: Mapping[str, int]) -> dict[str, list[str]]:
+def work_lists(
+    config: Study, left: Iterable[tuple[Sequence[str], Iterable[Node]]], pods: Mapping[str, int]
+) -> dict[str, list[str]]:
     """By task, one entry for each pod of it; none where nothing is left to do.
 
-    An entry is the pod's share (`0/4`) where the stage is worked on part by part, else the instance.
+    left: the overrides of each variant, and what is left of it. An entry is the pod's share (`0/4`) of a stage that has parts,
+    else the instance; then, separated by spaces, the overrides of the first variant that needs it.
     """
-    lists: dict[str, list[str]] = {name: [] for name in study_tasks(config) if name != last_stage().name}
-    for node in left:
-        if node.name == last_stage().name:
-            continue
-        count = pods.get(node.stage.name, 1)
-        split = node.stage.kind is Kind.PARTS
-        lists[task_of(node)] += [f"{i}/{count}" for i in range(count)] if split else [node.name]
+    lists: dict[str, list[str]] = {name: [] for name in study_tasks(config)}
+    listed: set[str] = set()
+    for overrides, nodes in left:
+        for node in nodes:
+            if node.fingerprint in listed:
+                continue
+            listed.add(node.fingerprint)
+            count = pods.get(node.stage.name, 1)
+            split = node.stage.kind is Kind.PARTS
+            entries = [f"{i}/{count}" for i in range(count)] if split else [node.name]
+            lists[task_of(node)] += [" ".join([entry, *overrides]) for entry in entries]
     return lists
 
 

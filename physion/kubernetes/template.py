@@ -20,6 +20,9 @@ from physion.errors import ConfigError, PhysionError
 from physion.kubernetes.tasks import Task, study_tasks
 from physion.stages import Kind, last_stage
 
+# Of an item of a list that `plan` wrote: what to make, and the overrides of the variant, if any.
+ENTRY = '{{=split(item, " ")[0]}}'
+VARIANT = '{{=join(split(item, " ")[1:], " ")}}'
 TEMPLATES = {Kind.PARTS: "bulk", Kind.TRAINING: "training", Kind.PROCESS: "stage"}
 
 
@@ -52,12 +55,11 @@ def written(text: str, tasks: Mapping[str, Task]) -> str:
     stages = {task.stage.name: task.stage.kind for task in tasks.values()}
     split = [name for name, kind in stages.items() if kind is Kind.PARTS]
     trainings = [name for name, kind in stages.items() if kind is Kind.TRAINING]
-    lists = [name for name in tasks if name != last_stage().name]
     values = {each["name"]: each.get("value") for each in yaml.safe_load(text)["spec"]["arguments"]["parameters"]}
     places = {
         "parameters": "".join(map(_line, _parameters(split, trainings, values))),
         "pods": "".join(f"- --pods={name}={_parameter(f'{name}-pods')}\n" for name in split),
-        "lists": "".join(_line({"name": name, "valueFrom": {"path": f"/scratch/tasks/{name}"}}) for name in lists),
+        "lists": "".join(_line({"name": name, "valueFrom": {"path": f"/scratch/tasks/{name}"}}) for name in tasks),
         "tasks": "".join(_lines(_task(task, tasks)) for task in tasks.values()),
     }
     for place, lines in places.items():
@@ -82,17 +84,19 @@ def _parameters(split: Iterable[str], trainings: Iterable[str], values: Mapping[
 
 def _task(task: Task, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """Of the graph. It fans out over its list; with none, Argo skips it, which is as good to those that wait for it."""
-    start = {"name": task.name, "depends": " && ".join(_nearest(task, tasks)) or "plan"}
-    if task.name == last_stage().name:
-        return start | {"template": task.name}
-    stage, kind = task.stage.name, task.stage.kind
-    given = {"stage": task.name, "share": "{{item}}"} if kind is Kind.PARTS else {"stage": "{{item}}"}
+    stage, kind, template = task.stage.name, task.stage.kind, TEMPLATES[task.stage.kind]
+    given = {"stage": task.name, "share": ENTRY} if kind is Kind.PARTS else {"stage": ENTRY}
     if kind is Kind.TRAINING:
         given |= {"nodes": _parameter(f"{stage}-nodes"), "gpus": _parameter(f"{stage}-gpus")}
     elif task.stage.gpu:
         given |= {"gpus": _parameter("gpus")}
-    return start | {
-        "template": TEMPLATES[kind],
+    if task.name == last_stage().name:
+        given, template = {}, task.name
+    given["variant"] = VARIANT
+    return {
+        "name": task.name,
+        "depends": " && ".join(_nearest(task, tasks)) or "plan",
+        "template": template,
         "arguments": {"parameters": [{"name": name, "value": value} for name, value in given.items()]},
         "withParam": f"{{{{tasks.plan.outputs.parameters.{task.name}}}}}",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,18 @@ def _recorded(
     # Compare the shape of the study first: a preset without a training lacks a whole section, which would count as little.
     nearest = min(changes, key=lambda name: (len(members.keys() - presets[name].keys()), len(changes[name])))
     options = {
-        ".".join([manifest.stage, *path]): value
-        for manifest in members.values()
-        for path, _, value in leaves({}, manifest.config)
+        ".".join([manifest.stage, *path]): value for manifest in members.values() for path, value in _flat(manifest.config)
     }
     return RecordedStudy(nearest, changes[nearest], len(members), total, report, options)
+
+
+def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each value below, with its path."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, (*above, key))
+        else:
+            yield (*above, key), value
 
 
 def _changes(members: Iterable[Manifest], preset: Options) -> dict[str, Any]:

@@ -89,10 +89,13 @@ class Study:
         given = [word for key, value in self.parameters.items() for word in ("-p", f"{key}={value}")]
         return argo("submit", workflow, "-o", "name", *given).strip()
 
+    def published(self):
+        """Every published manifest."""
+        return json.loads(self.toolbox("python", "-c", LIST, "physion", self.prefix))
+
     def manifests(self):
-        """By instance, every published manifest."""
-        found = json.loads(self.toolbox("python", "-c", LIST, "physion", self.prefix))
-        return {manifest["instance"]: manifest for manifest in found}
+        """Those of a store with one study, by instance."""
+        return {manifest["instance"]: manifest for manifest in self.published()}
 
     def checkpoints(self, stage):
         keys = self.toolbox("python", "-c", KEYS, "physion", f"{self.prefix}/artifacts/{stage}/").split()

@@ -48,6 +48,7 @@ def test_every_command_is_on_the_page():
     ("row", "words"),
     [
         ("plan", ["plan", "PRESET"]),
+        ("plan --sweep", ["plan", "PRESET", "--sweep", "evaluate.resamples=200,100"]),
         ("plan --why", ["plan", "evaluate", "--why", "PRESET", "--set", "evaluate.resamples=9"]),
         ("run", ["run", "PRESET"]),
         ("run --sweep", ["run", "PRESET", "--sweep", "evaluate.resamples=200"]),

@@ -319,7 +319,7 @@ def test_those_that_come_with_the_package(physion, tmp_path):
     ended = physion("weights", "push", "builtin/cpu-steve", "--to", tmp_path / "store", "-s", tmp_path / "store")
     assert (ended.code, "--set train-steve.weights=pretrained/cpu-steve" in ended.out) == (0, True)
     ended = physion("weights", "push", "pretrained/cpu-steve", "--to", "builtin:", "-s", tmp_path / "store")
-    assert (ended.code, "takes no others: name another --store" in ended.err) == (2, True)
+    assert (ended.code, "is read-only: name another --store" in ended.err) == (2, True)
     ended = physion("weights", "list")
     assert (ended.code, "`physion weights list builtin`, or --store" in ended.err) == (2, True)
     ended = physion("plan", "-p", "demo", "-s", tmp_path / "none", "--set", "train-steve.weights=builtin/cpu-stev")

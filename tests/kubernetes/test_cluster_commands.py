@@ -65,6 +65,10 @@ def test_launch_refuses_before_it_looks_for_a_cluster(launch, stage, options, wo
         (["-p", "tiny", "--set", "train-dvae.optim.lrr=1"], "did you mean 'lr'?"),
         (["-s", "runs/here"], "store runs/here: a folder of this machine"),
         (["--param", "gpus"], "not of the form NAME=VALUE"),
+        (["-p", "tiny", "--sweep", "train-dvae.optim.lr=1e-4,many"], "train-dvae.optim.lr"),
+        (["-p", "tiny", "--param", "sweep=train-dvae.optim.lrr=1,2"], "did you mean 'lr'?"),
+        (["--sweep", "train-dvae.optim.lr"], "not of the form stage.key=value,value"),
+        (["--sweep", "a.b=[1, 2],[3]"], "hold no spaces"),
         (["--set", "a.b=[1, 2]"], "hold no spaces"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 from physion.config.load import load_config, preset_names
 from physion.errors import ConfigError
 from physion.kubernetes.summary import ADVICE, advice, parsed
+from physion.kubernetes.summary import main as summarize
 from physion.kubernetes.tasks import Task, study_tasks, task_of, work_lists
 from physion.kubernetes.template import main, written
 from physion.kubernetes.workflows import require_tasks
@@ -155,8 +156,8 @@ def test_a_study_that_the_installed_workflow_does_not_make_is_refused():
 def test_work_lists():
     config = load_config("smoke", [])
     graph = build_graph(config)
-    lists = work_lists(config, graph.values(), {"frames": 3})
-    assert set(lists) == set(DAG) - {"plan", "evaluate"}
+    lists = work_lists(config, [((), graph.values())], {"frames": 3})
+    assert set(lists) == set(DAG) - {"plan"}
     assert lists["frames-test"] == ["0/3", "1/3", "2/3"]
     assert lists["simulate-training"] == ["0/1"]
     assert lists["fetch-training"] == lists["take-weights-steve"] == []
@@ -176,6 +177,73 @@ def test_the_plan_writes_what_the_workflow_reads(physion, tmp_path):
     wrong = physion("plan", "-p", "smoke", "-s", tmp_path, "--tasks", tmp_path / "tasks", "--pods", "evaluate=2")
     assert wrong.code == 2
     assert "--pods evaluate=2: not of the form STAGE=N" in wrong.err
+
+
+def planned(physion, folder, *options):
+    """The lists of a plan, of tasks that have any work."""
+    ended = physion("plan", "-p", "smoke", "-s", folder / "store", "--tasks", folder / "tasks", *options)
+    assert ended.code == 0, ended.err
+    lists = {path.name: json.loads(path.read_text()) for path in (folder / "tasks").iterdir()}
+    return {name: entries for name, entries in lists.items() if entries}
+
+
+def test_in_a_sweep_what_variants_share_is_listed_once(physion, tmp_path):
+    slow, fast = "train-steve.optim.lr=1e-4", "train-steve.optim.lr=3e-4"
+    lists = planned(physion, tmp_path, "--sweep", f"{slow},3e-4", "--pods", "extract-slots=2", "--pods", "frames=2")
+    shared = "simulate-training simulate-readout simulate-test frames-training frames-readout frames-test train-dvae tokenize"
+    both = ["train-steve", "extract-slots-training", "extract-slots-test", "train-slotformer", "rollout-test", "evaluate"]
+    assert lists["frames-test"] == [f"0/2 {slow}", f"1/2 {slow}"]
+    assert {entry.split()[1] for task in shared.split() for entry in lists[task]} == {slow}
+    assert lists["extract-slots-test"] == [f"0/2 {slow}", f"1/2 {slow}", f"0/2 {fast}", f"1/2 {fast}"]
+    for task in both:
+        assert [entry.split()[1] for entry in lists[task]] == sorted([slow, fast] * (len(lists[task]) // 2))
+    assert lists["train-readout-full"] == [f"train-readout-full-{seed} {lr}" for lr in (slow, fast) for seed in (0, 1)]
+    assert lists["evaluate"] == [f"evaluate {slow}", f"evaluate {fast}"]
+
+
+def test_a_sweep_of_two_options_makes_every_combination_and_each_part_once(physion, tmp_path):
+    sweeps = ("--sweep", "train-steve.optim.lr=1e-4,3e-4", "--sweep", "train-slotformer.optim.lr=1e-4,2e-4")
+    lists = planned(physion, tmp_path, *sweeps)
+    counts = {
+        name: len(lists[name]) for name in ("train-dvae", "train-steve", "train-readout-full", "train-slotformer", "evaluate")
+    }
+    assert list(counts.values()) == [1, 2, 4, 4, 4]
+    assert len(set(lists["evaluate"])) == 4
+
+
+def test_of_a_finished_study_only_the_reports_task_is_left(physion, preset, store, tmp_path):
+    swept = ["--sweep", "evaluate.resamples=200,100"]  # the fixture's own, and another
+    options = ["plan", "-p", preset, "-s", store, "--tasks", tmp_path / "tasks", *swept]
+    ended = physion(*options, "--json")
+    assert ended.code == 0, ended.err
+    lists = {path.name: json.loads(path.read_text()) for path in (tmp_path / "tasks").iterdir()}
+    assert {name: entries for name, entries in lists.items() if entries} == {
+        "evaluate": ["evaluate evaluate.resamples=200", "evaluate evaluate.resamples=100"]
+    }
+    first, second = json.loads(ended.out)["result"]
+    assert (first["overrides"], second["overrides"]) == (["evaluate.resamples=200"], ["evaluate.resamples=100"])
+    assert [row["cached"] for row in first["stages"]] == [True] * 30
+    assert [(row["name"], row["cached"]) for row in second["stages"]] == [("evaluate", False)]
+    assert physion(*options, "--why").code == 2
+
+
+def test_each_pod_takes_the_overrides_of_its_variant():
+    for name, template in PODS.items():
+        (value,) = [each["value"] for each in template["container"]["env"] if each["name"] == "PHYSION_SET"]
+        assert ("{{inputs.parameters.variant}}" in value) == (name not in ("plan", "summary"))
+        assert any(each["name"] == "PHYSION_SWEEP" for each in template["container"]["env"]) == (name in ("plan", "summary"))
+
+
+def test_one_summary_of_all_variants(physion, preset, store, monkeypatch, capsys):
+    swept = "evaluate.resamples=200,100"
+    assert physion("run", "-p", preset, "-s", store, "--sweep", swept).code == 0
+    for name, value in {"WORKFLOW": "w", "STATUS": "Succeeded", "PRESET": preset, "STORE": str(store), "SWEEP": swept}.items():
+        monkeypatch.setenv(name if name in ("WORKFLOW", "STATUS") else f"PHYSION_{name}", value)
+    assert summarize() == 0
+    out = capsys.readouterr().out
+    assert out.count("train-dvae ") == 1
+    assert (out.count("\nevaluate "), out.count("\nreport: ")) == (2, 2)
+    assert out.index("variant evaluate.resamples=200") < out.index("train-dvae") < out.index("variant evaluate.resamples=100")
 
 
 def test_every_pod_is_hardened_alike():
