@@ -110,19 +110,15 @@ def _tree(preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     return _laid_over(_tree(base, (*above, preset)), tree)
 
 
-def parse_yaml(text: str, what: str) -> Any:
-    """What a YAML text says. Raises ConfigError."""
+def parse_yaml(text: str, what: str, *, quoted: bool = True) -> Any:
+    """What a YAML text says. Raises ConfigError, which quotes the place unless the text may hold a secret."""
     try:
         return yaml.safe_load(text)
     except RecursionError as error:
         raise ConfigError(f"{what}: nested too deep") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        LookupError,
-        AttributeError,
-    ) as error:
-        raise ConfigError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # of dates and numbers that are none, too
+        place = f": {' '.join(str(error).split())}" if quoted else ""
+        raise ConfigError(f"{what}: not valid YAML{place}") from error
 
 
 def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +202,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: not of the form stage.key=value, such as train-steve.optim.lr=2e-4")
-    value = parse_yaml(text, f"--set {override}: the value")
+    value = parse_yaml(text, f"--set {override}: the value", quoted=False)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 2e-4 as text

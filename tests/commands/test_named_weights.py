@@ -300,7 +300,7 @@ def test_a_model_card_lies_beside_them(physion, shared, tmp_path):
     assert not (tmp_path / "pretrained" / "mini-steve").exists()
 
 
-def test_those_that_come_with_the_package(physion, tmp_path):
+def test_those_that_come_with_the_package(physion, shared, tmp_path):
     """Listed, loaded, given to a study by name, and copied into a store; nothing is written beside them."""
     listed = json.loads(physion("weights", "list", "builtin", "--json").out)["result"]
     names = {row["instance"]: row["stage"] for row in listed}
@@ -318,7 +318,7 @@ def test_those_that_come_with_the_package(physion, tmp_path):
         assert artifact.manifest.origin["license"] == "mit"
     ended = physion("weights", "push", "builtin/cpu-steve", "--to", tmp_path / "store", "-s", tmp_path / "store")
     assert (ended.code, "--set train-steve.weights=pretrained/cpu-steve" in ended.out) == (0, True)
-    ended = physion("weights", "push", "pretrained/cpu-steve", "--to", "builtin:", "-s", tmp_path / "store")
+    ended = physion("weights", "push", "pretrained/mini-steve", "--to", "builtin:", "-s", shared)
     assert (ended.code, "is read-only: name another --store" in ended.err) == (2, True)
     ended = physion("weights", "list")
     assert (ended.code, "`physion weights list builtin`, or --store" in ended.err) == (2, True)
