@@ -124,7 +124,7 @@ def test_unknown_preset_names_the_nearest():
     ("text", "said"),
     [
         ("a: [1", "not valid YAML"),
-        ("a: 2026-99-99", "the value: not valid YAML"),
+        ("a: 2026-99-99", "not valid YAML: month must be in 1..12"),
         ("[" * 3000, "nested too deep"),
         ("- 1\n- 2\n", "holds no mapping"),
         ("", "holds no mapping"),
