@@ -101,7 +101,7 @@ def test_the_plan_as_json(physion, tmp_path):
 def test_the_plan_for_people(physion, tmp_path, preset):
     ended = physion("plan", "-p", preset, "-s", tmp_path)
     assert ended.code == 0, ended.err
-    assert "train-slotformer" in ended.out
+    assert "rollout-test" in ended.out
     assert "to do" in ended.out
 
 
