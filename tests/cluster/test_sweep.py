@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 from live import NAMESPACE, Study, argo, command, nodes, succeeded
 
-pytestmark = pytest.mark.cluster
+# Among the tests that take an hour: beside the study of test_study.py it would take two cores too long.
+pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 VALUES = ("1e-4", "3e-4")
 SWEEP = f"train-slotformer.optim.lr={','.join(VALUES)}"
 SHARED = ("simulate", "frames", "train-dvae", "tokenize", "train-steve", "extract-slots")
