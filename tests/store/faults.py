@@ -181,9 +181,8 @@ def _reset(writer):
     writer.transport.abort()
 
 
-if (
-    __name__ == "__main__"
-):  # faults.py PORT SEED RATE: prints its address, and for each line that it is given what went wrong so far
+# faults.py PORT SEED RATE: prints its address, and for each line that it is given what went wrong so far
+if __name__ == "__main__":
     with FaultProxy(int(sys.argv[1]), seed=int(sys.argv[2]), rate=float(sys.argv[3])) as proxy:
         print(proxy.url, flush=True)
         for _ in sys.stdin:
