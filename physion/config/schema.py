@@ -109,6 +109,28 @@ class STEVEModel(Section):
         return self
 
 
+class ISAModel(Section):
+    """Sizes of ISA (0.1 M parameters at 64 pixels), the slot model `isa`, which is not in the paper."""
+
+    slots: Annotated[int, Field(ge=2)] = Field(7, description="slots S per frame; walls and floor take two or three")
+    slot_size: Annotated[int, Field(ge=8)] = Field(64, description="slot size D, of which 4 say where the slot is")
+    slot_iterations: PositiveInt = Field(2, description="slot-attention iterations per frame")
+    slot_mlp: PositiveInt = Field(128, description="hidden size of the slot MLP")
+    encoder_channels: PositiveInt = Field(32, description="width of the four 5x5 convolutions")
+    encoder_stride: Literal[2, 4] = Field(4, description="stride of the first convolution")
+    predictor_layers: PositiveInt = 1
+    predictor_heads: PositiveInt = 4
+    predictor_ffn: PositiveInt = 128
+    decoder_width: PositiveInt = Field(64, description="width of the decoder, which draws each patch by itself")
+    patch: Literal[1, 2, 4] = Field(2, description="pixels per side of a patch")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.slot_size % self.predictor_heads:
+            raise ValueError(f"slot-size {self.slot_size} is not divisible by predictor-heads {self.predictor_heads}")
+        return self
+
+
 class SlotFormerModel(Section):
     """Sizes of the rollouter; the defaults are the published ones (6.42 M parameters)."""
 
@@ -376,6 +398,17 @@ class TrainSTEVE(ReplaceableStage):
         json_schema_extra=LATER,
         description="weight a token in the loss by its code's frequency to the power of minus this; not in the paper. At 1 all "
         "codes have equal weight, and small objects of a rare color as much as the floor",
+    )
+
+
+class TrainISA(ReplaceableStage):
+    """Slots from video without a dVAE: slots that have a place and a size, trained by drawing the frames."""
+
+    optim: Optim = Optim(lr=5e-4, batch_size=16, steps=40_000, final_lr=0.0, clip=0.5)
+    model: ISAModel = ISAModel()
+    clip_frames: PositiveInt = Field(4, description="successive frames per training clip")
+    drawn: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of a frame's patches that a training step draws"
     )
 
 

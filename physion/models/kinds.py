@@ -228,6 +228,16 @@ for _kind in (
         with_others=Imported("physion.models.steve:STEVEWithDVAE"),
     ),
     SlotModelKind(
+        "isa",
+        make=Imported("physion.models.isa:ISA.from_sizes"),
+        sizes=lambda config: {"model": config.train_isa.model.model_dump(), "image_size": config.frames.image_size},
+        stage="train-isa",
+        parameters=lambda config: flops.isa_parameters(config.train_isa.model),
+        flops=lambda config: flops.isa_flops(config.train_isa.model, config.frames.image_size),
+        sample_flops=lambda config: flops.isa_clip_flops(config.train_isa, config.frames.image_size),
+        shape=lambda config: (config.train_isa.model.slots, config.train_isa.model.slot_size),
+    ),
+    SlotModelKind(
         "bodies",
         make=Imported("physion.data.truth:bodies"),
         sizes=lambda config: {},

@@ -233,6 +233,10 @@ def _check_steve(config: Any) -> None:
     _fits(config, "train-steve.clip-frames", config.train_steve.clip_frames)
 
 
+def _check_isa(config: Any) -> None:
+    _fits(config, "train-isa.clip-frames", config.train_isa.clip_frames)
+
+
 def _check_slots(config: Any) -> None:
     if slot_model_kind(config).from_truth and not all(known(config, subset) for subset in schema.SUBSETS):
         what = f"slot-model={config.slot_model} takes what is true of the videos"
@@ -342,6 +346,17 @@ for _stage in (
         },
         cost=training_cost("steve"),
         check=_check_steve,
+        gpu=True,
+    ),
+    Stage(
+        "train-isa",
+        version=1,
+        kind=Kind.TRAINING,
+        summary="train ISA, which finds slots in video by drawing it",
+        section=schema.TrainISA,
+        reads=lambda config, params: {"frames": of_subset("frames", "training"), **known(config, "training")},
+        cost=training_cost("isa"),
+        check=_check_isa,
         gpu=True,
     ),
     Stage(
