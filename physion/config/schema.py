@@ -113,7 +113,7 @@ class ISAModel(Section):
     """Sizes of ISA (0.1 M parameters at 64 pixels), the slot model `isa`, which is not in the paper."""
 
     slots: Annotated[int, Field(ge=2)] = Field(7, description="slots S per frame; walls and floor take two or three")
-    slot_size: Annotated[int, Field(ge=8)] = Field(64, description="slot size D, of which 4 say where the slot is")
+    slot_size: Annotated[int, Field(ge=8)] = Field(64, description="slot size D; 7 of it are color, place and extent")
     slot_iterations: PositiveInt = Field(2, description="slot-attention iterations per frame")
     slot_mlp: PositiveInt = Field(128, description="hidden size of the slot MLP")
     encoder_channels: PositiveInt = Field(32, description="width of the four 5x5 convolutions")
@@ -404,7 +404,7 @@ class TrainSTEVE(ReplaceableStage):
 class TrainISA(ReplaceableStage):
     """Slots from video without a dVAE: slots that have a place and a size, trained by drawing the frames."""
 
-    optim: Optim = Optim(lr=5e-4, batch_size=16, steps=40_000, final_lr=0.0, clip=0.5)
+    optim: Optim = Optim(lr=6e-4, batch_size=16, steps=30_000, final_lr=0.0, clip=0.5)
     model: ISAModel = ISAModel()
     clip_frames: PositiveInt = Field(4, description="successive frames per training clip")
     drawn: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -49,7 +49,7 @@ def steve_clip_flops(section: TrainSTEVE, size: int, codes: int) -> float:
 
 def isa_flops(model: ISAModel, size: int) -> float:
     """ISA from an image to its slots, one frame."""
-    c, d, s, p = model.encoder_channels, model.slot_size - 4, model.slots, (size // model.encoder_stride) ** 2
+    c, d, s, p = model.encoder_channels, model.slot_size - 7, model.slots, (size // model.encoder_stride) ** 2
     features = p * (75 * c + 75 * c**2 + c * d + d**2)
     attention = model.slot_iterations * (2 * p * s * d + 8 * p * s + s * (9 * d**2 + 12 * d + 2 * d * model.slot_mlp))
     predictor = model.predictor_layers * (s * _encoder_layer(d + 4, model.predictor_ffn) + 2 * s**2 * (d + 4))

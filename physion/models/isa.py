@@ -1,14 +1,15 @@
-"""ISA: slots that have a place and a size, trained by drawing the frames.
+"""ISA: slots that have a color, a place and an extent, trained by drawing the frames.
 
-Slot attention along a video as in SAVi (arXiv 2111.12594), which SlotFormer's authors use wherever scenes look simple; with a frame
-of reference for each slot (invariant slot attention, arXiv 2302.04973): a slot says where it is, and sees and draws the picture
-relative to that. Every slot draws all of the picture and they compete for each pixel (arXiv 1901.11390).
+Slot attention along a video as in SAVi (arXiv 2111.12594), which SlotFormer's authors use wherever scenes look simple; with a
+frame of reference for each slot (invariant slot attention, arXiv 2302.04973): a slot says where it is, and sees and draws the
+picture relative to that. Every slot draws all of the picture and they compete for each pixel (arXiv 1901.11390). Color, place
+and extent are moments of what a slot wins of the frame, so that a readout can find the object that a question names.
 
 Not in SlotFormer's paper for Physion, which has STEVE there. No dVAE, no tokens.
 
-Shapes: B batch, T frames, N frames of any videos, S slots, D slot size, C = D - 4 its content, K patches, H W pixels; the feature
-map has P = h * w positions. A slot is its content, its place y, x (times PLACE), and the logarithm of its extent in y and x; places
-are from -1 to 1, extents in the same unit.
+Shapes: B batch, T frames, N frames of any videos, S slots, D slot size, C = D - 7 its content, K patches, Z pixels per patch,
+H W pixels; the feature map has P = h * w positions. A slot is its content, its color (times COLOR), its place y, x (times
+PLACE), and the logarithm of its extent in y and x; colors and places are from -1 to 1, extents in the unit of places.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from physion.config.schema import ISAModel
 from physion.models.attention import Encoder
 from physion.models.slots import SlotModel, SlotOutput
 
-FRAME = 4  # values of a slot that say where it is
+MOMENTS = 7  # values of a slot besides its content
+COLOR = 2.0  # as PLACE
 PLACE = 4.0  # so that errors of places weigh in losses on slots: a content has variance 1
 SMALLEST = 0.04  # extent: about a pixel of 64
 OUTSIDE = 1.5  # farthest place that is guessed
@@ -36,18 +38,20 @@ class Slots(NamedTuple):
     """Slots taken apart."""
 
     content: Tensor  # [B, S, C]
+    color: Tensor  # [B, S, 3]
     place: Tensor  # [B, S, 2], y and x
     extent: Tensor  # [B, S, 2]
 
     def joined(self) -> Tensor:
         """[B, S, D]."""
-        return torch.cat([self.content, self.place * PLACE, self.extent.log()], -1)
+        return torch.cat([self.content, self.color * COLOR, self.place * PLACE, self.extent.log()], -1)
 
 
 def taken_apart(slots_BSD: Tensor) -> Slots:
     """The opposite of `Slots.joined`, within bounds: a predicted slot may say anything."""
-    content, place, extent = slots_BSD.split([slots_BSD.shape[-1] - FRAME, 2, 2], -1)
-    return Slots(content, (place / PLACE).clamp(-OUTSIDE, OUTSIDE), extent.clamp(math.log(SMALLEST), 0).exp())
+    content, color, place, extent = slots_BSD.split([slots_BSD.shape[-1] - MOMENTS, 3, 2, 2], -1)
+    places = (place / PLACE).clamp(-OUTSIDE, OUTSIDE)
+    return Slots(content, (color / COLOR).clamp(-1, 1), places, extent.clamp(math.log(SMALLEST), 0).exp())
 
 
 def grid(side: int) -> Tensor:
@@ -57,7 +61,7 @@ def grid(side: int) -> Tensor:
 
 
 class InvariantAttention(nn.Module):
-    """Slot attention in which slots also move: to the mean place of what they win, with its spread as their extent."""
+    """Slot attention in which slots also take the mean color and the mean place of what they win, and its spread as extent."""
 
     def __init__(self, content: int, mlp: int, iterations: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -65,14 +69,14 @@ class InvariantAttention(nn.Module):
         self.project_q = nn.Sequential(nn.LayerNorm(content), nn.Linear(content, content, bias=False))
         self.project_k = nn.Linear(content, content, bias=False)
         self.project_v = nn.Linear(content, content, bias=False)
-        self.look = nn.Linear(content, FRAME, bias=False)  # how a slot likes places relative to it, and their squares
-        self.moved = nn.Linear(2 * FRAME, content)
+        self.look = nn.Linear(content, 4, bias=False)  # how a slot likes places relative to it, and their squares
+        self.moved = nn.Linear(2 * MOMENTS, content)
         self.gru = nn.GRUCell(content, content)
         self.mlp = nn.Sequential(nn.LayerNorm(content), nn.Linear(content, mlp), nn.ReLU(), nn.Linear(mlp, content))
         self.norm = nn.LayerNorm(content)
 
-    def forward(self, features_BPC: Tensor, slots: Slots, grid_P2: Tensor) -> Slots:
-        """Update the slots from a frame's normalized features."""
+    def forward(self, features_BPC: Tensor, colors_BP3: Tensor, slots: Slots, grid_P2: Tensor) -> Slots:
+        """Update the slots from a frame's normalized features and its colors."""
         for _ in range(self.iterations):
             apart_BSP2 = ((grid_P2 - slots.place[:, :, None]) / slots.extent[:, :, None]).clamp(-FAR, FAR)
             q_BSC = self.project_q(slots.content)
@@ -84,10 +88,12 @@ class InvariantAttention(nn.Module):
             won_BSP = won_BSP / won_BSP.sum(2, keepdim=True)
             place_BS2 = won_BSP @ grid_P2
             spread_BS2 = (won_BSP @ grid_P2.square() - place_BS2.square()).clamp(min=1e-4).sqrt().clamp(SMALLEST, 1)
-            move = (place_BS2 - slots.place) / slots.extent, (spread_BS2 / slots.extent).log(), place_BS2, spread_BS2.log()
-            seen_BSC = self.project_v(won_BSP @ features_BPC) + self.moved(torch.cat(move, -1))
+            color_BS3 = won_BSP @ colors_BP3
+            now = color_BS3, place_BS2, spread_BS2.log()
+            change = color_BS3 - slots.color, (place_BS2 - slots.place) / slots.extent, (spread_BS2 / slots.extent).log()
+            seen_BSC = self.project_v(won_BSP @ features_BPC) + self.moved(torch.cat(now + change, -1))
             content_BSC = self.gru(seen_BSC.flatten(0, 1), slots.content.flatten(0, 1)).view(q_BSC.shape)
-            slots = Slots(content_BSC + self.mlp(content_BSC), place_BS2, spread_BS2)
+            slots = Slots(content_BSC + self.mlp(content_BSC), color_BS3, place_BS2, spread_BS2)
         return slots._replace(content=self.norm(slots.content))
 
 
@@ -103,7 +109,7 @@ class Drawing(NamedTuple):
 
 
 class InvariantDecoder(nn.Module):
-    """Draws patches from a slot's content and from where they are relative to the slot."""
+    """Draws patches: a slot's color, and what its content adds at their place relative to the slot."""
 
     def __init__(self, content: int, width: int, pixels: int) -> None:
         super().__init__()
@@ -120,7 +126,8 @@ class InvariantDecoder(nn.Module):
         x_NSKW = self.of_slot(torch.cat([slots.content, slots.extent.log()], -1))[:, :, None] + of_place
         drawn_NSK4Z = self.head(self.hidden(x_NSKW)).unflatten(-1, (4, -1))
         loss_NSK = F.softplus(self.tightness(slots.content)) / 2 * apart_NSK2.square().sum(-1)
-        return Drawing(drawn_NSK4Z[..., :3, :], drawn_NSK4Z[..., 3, :] - loss_NSK[..., None])
+        colors_NSK3Z = drawn_NSK4Z[..., :3, :] + slots.color[:, :, None, :, None]
+        return Drawing(colors_NSK3Z, drawn_NSK4Z[..., 3, :] - loss_NSK[..., None])
 
 
 class ISA(SlotModel):
@@ -132,7 +139,7 @@ class ISA(SlotModel):
     def __init__(self, model: ISAModel, image_size: int) -> None:
         super().__init__()
         self.model, self.image_size, self.side = model, image_size, image_size // model.patch
-        c, content = model.encoder_channels, model.slot_size - FRAME
+        c, content = model.encoder_channels, model.slot_size - MOMENTS
         self.encoder = nn.Sequential(
             nn.Conv2d(3, c, 5, stride=model.encoder_stride, padding=2), nn.ReLU(inplace=True),
             nn.Conv2d(c, c, 5, padding=2), nn.ReLU(inplace=True),
@@ -144,6 +151,7 @@ class ISA(SlotModel):
         )
         self.attention = InvariantAttention(content, model.slot_mlp, model.slot_iterations)
         self.first_content = nn.Parameter(torch.randn(model.slots, content) / 2)
+        self.first_color = nn.Parameter(torch.zeros(model.slots, 3))
         # On a spiral that covers the picture evenly.
         number = torch.arange(model.slots)
         radius, angle = ((number + 0.5) / model.slots).sqrt() * 0.8, number * GOLDEN_ANGLE
@@ -164,14 +172,18 @@ class ISA(SlotModel):
         return cls(ISAModel(**model), image_size)
 
     def encode(self, images_BT3HW: Tensor, state: Tensor | None = None, with_masks: bool = False) -> SlotOutput:
-        """See `SlotModel`; the state is the last frame's slots, [B, S, D]. A mask is a slot's share of each patch that it draws."""
+        """See `SlotModel`; the state is the last frame's slots, [B, S, D], a mask a slot's share of each patch."""
         batch, frames = images_BT3HW.shape[:2]
         images_X3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features_BTPC = self.features(self.encoder(images_X3HW).movedim(1, -1).flatten(1, 2)).unflatten(0, (batch, frames))
+        colors_XP3 = F.avg_pool2d(images_X3HW, self.model.encoder_stride).movedim(1, -1).flatten(1, 2)
         found = []
         with torch.autocast(images_BT3HW.device.type, enabled=False):  # places and the recurrent state stay float32
-            for features_BPC in features_BTPC.float().unbind(1):
-                state = self.attention(features_BPC, self._guess(state, batch), self.grid).joined()
+            frame_by_frame = zip(
+                features_BTPC.float().unbind(1), colors_XP3.unflatten(0, (batch, frames)).unbind(1), strict=True
+            )
+            for features_BPC, colors_BP3 in frame_by_frame:
+                state = self.attention(features_BPC, colors_BP3, self._guess(state, batch), self.grid).joined()
                 found.append(state)
             slots_BTSD = torch.stack(found, 1)
             masks_BTShw = self._shares(slots_BTSD.flatten(0, 1)).unflatten(0, (batch, frames)) if with_masks else None
@@ -200,13 +212,15 @@ class ISA(SlotModel):
 
     def _shares(self, slots_NSD: Tensor) -> Tensor:
         """Each slot's share of each patch, [N, S, side, side]."""
-        shares = [self.decoder(taken_apart(few), self.patches).claims.softmax(1).mean(-1) for few in slots_NSD.split(32)]
+        shares: list[Tensor] = [
+            self.decoder(taken_apart(few), self.patches).claims.softmax(1).mean(-1) for few in slots_NSD.split(32)
+        ]
         return torch.cat(shares).unflatten(-1, (self.side, self.side))
 
     def _guess(self, slots_BSD: Tensor | None, batch: int) -> Slots:
         """Where attention starts: a video's first slots, or a prediction from the last frame's."""
         if slots_BSD is None:
-            first = Slots(self.first_content, self.first_place, self.first_extent.exp())
+            first = Slots(self.first_content, self.first_color, self.first_place, self.first_extent.exp())
             return Slots(*(each.expand(batch, -1, -1) for each in first))
         guess = taken_apart(slots_BSD + self.step(self.predictor(slots_BSD)))
         return guess._replace(content=self.norm_guess(guess.content))
