@@ -107,6 +107,19 @@ def study(root):
             "clip-frames": 2,
             **TRAINING,
         },
+        "train-isa": {
+            "model": {
+                "slots": 2,
+                "slot-size": 12,
+                "slot-mlp": 8,
+                "encoder-channels": 4,
+                "predictor-heads": 2,
+                "predictor-ffn": 8,
+                "decoder-width": 8,
+            },
+            "clip-frames": 2,
+            **TRAINING,
+        },
         "extract-slots": {"videos-per-shard": 3},
         "train-slotformer": {
             "model": {"burn-in": 2, "stride": 2, "d-model": 8, "layers": 1, "heads": 2, "ffn": 8},

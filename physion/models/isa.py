@@ -215,7 +215,7 @@ class ISA(SlotModel):
         shares: list[Tensor] = [
             self.decoder(taken_apart(few), self.patches).claims.softmax(1).mean(-1) for few in slots_NSD.split(32)
         ]
-        return torch.cat(shares).unflatten(-1, (self.side, self.side))
+        return torch.cat(shares).view(len(slots_NSD), -1, self.side, self.side)
 
     def _guess(self, slots_BSD: Tensor | None, batch: int) -> Slots:
         """Where attention starts: a video's first slots, or a prediction from the last frame's."""

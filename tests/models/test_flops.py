@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from physion.config.schema import DVAEModel, SlotFormerModel, STEVEModel
+from physion.config.schema import DVAEModel, ISAModel, SlotFormerModel, STEVEModel
 from physion.models import flops
 from physion.models.dvae import DVAE
+from physion.models.isa import ISA, taken_apart
 from physion.models.slotformer import SlotFormer
 from physion.models.steve import STEVE
 
@@ -47,6 +48,20 @@ def test_steve_flops_and_parameters(options):
     counted_flops = counted(lambda: model.logits(slots, tokens)) / frames
     assert flops.tokens_flops(sizes, SIZE, DVAE_SIZES.codes) == pytest.approx(counted_flops, rel=0.1)
     assert flops.steve_parameters(sizes, SIZE, DVAE_SIZES.codes) == pytest.approx(weights(model), rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"encoder_stride": 2, "slots": 9, "patch": 4}], ids=["default", "other"])
+def test_isa_flops_and_parameters(options):
+    sizes = ISAModel(**options)
+    model = ISA(sizes, SIZE)
+    model.requires_grad_(False)
+    frames = 20  # the predictor does not run for the first
+    video = torch.zeros(1, frames, 3, SIZE, SIZE)
+    slots = taken_apart(model.encode(video).slots[0])
+    assert flops.isa_flops(sizes, SIZE) == pytest.approx(counted(lambda: model.encode(video)) / frames, rel=0.05)
+    drawn = counted(lambda: model.decoder(slots, model.patches)) / frames
+    assert flops.drawing_flops(sizes, model.side**2) == pytest.approx(drawn, rel=0.02)
+    assert flops.isa_parameters(sizes) == pytest.approx(weights(model), rel=0.05)
 
 
 def test_slotformer_flops():

@@ -15,7 +15,7 @@ from ranks import Ranks, physion
 from physion.data.order import StepBatches
 
 STEPS = 50
-STAGES = ("train-dvae", "train-steve", "train-slotformer", "train-readout")
+STAGES = ("train-dvae", "train-steve", "train-isa", "train-slotformer", "train-readout")
 BATCH = 4
 REPEATS = int(os.environ.get("PHYSION_TEST_REPEATS", "2"))
 # Keeps a core and the allocator busy, and ends with whoever started it.
@@ -29,7 +29,9 @@ class Trained:
         self.stage, self.store, self.folder = stage, folder / "store", folder
         shutil.copytree(finished, self.store, ignore=shutil.ignore_patterns(stage, "evaluate", "train-readout"))
         settings = {"optim.steps": STEPS, "heldout-every": STEPS // 2, "checkpoint-every": 10, "threads": 1}
-        which = ["--features", "rollout", "--seed", "0"] if stage == "train-readout" else []
+        which = {"train-readout": ["--features", "rollout", "--seed", "0"], "train-isa": ["--set", "slot-model=isa"]}.get(
+            stage, []
+        )
         self.arguments = [
             "stage", stage, *which, "-p", preset, "-s", str(self.store),
             *(word for key, value in settings.items() for word in ("--set", f"{stage}.{key}={value}")),
