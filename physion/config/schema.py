@@ -404,7 +404,7 @@ class TrainSTEVE(ReplaceableStage):
 class TrainISA(ReplaceableStage):
     """Slots from video without a dVAE: slots that have a place and a size, trained by drawing the frames."""
 
-    optim: Optim = Optim(lr=6e-4, batch_size=16, steps=30_000, final_lr=0.0, clip=0.5)
+    optim: Optim = Optim(lr=6e-4, batch_size=16, steps=12_000, final_lr=0.0, clip=0.5)
     model: ISAModel = ISAModel()
     clip_frames: PositiveInt = Field(4, description="successive frames per training clip")
     drawn: Annotated[float, Field(gt=0, le=1)] = Field(
