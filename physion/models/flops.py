@@ -100,6 +100,16 @@ def readout_parameters(slot_size: int) -> float:
     return 2 * slot_size**2
 
 
+def attentive_flops(slots: int, slot_size: int) -> float:
+    """The attentive readout, one frame."""
+    return 2 * (slots * (slot_size * 64 + 64 * 4 + 4 * slot_size) + 2 * (4 * slot_size * 64 + 64**2))
+
+
+def attentive_parameters(slot_size: int) -> float:
+    """Weights of the attentive readout, without biases."""
+    return 5 * slot_size * 64 + 64 * 4 + 64**2 + 4 * 64**2 + 64
+
+
 def slotformer_parameters(model: SlotFormerModel) -> float:
     """Weights of the rollouter's layers."""
     return model.layers * _encoder_layer(model.d_model, model.ffn)

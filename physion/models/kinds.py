@@ -15,10 +15,8 @@ from physion.errors import ConfigError, nearest
 from physion.models import flops
 
 Sizes = dict[str, Any]
-BODIES = (
-    10,
-    17,
-)  # slots and slot size of the slot model `bodies`: as many as a PhysionSim scene has bodies at most, and what each is
+# Slots and slot size of the slot model `bodies`: as many as a PhysionSim scene has bodies at most, and what each is.
+BODIES = (10, 17)
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,7 @@ class SlotModelKind(ModelKind):
     shape: Callable[[Any], tuple[int, int]]
     decodes_with: tuple[str, ...] = ()
     with_others: Callable[..., Any] = lambda model: model
-    from_truth: bool = (
-        False  # there is no model: its slots are what the dataset knows of the bodies (`physion.data.truth.bodies`)
-    )
+    from_truth: bool = False
 
     what: ClassVar[str] = "slot model"
     protocol: ClassVar[Imported] = Imported("physion.models.slots:SlotModel")
@@ -269,6 +265,12 @@ for _kind in (
         parameters=lambda config: flops.readout_parameters(slot_model_kind(config).shape(config)[1]),
         flops=lambda config: flops.readout_flops(*slot_model_kind(config).shape(config)),
         published=Published(mark="linear1.", constants=("comb_idx",)),
+    ),
+    ReadoutKind(
+        "attentive",
+        make=Imported("physion.models.readout:AttentiveReadout"),
+        parameters=lambda config: flops.attentive_parameters(slot_model_kind(config).shape(config)[1]),
+        flops=lambda config: flops.attentive_flops(*slot_model_kind(config).shape(config)),
     ),
 ):
     MODELS.register(_kind)

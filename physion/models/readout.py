@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from physion.models.noise import dropout
+
 CHUNK = {"cpu": 128, "cuda": 1 << 20}  # frames at a time: as many as fit in a CPU's caches
 
 
@@ -66,3 +68,33 @@ class Readout(ReadoutModel):
     def published_constants(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the published module stores besides its parameters: all pairs of slots."""
         return {"comb_idx": torch.tensor(list(itertools.combinations(range(self.slots), 2))).flatten()}
+
+
+class AttentiveReadout(ReadoutModel):
+    """Finds two slots by what they are, and judges them frame by frame. Not in the paper.
+
+    The published readout has nothing nonlinear between a pair of slots and its maxima, so it cannot tell how far two things are
+    apart; and it compares all slots with each other. Here queries attend over slots, in every frame to the same, as a question
+    names two objects by their colors. A network reads each pair and its differences; their maximum and mean over time answer.
+    """
+
+    PAIRS, WIDTH, DROPOUT = 2, 64, 0.5
+
+    def __init__(self, slots: int, slot_size: int) -> None:
+        super().__init__()
+        width = self.WIDTH
+        self.queries = nn.Sequential(nn.Linear(slot_size, width), nn.ReLU(), nn.Linear(width, 2 * self.PAIRS))
+        self.pair = nn.Sequential(nn.Linear(4 * slot_size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.hidden, self.answer = nn.Linear(2 * self.PAIRS * width, width), nn.Linear(width, 1)
+
+    def forward(self, slots_BTSD: Tensor) -> Tensor:
+        """Slots [B, T, S, D] -> logits [B] of "they touch". P pairs, W width."""
+        shares_BS2P = self.queries(slots_BTSD).mean(1).softmax(1)
+        found_BT2PD = (slots_BTSD.mT @ shares_BS2P[:, None]).mT
+        first_BTPD, second_BTPD = found_BT2PD.chunk(2, 2)
+        apart_BTPD = first_BTPD - second_BTPD
+        read_BTPW = self.pair(torch.cat([first_BTPD, second_BTPD, apart_BTPD.abs(), apart_BTPD.square()], -1))
+        over_time_B2PW = torch.cat([read_BTPW.amax(1), read_BTPW.mean(1)], 1).flatten(1)
+        hidden_BW = self.hidden(dropout(over_time_B2PW, self.DROPOUT if self.training else 0.0)).relu()
+        logits_B: Tensor = self.answer(hidden_BW).squeeze(-1)
+        return logits_B
