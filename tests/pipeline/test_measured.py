@@ -43,6 +43,19 @@ def test_twice_the_work_takes_twice_the_time(planned, preset, finished):
         assert row["seconds"] is not None, name
 
 
+def test_slots_that_a_dataset_tells_say_nothing_of_those_that_a_model_finds(planned, physion, preset, finished, store):
+    """They count bytes, not FLOPs, and are newer here."""
+    before = planned()["extract-slots-test"]["seconds"]
+    for path in sorted(store.glob("artifacts/extract-slots/*/manifest.json")):
+        told = json.loads(path.read_bytes()) | {"created": "2099-01-01T00:00:00Z", "seconds": 9.0, "work": 100.0}
+        del told["inputs"]["slot-model"]
+        copy = path.parent.with_name(path.parent.name[::-1])
+        copy.mkdir()
+        (copy / "manifest.json").write_text(json.dumps(told | {"fingerprint": copy.name}))
+    rows = json.loads(physion("plan", "-p", preset, "-s", store, "--json").out)["result"]
+    assert {row["name"]: row["seconds"] for row in rows}["extract-slots-test"] == before
+
+
 def test_times_of_another_machine_are_not_known(planned):
     rows = planned("--on", "Imaginary H900")
     assert {row["seconds"] for row in rows.values()} == {None}
