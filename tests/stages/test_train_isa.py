@@ -48,7 +48,6 @@ def test_the_report_shows_what_it_draws(study):
     report = Artifact(store, graph["evaluate"].manifest(store))
     metrics = report.json("metrics.json")
     assert metrics["slots"]["test"]["ari"]["value"] is not None
-    assert metrics["slots"]["test"]["probes"]["agent"]["best"]["picture"]["median_error"]["value"] is not None
     assert metrics["pictures"]["slots"]["psnr"]["value"] > 10
     assert "where each slot looks" in report.path("report.html").read_text()
 
