@@ -74,8 +74,9 @@ LINKS = {
     "answers_rollout": "accuracy of the readout, from the rollout",
     "answers_full": "accuracy of the readout, from the whole video",
 }
-# Link -> section.
-SHOWN_IN = {"video": "videos", "tokens": "dynamics", "slots": "slots", "dynamics": "dynamics", "answer": "results"}
+# Link -> section, or the picture TOKENS_STILL.
+SHOWN_IN = {"video": "videos", "tokens": "tokens", "slots": "slots", "dynamics": "dynamics", "answer": "results"}
+TOKENS_STILL = "Test frames (top) and their reconstructions (bottom)"
 FEW_VIDEOS = 30  # in a scenario; below, a bootstrap interval is rough, and a point if all are right or wrong
 
 
@@ -157,6 +158,7 @@ def render_report(context: ReportContext) -> str:
             slot_measures=SLOT_MEASURES,
             links=LINKS,
             shown_in=_shown_in(context),
+            tokens_still=TOKENS_STILL,
             rolled=ROLLED,
             read=READ,
             drawn=DRAWN,
@@ -175,9 +177,14 @@ def render_report(context: ReportContext) -> str:
 
 
 def _shown_in(context: ReportContext) -> dict[str, str]:
-    """The section of this page that has a link's pictures and further numbers."""
+    """The place on this page that has a link's pictures and further numbers."""
     drawn = DRAWN.keys() & context.pictures.keys()
-    there = {"videos": context.videos, "slots": context.stills or context.slots, "dynamics": context.dynamics or drawn}
+    there = {
+        "videos": context.videos,
+        "tokens": TOKENS_STILL in context.stills,
+        "slots": context.stills or context.slots,
+        "dynamics": context.dynamics or drawn,
+    }
     return {link: section for link, section in SHOWN_IN.items() if there.get(section, True)}
 
 

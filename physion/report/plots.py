@@ -168,6 +168,28 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
 
 
 @_styled
+def plot_reliability(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Reliability curves, one per mode: in each tenth of probability, how often the answer was yes.
+
+    `metrics` holds the result of `evaluate_predictions` by mode. A dot's area is the share of the answers that it stands for.
+    """
+    figure, axes = _figure(5.2, 4.4)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    for row, (mode, values) in enumerate(metrics.items()):
+        said, positive, count = np.array([[each[key] for key in ("said", "positive", "n")] for each in values["reliability"]]).T
+        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
+        axes.plot(said, positive, color=colour, linewidth=1.3, label=mode)
+        axes.scatter(said, positive, 200 * count / count.sum(), color=colour, linewidths=0, zorder=2)
+    axes.set_aspect("equal")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("mean probability in each tenth (area: share of answers)")
+    axes.set_ylabel("share of positive videos")
+    axes.legend(loc="upper left")
+    return _svg(figure, "reliability", "Reliability of the readouts' probabilities, all readout seeds together")
+
+
+@_styled
 def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
     """Training and held-out loss of one stage against the step.
 

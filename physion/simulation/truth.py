@@ -34,7 +34,8 @@ class Truth:
     shapes: tuple[str, ...]
     """sphere, box, cylinder, capsule, cone, wedge, cloth, or compound."""
     sizes: np.ndarray
-    """float32 [B, 3]: half the box around each body along its own axes, meters; for a cloth, along the room's in frame 0."""
+    """float32 [B, 3]: half the box around each body along its own axes, meters; for a cloth, along the room's in frame 0. A
+    wedge's is up to 1.6 times as large: it is around the engine's box, which is tilted."""
     states: np.ndarray
     """float32 [T, B, 13]: center of mass (meters, z up), orientation of the body's own frame (quaternion w x y z), velocity of
     the center (m/s) and angular velocity (rad/s), all in the room. For a cloth: its vertices' mean, no turn, change of mean."""

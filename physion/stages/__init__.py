@@ -436,7 +436,7 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=7,
+        version=8,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,

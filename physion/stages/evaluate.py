@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +24,10 @@ from physion.models.slots import SlotModel, see_video
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
-from physion.report.html import ReportContext, VideoPanel, render_report
+from physion.report.html import TOKENS_STILL, ReportContext, VideoPanel, render_report
 from physion.report.metrics import compare_modes, evaluate_predictions, headline, paired_p_value, paper_protocol
 from physion.report.people import compare_with_people, read_people
-from physion.report.plots import plot_accuracy, plot_roc, plot_scenarios
+from physion.report.plots import plot_accuracy, plot_reliability, plot_roc, plot_scenarios
 from physion.report.verdicts import verdicts
 from physion.stages.dynamics import measure_dynamics
 from physion.stages.extract_slots import load_slot_model
@@ -147,11 +148,10 @@ def _measure(config: Evaluate, found: Predictions, dataset: Artifact) -> dict[st
     contacts = _first_contacts(dataset, found.videos)
     modes = {mode: evaluate_predictions(*videos, *said[mode], **sampling, first_contacts=contacts) for mode in said}
     comparisons = {}
-    for mode in modes:
-        if mode != "observed" and "observed" in modes:
-            difference = compare_modes(*videos, said[mode], said["observed"], **sampling)
-            p_value = paired_p_value(*videos, said[mode], said["observed"], config.seed)
-            comparisons[f"{mode} - observed"] = difference.as_json() | {"p_value": p_value}
+    for less, more in itertools.combinations(modes, 2):
+        difference = compare_modes(*videos, said[more], said[less], **sampling)
+        p_value = paired_p_value(*videos, said[more], said[less], config.seed)
+        comparisons[f"{more} - {less}"] = difference.as_json() | {"p_value": p_value}
     return {
         "version": METRICS_VERSION,
         "headline": headline(modes),
@@ -198,7 +198,7 @@ def _plots(modes: Mapping[str, Any], found: Predictions, simulated: bool) -> dic
     plots = {"Accuracy": plot_accuracy(modes, simulated), "Accuracy by scenario": plot_scenarios(modes, simulated)}
     if 0 < found.labels.sum() < len(found.labels):
         plots["ROC curves"] = plot_roc(found.labels, found.probabilities)
-    return plots
+    return plots | {"Reliability": plot_reliability(modes)}
 
 
 def _csv(found: Predictions) -> str:
@@ -279,7 +279,7 @@ def _pictures(
     stills = {}
     if inputs:
         rows = pictures.grid([np.stack(inputs), np.stack(reconstructions)])
-        stills["Test frames (top) and their reconstructions (bottom)"] = pictures.png(rows)
+        stills[TOKENS_STILL] = pictures.png(rows)
     if slot_rows:
         stills["Slots: test frames (left) and where each slot looks"] = pictures.png(pictures.grid(slot_rows))
     likeness = {what: pictures.likeness(pairs, config.resamples, config.seed) for what, pairs in drawn.items()

@@ -145,12 +145,12 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     assert apart["low"] <= apart["value"] <= apart["high"]
     assert "accuracy, rollout" in physion("compare", *both, "-s", store).out
     assert "begins 0 reports" in physion("compare", "zz", both[0], "-s", store).err
-    shutil.copytree(store, tmp_path / "elsewhere")
+    elsewhere = shutil.copytree(store, tmp_path / "elsewhere")
     page = tmp_path / "page.html"
-    runs = both[0], f"{tmp_path / 'elsewhere'}@{both[1]}", f"{tmp_path / 'elsewhere'}@"
+    runs = both[0], f"{elsewhere}@{both[1]}", f"{elsewhere}@", f"{elsewhere}@{row['preset']}"
     found = json.loads(physion("compare", *runs, "-s", store, "--report", page, "--json").out)["result"]
-    assert [run["fingerprint"][:8] for run in found["runs"]] == [both[0][:8], both[1], both[0][:8]]
-    assert found["options"] == {"evaluate.resamples": [100, 200, 100]}
+    assert [run["fingerprint"][:8] for run in found["runs"]] == [both[0][:8], both[1], both[0][:8], both[0][:8]]
+    assert found["options"] == {"evaluate.resamples": [100, 200, 100, 100]}
     assert [apart and apart["value"] for apart in found["modes"]["full"]["difference"]][::2] == [None, 0]
     assert found["links"].keys() == {"video", "tokens", "slots", "dynamics", "answer"}
     words = page.read_text()

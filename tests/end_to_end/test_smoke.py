@@ -92,6 +92,9 @@ def test_from_nothing_to_a_report(undisturbed, undocumented):
     assert missing == []
     # Hardly trained slots may hold no body, and nobody was asked.
     assert [row for row in not_there if not any(word in row for word in ("kept_object", "people."))] == []
+    kinds, poolings, scopes = ("logistic", "trees"), ("pooled", "concatenated"), ("all", "each")
+    variants = {f"{kind}-{pooling}-{scope}" for kind in kinds for pooling in poolings for scope in scopes}
+    assert set(metrics["regressions"]["states-full"]["variants"]) == variants
     assert [row["link"] for row in metrics["verdicts"]] == ["video", "tokens", "slots", "dynamics", "answer"]
     assert all(row["verdict"] in html.unescape(report) for row in metrics["verdicts"])
     dynamics = metrics["dynamics"]

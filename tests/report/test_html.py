@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from physion.report.html import UNKNOWN, ReportContext, VideoPanel, render_report
+from physion.report.html import TOKENS_STILL, UNKNOWN, ReportContext, VideoPanel, render_report
 from physion.report.metrics import Interval, evaluate_predictions, paper_protocol
 from physion.report.plots import plot_accuracy
 from physion.store.artifacts import FileRecord, Manifest
@@ -119,6 +119,16 @@ def test_every_link_of_the_page_leads_somewhere():
     links = [attributes["href"] for tag, attributes in elements if tag == "a"]
     assert len(links) >= 5
     assert {link[1:] for link in links} <= ids
+
+
+def test_the_tokens_lead_to_their_picture():
+    verdicts = [{"link": "tokens", "state": "not measured", "verdict": "Not measured."}]
+    elements = Page(render_report(context(verdicts=verdicts, stills={HOSTILE: PNG, TOKENS_STILL: PNG}))).elements
+    assert ("a", {"href": "#tokens"}) in elements
+    place = elements.index(("figure", {"class": "still", "id": "tokens"}))
+    assert elements[place + 1][1]["alt"] == TOKENS_STILL
+    without = Page(render_report(context(verdicts=verdicts))).elements
+    assert "#tokens" not in [attributes.get("href") for _, attributes in without]
 
 
 def test_says_what_the_numbers_are():

@@ -14,6 +14,7 @@ from physion.report.plots import (
     plot_errors,
     plot_likeness,
     plot_losses,
+    plot_reliability,
     plot_roc,
     plot_scenarios,
 )
@@ -46,6 +47,7 @@ def all_plots():
         plot_accuracy({"observed": metrics(), "rollout": metrics()}, simulated=True),
         plot_scenarios({"observed": metrics()}, simulated=False),
         plot_roc(LABELS, {"rollout": scores}),
+        plot_reliability({"rollout": metrics()}),
         plot_losses("train-dvae", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.1, "heldout_loss": 0.3}]),
         plot_errors({"error": errors, "watched": 55}),
         plot_distances({"agent": room, "patient": room}, 55),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import mujoco
@@ -73,6 +74,43 @@ def test_states_are_the_engine_s_and_change_as_the_velocities_say(clip):
     # In a collision the mean of both ends is not the way between them. A cloth's velocity is its last frame's change.
     lag = 9.81 / FPS / 2 if trajectory.cloth is not None else 0
     assert np.median([0.0, *np.linalg.norm(moved - said, axis=-1)[fast]]) < 0.05 + lag
+
+
+KINDS = {f"mjGEOM_{kind.upper()}": kind for kind in ("sphere", "box", "cylinder", "capsule")}
+SIGNS = np.array(list(itertools.product([-1, 1], repeat=3)))
+
+
+def extremes(model, geom):
+    """Points of a geom in its own frame between which all of it lies."""
+    radius, half, _ = model.geom_size[geom]
+    kind = mujoco.mjtGeom(model.geom_type[geom]).name
+    if kind == "mjGEOM_MESH":
+        start, count = model.mesh_vertadr[model.geom_dataid[geom]], model.mesh_vertnum[model.geom_dataid[geom]]
+        return model.mesh_vert[start : start + count]
+    halves = {"sphere": [radius] * 3, "cylinder": [radius, radius, half], "capsule": [radius, radius, radius + half]}
+    return SIGNS * halves.get(KINDS[kind], model.geom_size[geom])
+
+
+def test_shapes_and_sizes_are_the_engine_s(clip):
+    trajectory, truth = clip
+    model, data = trajectory.model, mujoco.MjData(trajectory.model)
+    pose(model, data, trajectory.states[0])
+    for name, shape, size in zip(truth.bodies, truth.shapes, truth.sizes, strict=True):
+        if shape == "cloth":
+            np.testing.assert_allclose(size, np.ptp(trajectory.cloth[0], axis=0) / 2, atol=1e-5)
+            continue
+        body, geoms = data.body(name), np.flatnonzero(model.geom_bodyid == model.body(name).id)
+        kind = KINDS.get(mujoco.mjtGeom(model.geom_type[geoms[0]]).name)
+        if kind is None:  # a wedge has six corners
+            kind = "wedge" if len(extremes(model, geoms[0])) == 6 else "cone"
+        assert shape == (kind if len(geoms) == 1 else "compound")
+        room = [data.geom_xpos[geom] + extremes(model, geom) @ data.geom_xmat[geom].reshape(3, 3).T for geom in geoms]
+        half = np.ptp((np.concatenate(room) - body.xpos) @ body.xmat.reshape(3, 3), axis=0) / 2
+        if shape == "wedge":  # around the engine's box, which is tilted
+            assert (half <= size + 1e-5).all()
+            assert (size < 2 * half).all()
+        else:
+            np.testing.assert_allclose(size, half, atol=1e-5, err_msg=name)
 
 
 def test_contacts_are_the_trajectory_s_and_agree_with_distances():

@@ -96,6 +96,15 @@ def test_dynamics_that_copy_the_last_frame():
             assert space["rollout"] == space["copied"]
 
 
+def test_the_mean_slot_of_each_index_errs_by_one():
+    """The unit of all errors, over all frames that are predicted."""
+    truth = Truth()
+    mean = np.mean([each.seen.slots[OBSERVED:] for each in rolled(truth, foresight)], (0, 1))
+    found = rolled(truth, lambda slots: np.broadcast_to(mean, slots.shape))
+    error = dynamics_numbers(found, truth, OBSERVED, FRAMES, CONFIG)["error"]["rollout"]["watched"]
+    assert error["value"] == pytest.approx(1)
+
+
 def test_where_true_slots_change_places_the_order_is_restored():
     found = numbers(foresight, swapped=True)
     assert found["error"]["rollout"]["by_frame"][4] < 0.02 < 1 < found["error"]["rollout"]["by_frame"][5]
@@ -141,6 +150,7 @@ def test_a_study_without_truth(finished, undocumented):
     assert [row for row in not_there if not any(word in row for word in unknown)] == []
     found = metrics["dynamics"]
     assert found.keys() == {"videos", "observed", "watched", "against_copying", "error"}
+    assert set(metrics["comparisons"]) == {"rollout - observed", "full - observed", "full - rollout"}
     assert (found["videos"], found["observed"], found["watched"]) == (6, 4, 6)
     assert found["error"]["rollout"]["frames"] == list(range(4, 12))
     assert found["error"]["rollout"]["by_frame"] != found["error"]["copied"]["by_frame"]
@@ -155,4 +165,6 @@ def test_a_study_without_truth(finished, undocumented):
     assert slots[1:] != rollouts[1:]
     report = next(finished.glob("artifacts/evaluate/*/report.html")).read_text()
     assert "Places: these videos have no ground truth." in report
+    assert "no ground truth, so the time of first contact is not known." in report
+    assert 'aria-label="Reliability of the readouts' in report
     assert 'aria-label="Error of the rollout' in report

@@ -144,6 +144,8 @@ def test_published_answers_are_read_back_and_measured(finished):
         for variant, probabilities in answers.items():
             right = ((probabilities > 0.5) == np.array(list(labels.values()))).mean()
             assert measured["variants"][variant]["overall"]["accuracy"]["value"] == pytest.approx(right)
+    variants = {f"logistic-{pooling}-{scope}" for pooling in ("pooled", "concatenated") for scope in ("all", "each")}
+    assert set(metrics["regressions"]["slots-full"]["variants"]) == variants
     report = next(finished.glob("artifacts/evaluate/*/report.html")).read_text()
     assert "these videos have no ground truth" in report
     for name in on:
