@@ -131,8 +131,11 @@ def test_seaweedfs_has_no_port_that_others_reach(options, door, tmp_path, monkey
         store.create()
         store.write("a", b"through the door")
         assert store.read("a") == b"through the door"
-        there = listened_to(process.pid)
-        assert {first, first + GRPC, *(first + PORTS[f"{part}.port"] for part in ("master", "volume", "filer"))} <= there
+        wanted = {first, first + GRPC, *(first + PORTS[f"{part}.port"] for part in ("master", "volume", "filer"))}
+        deadline = time.monotonic() + 60
+        while not wanted <= (there := listened_to(process.pid)):  # the last one opens after S3 answers
+            assert time.monotonic() < deadline, wanted - there
+            time.sleep(0.05)
         for port in sorted(there):
             with socket.socket() as probe:
                 assert probe.connect_ex((ELSEWHERE, port)) != 0, f"port {port} is open to others"
