@@ -437,7 +437,7 @@ def test_what_is_written_is_utf_8_in_every_locale(preset, store, tmp_path, langu
     command = [sys.executable, "-m", "physion.cli", "stage", "evaluate", "--force", "-p", preset, "-s", store]
     ended = subprocess.run(command, env=environment, capture_output=True)
     assert ended.returncode == 0, ended.stderr
-    assert not re.search(rb"/physion/\S+: EncodingWarning", ended.stderr)
+    assert not re.search(rb"/physion/(?!\S*site-packages)\S+: EncodingWarning", ended.stderr)
     (report,) = (path.read_bytes() for path in store.glob("artifacts/evaluate/*/report.html"))
     assert "\N{EN DASH}" in report.decode("utf-8")
     assert before == next(store.glob("artifacts/evaluate/*/predictions.csv")).read_bytes()
