@@ -109,6 +109,9 @@ class STEVEModel(Section):
         return self
 
 
+MOMENTS = 7  # values of an ISA slot besides its content: color, place and extent
+
+
 class ISAModel(Section):
     """Sizes of ISA (0.1 M parameters at 64 pixels), the slot model `isa`, which is not in the paper."""
 
@@ -402,7 +405,7 @@ class TrainSTEVE(ReplaceableStage):
 
 
 class TrainISA(ReplaceableStage):
-    """Slots from video without a dVAE: slots that have a place and a size, trained by drawing the frames."""
+    """Slots from video without a dVAE: slots that have a color, a place and an extent, trained by drawing the frames."""
 
     optim: Optim = Optim(lr=6e-4, batch_size=16, steps=12_000, final_lr=0.0, clip=0.5)
     model: ISAModel = ISAModel()

@@ -5,7 +5,16 @@ Symbols as in the models: c channels, d slot size, n tokens per frame, p positio
 
 from __future__ import annotations
 
-from physion.config.schema import DVAEModel, ISAModel, SlotFormerModel, STEVEModel, TrainISA, TrainSlotFormer, TrainSTEVE
+from physion.config.schema import (
+    MOMENTS,
+    DVAEModel,
+    ISAModel,
+    SlotFormerModel,
+    STEVEModel,
+    TrainISA,
+    TrainSlotFormer,
+    TrainSTEVE,
+)
 
 
 def encode_flops(model: DVAEModel, size: int) -> float:
@@ -48,20 +57,18 @@ def steve_clip_flops(section: TrainSTEVE, size: int, codes: int) -> float:
 
 
 def isa_flops(model: ISAModel, size: int) -> float:
-    """ISA from an image to its slots, one frame."""
-    c, d, s, p = model.encoder_channels, model.slot_size - 7, model.slots, (size // model.encoder_stride) ** 2
+    """ISA from an image to its slots, one frame; d is the content of a slot."""
+    c, d, s, p = model.encoder_channels, model.slot_size - MOMENTS, model.slots, (size // model.encoder_stride) ** 2
     features = p * (75 * c + 75 * c**2 + c * d + d**2)
-    attention = model.slot_iterations * (2 * p * s * d + 8 * p * s + s * (9 * d**2 + 12 * d + 2 * d * model.slot_mlp))
-    predictor = model.predictor_layers * (s * _encoder_layer(d + 4, model.predictor_ffn) + 2 * s**2 * (d + 4))
-    return 2 * (features + attention + predictor + s * (d + 4) ** 2)
+    attention = model.slot_iterations * (2 * p * s * d + 11 * p * s + s * (9 * d**2 + 18 * d + 2 * d * model.slot_mlp))
+    predictor = model.predictor_layers * (s * _encoder_layer(model.slot_size, model.predictor_ffn) + 2 * s**2 * model.slot_size)
+    return 2 * (features + attention + predictor + s * model.slot_size**2)
 
 
 def drawing_flops(model: ISAModel, patches: float) -> float:
     """ISA's decoder, so many patches of one frame."""
-    w = model.decoder_width
-    return (
-        2 * model.slots * ((model.slot_size - 2) * w + model.slot_size - 4 + patches * (6 * w + w**2 + 4 * w * model.patch**2))
-    )
+    w, d = model.decoder_width, model.slot_size - MOMENTS
+    return 2 * model.slots * ((d + 2) * w + d + patches * (6 * w + w**2 + 4 * w * model.patch**2))
 
 
 def isa_clip_flops(section: TrainISA, size: int) -> float:
@@ -72,10 +79,11 @@ def isa_clip_flops(section: TrainISA, size: int) -> float:
 
 def isa_parameters(model: ISAModel) -> float:
     """Weights of ISA, without biases and gains."""
-    c, d, w = model.encoder_channels, model.slot_size - 4, model.decoder_width
-    slots = model.slots * (d + 4) + 9 * d**2 + 12 * d + 2 * d * model.slot_mlp
-    predictor = model.predictor_layers * _encoder_layer(d + 4, model.predictor_ffn) + (d + 4) ** 2
-    return 75 * c + 75 * c**2 + c * d + d**2 + slots + predictor + (d + 2) * w + 6 * w + w**2 + 4 * w * model.patch**2 + d
+    c, d, w = model.encoder_channels, model.slot_size - MOMENTS, model.decoder_width
+    slots = model.slots * model.slot_size + 9 * d**2 + 18 * d + 2 * d * model.slot_mlp
+    predictor = model.predictor_layers * _encoder_layer(model.slot_size, model.predictor_ffn) + model.slot_size**2
+    decoder = (d + 2) * w + 6 * w + w**2 + 4 * w * model.patch**2 + d
+    return 75 * c + 75 * c**2 + c * d + d**2 + slots + predictor + decoder
 
 
 def predict_flops(model: SlotFormerModel, slots: int, slot_size: int) -> float:

@@ -15,21 +15,22 @@ PLACE), and the logarithm of its extent in y and x; colors and places are from -
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physion.config.schema import ISAModel
+from physion.config.schema import MOMENTS, ISAModel
 from physion.models.attention import Encoder
 from physion.models.slots import SlotModel, SlotOutput
 
-MOMENTS = 7  # values of a slot besides its content
 COLOR = 2.0  # as PLACE
 PLACE = 4.0  # so that errors of places weigh in losses on slots: a content has variance 1
 SMALLEST = 0.04  # extent: about a pixel of 64
 OUTSIDE = 1.5  # farthest place that is guessed
+FEW = 32  # frames drawn at a time
 FAR = 6.0  # extents from a slot at which everything looks equally far to it
 GOLDEN_ANGLE = math.pi * (3 - 5**0.5)
 
@@ -200,7 +201,7 @@ class ISA(SlotModel):
 
     def decode(self, slots_NSD: Tensor) -> Tensor:
         """Draw slots as images [N, 3, H, W] in [-1, 1]."""
-        drawn_NK3Z = torch.cat([self.decoder(taken_apart(few), self.patches).mixed() for few in slots_NSD.split(32)])
+        drawn_NK3Z = torch.cat([drawing.mixed() for drawing in self._drawings(slots_NSD)])
         patch, side = self.model.patch, self.side
         images = drawn_NK3Z.view(-1, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
         return images.reshape(-1, 3, self.image_size, self.image_size).clamp(-1, 1)
@@ -210,11 +211,13 @@ class ISA(SlotModel):
         patch, side = self.model.patch, self.side
         return images_N3HW.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(-1, side**2, 3, patch**2)
 
+    def _drawings(self, slots_NSD: Tensor) -> Iterator[Drawing]:
+        """Whole pictures, a few frames at a time."""
+        return (self.decoder(taken_apart(few), self.patches) for few in slots_NSD.split(FEW))
+
     def _shares(self, slots_NSD: Tensor) -> Tensor:
         """Each slot's share of each patch, [N, S, side, side]."""
-        shares: list[Tensor] = [
-            self.decoder(taken_apart(few), self.patches).claims.softmax(1).mean(-1) for few in slots_NSD.split(32)
-        ]
+        shares = [drawing.claims.softmax(1).mean(-1) for drawing in self._drawings(slots_NSD)]
         return torch.cat(shares).view(len(slots_NSD), -1, self.side, self.side)
 
     def _guess(self, slots_BSD: Tensor | None, batch: int) -> Slots:

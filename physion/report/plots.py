@@ -148,8 +148,7 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
     truth = np.asarray(labels).astype(bool)
     if truth.all() or not truth.any():
         raise ValueError("a ROC curve needs videos of both classes")
-    figure, axes = _figure(5.2, 4.4)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    figure, axes = _unit_square(0.01)
     for row, (mode, by_seed) in enumerate(probabilities.items()):
         for index, scores in enumerate(np.asarray(by_seed)):
             axes.plot(
@@ -158,9 +157,6 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
                 linewidth=1.3,
                 label=mode if index == 0 else None,
             )
-    axes.set_aspect("equal")
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.legend(loc="lower right")
@@ -173,16 +169,12 @@ def plot_reliability(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
     `metrics` holds the result of `evaluate_predictions` by mode. A dot's area is the share of the answers that it stands for.
     """
-    figure, axes = _figure(5.2, 4.4)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    figure, axes = _unit_square(0.03)
     for row, (mode, values) in enumerate(metrics.items()):
         said, positive, count = np.array([[each[key] for key in ("said", "positive", "n")] for each in values["reliability"]]).T
         colour = MODE_COLOURS[row % len(MODE_COLOURS)]
         axes.plot(said, positive, color=colour, linewidth=1.3, label=mode)
         axes.scatter(said, positive, 200 * count / count.sum(), color=colour, linewidths=0, zorder=2)
-    axes.set_aspect("equal")
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("mean probability in each tenth (area: share of answers)")
     axes.set_ylabel("share of positive videos")
     axes.legend(loc="upper left")
@@ -366,6 +358,16 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _unit_square(margin: float) -> tuple[Figure, Axes]:
+    """Axes of two shares from 0 to 1, with the diagonal."""
+    figure, axes = _figure(5.2, 4.4)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_aspect("equal")
+    axes.set_xlim(-margin, 1 + margin)
+    axes.set_ylim(-margin, 1 + margin)
     return figure, axes
 
 
