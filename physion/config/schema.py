@@ -109,6 +109,9 @@ class STEVEModel(Section):
         return self
 
 
+# Some slots say what they see, at their end: a color of three values from -1 to 1, times COLOR; a place, its coordinates times
+# PLACE; and the logarithm of an extent in each coordinate. So scaled they weigh in losses on slots: a content has variance 1.
+COLOR, PLACE = 2.0, 4.0
 MOMENTS = 7  # values of an ISA slot besides its content: color, place and extent
 
 
@@ -476,11 +479,17 @@ Source = Literal[
     "slots-observed",
     "slots-rollout",
     "slots-full",
+    "places-observed",
+    "places-rollout",
+    "places-full",
 ]
 
 
 class Regress(Section):
-    """Regressions on slots and on inputs that need no slot model; without ground truth, those on states are omitted."""
+    """Regressions on slots and on inputs that need no slot model.
+
+    Without ground truth, those on states are omitted; those on places, if slots do not say them.
+    """
 
     on: Distinct[Source] = Field(
         get_args(Source), json_schema_extra=KNOB, description="what to predict from, one regression each"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from physion.config.schema import COLOR, PLACE
 from physion.data.shards import Shards, write_shard
 from physion.store.artifacts import Artifact
 
@@ -21,6 +22,7 @@ TRUTH = "truth.json"
 LONGEST = np.iinfo(np.int16).max
 AGENT, PATIENT = 0, 1
 SPREAD = np.array([0.6] * 3 + [0.5] * 4 + [0.3] * 3 + [1.0] * 3, np.float32)  # of states, about
+ROOM = 1.5  # m: half of what the camera shows of the floor, about
 
 
 class Body(BaseModel):
@@ -82,15 +84,19 @@ class TruthShards(Shards):
 
 
 def bodies(truth: TruthShards, video: str, count: int) -> np.ndarray:
-    """A slot for each body, float32 [T, count, 17], agent and patient first: what a perfect slot model could say.
+    """A slot for each body, float32 [T, count, 20], agent and patient first: what a perfect slot model could say.
 
-    Centre (m), quaternion, velocity, angular velocity and half size, each by its usual spread, and 1; 0 where there is no body.
+    Content: 1, quaternion, velocity and angular velocity, these by their usual spread. Then color (red and yellow for agent and
+    patient, gray for others), place (the center) and extent (half the box along the body's own axes) in units of ROOM meters,
+    scaled as all slots that say these (`physion.config.schema.PLACE`). 0 where there is no body.
     """
     states, scene = truth.states(video)[:, :count], truth.scenes[video]
-    found = np.zeros((len(states), count, 17), np.float32)
+    found = np.zeros((len(states), count, 20), np.float32)
     here = found[:, : states.shape[1]]
-    here[..., :13], here[..., 13:16] = states / SPREAD, np.array([body.size for body in scene.bodies[:count]]) / 0.2
-    here[..., 16] = 1
+    here[..., 0], here[..., 1:11] = 1, (states / SPREAD)[..., 3:]
+    here[:, AGENT, 11:14], here[:, PATIENT, 11:14] = np.multiply(COLOR, (1, -1, -1)), np.multiply(COLOR, (1, 1, -1))
+    here[..., 14:17] = PLACE / ROOM * states[..., :3]
+    here[..., 17:] = np.log(np.array([body.size for body in scene.bodies[:count]]) / ROOM)
     return found
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from physion.config.schema import Study
 from physion.errors import ConfigError
-from physion.models.kinds import MODELS
-from physion.pipeline.graph import Node, build_graph
-from physion.stages import STAGES, Kind, Stage
+from physion.models.kinds import MODELS, ReadoutKind, SlotModelKind
+from physion.pipeline.graph import Node
+from physion.stages import STAGES, Instance, Kind, Stage, instances
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class Task:
     after: tuple[str, ...]
 
 
-def task_of(node: Node) -> str:
+def task_of(node: Node | Instance) -> str:
     """The task that makes the artifact of this instance: one for all values of the parameter that its stage fans out over."""
-    return "-".join([node.stage.name, *(str(value) for key, value in node.params.items() if key != node.stage.fans_out)])
+    stage = node.stage if isinstance(node, Node) else STAGES[node.stage]
+    return "-".join([stage.name, *(str(value) for key, value in node.params.items() if key != stage.fans_out)])
 
 
 def study_tasks(config: Study) -> dict[str, Task]:
-    """Every task that a study may need, whatever its dataset, its feature modes and the weights that it is given."""
+    """Every task that a study may need, whatever its dataset, models and feature modes, and the weights that it is given."""
     stages: dict[str, Stage] = {}
     after: dict[str, set[str]] = {}
     for variant in _variants(config):
-        graph = build_graph(variant)
-        for node in graph.values():
-            name = task_of(node)
-            stages[name] = node.stage
-            after.setdefault(name, set()).update(task_of(graph[source]) for source in node.inputs.values())
+        for instance, sources in instances(variant).values():
+            name = task_of(instance)
+            stages[name] = STAGES[instance.stage]
+            after.setdefault(name, set()).update(task_of(s) for s in sources.values() if isinstance(s, Instance))
     order = _in_order(after)
     return {name: Task(name, stages[name], tuple(sorted(after[name], key=order.index))) for name in order}
 
@@ -95,13 +95,22 @@ def parse_pods(options: Iterable[str]) -> dict[str, int]:
 
 
 def _variants(config: Study) -> Iterator[Study]:
-    """The study with every dataset, and with every choice of models whose weights are given."""
+    """The study with every dataset, slot model and readout, and with every choice of models whose weights are given.
+
+    A slot model whose training, or whose decoder's, the preset does not have is not one of this study's.
+    """
     sections = {stage: config.section(stage) for stage in MODELS.trainings()}
     replaceable = [stage for stage, section in sections.items() if hasattr(section, "weights")]
-    for dataset in STAGES.that_make("dataset"):
-        for given in itertools.product((False, True), repeat=len(replaceable)):
+    readouts = [kind.name for kind in MODELS.values() if isinstance(kind, ReadoutKind)]
+    for slots in (kind for kind in MODELS.values() if isinstance(kind, SlotModelKind)):
+        parts = [stage for name in (slots.name, *slots.decodes_with) if (stage := MODELS[name].stage)]
+        if any(sections[stage] is None for stage in parts):
+            continue
+        choices = itertools.product((False, True), repeat=len(replaceable))
+        for dataset, readout, given in itertools.product(STAGES.that_make("dataset"), readouts, choices):
             update = {STAGES[s].key: _with_weights(sections[s], g) for s, g in zip(replaceable, given, strict=True)}
-            yield config.model_copy(update=update | {"dataset": dataset})
+            update["train_readout"] = update["train_readout"].model_copy(update={"model": readout})
+            yield config.model_copy(update=update | {"dataset": dataset, "slot_model": slots.name})
 
 
 def _with_weights(section: Any, given: bool) -> Any:

@@ -16,6 +16,9 @@ from physion.config.schema import (
     TrainSTEVE,
 )
 
+# The readout `touch`: values that it reads from a slot's content, its network's width, and how many frames apart it looks.
+TOUCH_CONTENT, TOUCH_WIDTH, TOUCH_STRIDE = 8, 64, 3
+
 
 def encode_flops(model: DVAEModel, size: int) -> float:
     """dVAE encoder, one image."""
@@ -108,14 +111,19 @@ def readout_parameters(slot_size: int) -> float:
     return 2 * slot_size**2
 
 
-def attentive_flops(slots: int, slot_size: int) -> float:
-    """The attentive readout, one frame."""
-    return 2 * (slots * (slot_size * 64 + 64 * 4 + 4 * slot_size) + 2 * (4 * slot_size * 64 + 64**2))
+def touch_inputs(places: int) -> int:
+    """What the network of the readout `touch` sees: two slots, the vector, gap and distance between them, velocities."""
+    return 2 * (TOUCH_CONTENT + 2 * places) + 5 * places + 1
 
 
-def attentive_parameters(slot_size: int) -> float:
-    """Weights of the attentive readout, without biases."""
-    return 5 * slot_size * 64 + 64 * 4 + 64**2 + 4 * 64**2 + 64
+def touch_flops(slot_size: int, places: int) -> float:
+    """The readout `touch`, one frame."""
+    return 2 * (2 * slot_size * TOUCH_CONTENT + touch_inputs(places) * TOUCH_WIDTH + TOUCH_WIDTH**2) / TOUCH_STRIDE
+
+
+def touch_parameters(slot_size: int, places: int) -> float:
+    """Weights of the readout `touch`, without biases."""
+    return slot_size * TOUCH_CONTENT + (touch_inputs(places) + 4 * TOUCH_WIDTH + 1) * TOUCH_WIDTH
 
 
 def slotformer_parameters(model: SlotFormerModel) -> float:

@@ -22,12 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physion.config.schema import MOMENTS, ISAModel
+from physion.config.schema import COLOR, MOMENTS, PLACE, ISAModel
 from physion.models.attention import Encoder
 from physion.models.slots import SlotModel, SlotOutput
 
-COLOR = 2.0  # as PLACE
-PLACE = 4.0  # so that errors of places weigh in losses on slots: a content has variance 1
 SMALLEST = 0.04  # extent: about a pixel of 64
 OUTSIDE = 1.5  # farthest place that is guessed
 FEW = 32  # frames drawn at a time

@@ -16,7 +16,7 @@ from physion.models import flops
 
 Sizes = dict[str, Any]
 # Slots and slot size of the slot model `bodies`: as many as a PhysionSim scene has bodies at most, and what each is.
-BODIES = (10, 17)
+BODIES = (10, 20)
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,15 @@ class SlotModelKind(ModelKind):
     """A kind of slot model: `make` makes a `physion.models.slots.SlotModel`.
 
     shape: slots S and slot size D of the configured study. decodes_with: kinds of models that it needs to turn slots into
-    pictures; if they are available, `with_others(model, **{kind: model})` is the slot model. from_truth: nothing is trained;
-    the slots are the dataset's ground truth of the bodies (`physion.data.truth.bodies`).
+    pictures; if they are available, `with_others(model, **{kind: model})` is the slot model. places: in how many coordinates
+    its slots say their place, after their color and before their extent (`physion.config.schema.PLACE`); 0 if they do not.
+    from_truth: nothing is trained; the slots are the dataset's ground truth of the bodies (`physion.data.truth.bodies`).
     """
 
     shape: Callable[[Any], tuple[int, int]]
     decodes_with: tuple[str, ...] = ()
     with_others: Callable[..., Any] = lambda model: model
+    places: int = 0
     from_truth: bool = False
 
     what: ClassVar[str] = "slot model"
@@ -119,16 +121,23 @@ def _slot_sizes(config: Any) -> Sizes:
     return {"slots": slots, "slot_size": size}
 
 
+def _slot_size_and_places(config: Any) -> tuple[int, int]:
+    kind = slot_model_kind(config)
+    return kind.shape(config)[1], kind.places
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadoutKind(ModelKind):
     """A kind of readout, trained by `train-readout`: `make(slots, slot_size)` makes a `physion.models.readout.ReadoutModel`.
 
-    version: raise it when a code change affects its predictions. sample_flops follow from the frames that it sees.
+    version: raise it when a code change affects its predictions. needs_places: it needs slots that say their place, and `make`
+    has a third argument, `places` (`SlotModelKind.places`). sample_flops follow from the frames that it sees.
     """
 
     sizes: Callable[[Any], Sizes] = _slot_sizes
     stage: str = "train-readout"
     version: int = 1
+    needs_places: bool = False
 
     what: ClassVar[str] = "readout"
     protocol: ClassVar[Imported] = Imported("physion.models.readout:ReadoutModel")
@@ -232,6 +241,7 @@ for _kind in (
         flops=lambda config: flops.isa_flops(config.train_isa.model, config.frames.image_size),
         sample_flops=lambda config: flops.isa_clip_flops(config.train_isa, config.frames.image_size),
         shape=lambda config: (config.train_isa.model.slots, config.train_isa.model.slot_size),
+        places=2,
     ),
     SlotModelKind(
         "bodies",
@@ -239,6 +249,7 @@ for _kind in (
         sizes=lambda config: {},
         stage="",
         shape=lambda config: BODIES,
+        places=3,
         from_truth=True,
     ),
     ModelKind(
@@ -267,10 +278,12 @@ for _kind in (
         published=Published(mark="linear1.", constants=("comb_idx",)),
     ),
     ReadoutKind(
-        "attentive",
-        make=Imported("physion.models.readout:AttentiveReadout"),
-        parameters=lambda config: flops.attentive_parameters(slot_model_kind(config).shape(config)[1]),
-        flops=lambda config: flops.attentive_flops(*slot_model_kind(config).shape(config)),
+        "touch",
+        make=Imported("physion.models.readout:TouchReadout"),
+        needs_places=True,
+        sizes=lambda config: _slot_sizes(config) | {"places": slot_model_kind(config).places},
+        parameters=lambda config: flops.touch_parameters(*_slot_size_and_places(config)),
+        flops=lambda config: flops.touch_flops(*_slot_size_and_places(config)),
     ),
 ):
     MODELS.register(_kind)

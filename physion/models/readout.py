@@ -10,15 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from physion.config.schema import PLACE
+from physion.models.flops import TOUCH_CONTENT, TOUCH_STRIDE, TOUCH_WIDTH, touch_inputs
 from physion.models.noise import dropout
+from physion.models.slots import red_and_yellow
 
 CHUNK = {"cpu": 128, "cuda": 1 << 20}  # frames at a time: as many as fit in a CPU's caches
 
 
 class ReadoutModel(nn.Module, ABC):
-    """What the study requires of any readout: a class with two arguments, `slots` S and `slot_size` D."""
+    """What the study requires of any readout: a class with the arguments `slots` S and `slot_size` D."""
 
     @abstractmethod
     def forward(self, slots_BTSD: Tensor) -> Tensor:
@@ -70,31 +74,40 @@ class Readout(ReadoutModel):
         return {"comb_idx": torch.tensor(list(itertools.combinations(range(self.slots), 2))).flatten()}
 
 
-class AttentiveReadout(ReadoutModel):
-    """Finds two slots by what they are, and judges them frame by frame. Not in the paper.
+class TouchReadout(ReadoutModel):
+    """Sees how near the two objects come that the question names, the red and the yellow one. Not in the paper.
 
-    The published readout has nothing nonlinear between a pair of slots and its maxima, so it cannot tell how far two things are
-    apart; and it compares all slots with each other. Here queries attend over slots, in every frame to the same, as a question
-    names two objects by their colors. A network reads each pair and its differences; their maximum and mean over time answer.
+    The published readout compares all slots with each other, and has nothing nonlinear between a pair of slots and its maxima
+    that could tell how far two things are apart. This one needs slots that say their color, place and extent, takes the reddest
+    and the yellowest, and a network reads where they are in every third frame, how they move, and the gap between them. Its
+    maximum and mean over time and its last value answer.
+
+    places: in how many coordinates slots say a place. P is that number below, W the network's width.
     """
 
-    PAIRS, WIDTH, DROPOUT = 2, 64, 0.5
+    DROPOUT = 0.5
 
-    def __init__(self, slots: int, slot_size: int) -> None:
+    def __init__(self, slots: int, slot_size: int, places: int) -> None:
         super().__init__()
-        width = self.WIDTH
-        self.queries = nn.Sequential(nn.Linear(slot_size, width), nn.ReLU(), nn.Linear(width, 2 * self.PAIRS))
-        self.pair = nn.Sequential(nn.Linear(4 * slot_size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.hidden, self.answer = nn.Linear(2 * self.PAIRS * width, width), nn.Linear(width, 1)
+        content, width = slot_size - 3 - 2 * places, TOUCH_WIDTH
+        self.places = places
+        self.content = nn.Linear(content, TOUCH_CONTENT)
+        self.pair = nn.Sequential(
+            nn.Linear(touch_inputs(places), width), nn.ReLU(inplace=True), nn.Linear(width, width), nn.ReLU(inplace=True)
+        )
+        self.answer = nn.Sequential(nn.Linear(3 * width, width), nn.ReLU(inplace=True), nn.Linear(width, 1))
 
     def forward(self, slots_BTSD: Tensor) -> Tensor:
-        """Slots [B, T, S, D] -> logits [B] of "they touch". P pairs, W width."""
-        shares_BS2P = self.queries(slots_BTSD).mean(1).softmax(1)
-        found_BT2PD = (slots_BTSD.mT @ shares_BS2P[:, None]).mT
-        first_BTPD, second_BTPD = found_BT2PD.chunk(2, 2)
-        apart_BTPD = first_BTPD - second_BTPD
-        read_BTPW = self.pair(torch.cat([first_BTPD, second_BTPD, apart_BTPD.abs(), apart_BTPD.square()], -1))
-        over_time_B2PW = torch.cat([read_BTPW.amax(1), read_BTPW.mean(1)], 1).flatten(1)
-        hidden_BW = self.hidden(dropout(over_time_B2PW, self.DROPOUT if self.training else 0.0)).relu()
-        logits_B: Tensor = self.answer(hidden_BW).squeeze(-1)
+        """Slots [B, T, S, D] -> logits [B] of "they touch"."""
+        named_BT2D = red_and_yellow(slots_BTSD, self.places)[:, ::TOUCH_STRIDE]
+        content, _, place, extent = named_BT2D.split([self.content.in_features, 3, self.places, self.places], -1)
+        apart_BTP = place[:, :, 0] - place[:, :, 1]
+        gap_BTP = apart_BTP.abs() - PLACE * extent.exp().sum(2)
+        distance_BT1 = apart_BTP.norm(dim=-1, keepdim=True)
+        moved = torch.cat([place.flatten(2), apart_BTP], -1).diff(dim=1)
+        moved_BT3P = F.pad(2 * moved, (0, 0, 1, 0))
+        of_each = torch.cat([self.content(content), place, extent], -1).flatten(2)
+        read_BTW = self.pair(torch.cat([of_each, apart_BTP, gap_BTP, distance_BT1, moved_BT3P], -1))
+        over_time_B3W = torch.cat([read_BTW.amax(1), read_BTW.mean(1), read_BTW[:, -1]], -1)
+        logits_B: Tensor = self.answer(dropout(over_time_B3W, self.DROPOUT if self.training else 0.0)).squeeze(-1)
         return logits_B

@@ -45,6 +45,18 @@ class SlotModel(nn.Module, ABC):
         return None
 
 
+def red_and_yellow(slots_BTSD: Tensor, places: int) -> Tensor:
+    """The two slots that the question names, [B, T, 2, D]: in all frames of a video the same, the reddest and the yellowest.
+
+    Slots say their color and their place in `places` coordinates (`SlotModelKind.places`).
+    """
+    first = slots_BTSD.shape[-1] - 3 - 2 * places
+    red_BS, green_BS, blue_BS = slots_BTSD[..., first : first + 3].mean(1).unbind(-1)
+    redness_BS, yellowness_BS = red_BS - torch.maximum(green_BS, blue_BS), torch.minimum(red_BS, green_BS) - blue_BS
+    found_B2 = torch.stack([redness_BS.argmax(1), yellowness_BS.argmax(1)], 1)
+    return slots_BTSD.take_along_dim(found_B2[:, None, :, None], 2)
+
+
 def encode_video(model: SlotModel, chunks_BT3HW: Iterable[Tensor], with_masks: bool = False) -> Iterator[SlotOutput]:
     """Successive chunks of some videos, one after the other, carrying the state along.
 

@@ -42,6 +42,9 @@ SOURCES = {
     "slots-observed": "slots of the observed frames",
     "slots-rollout": "observed slots, then predicted ones",
     "slots-full": "true slots of the whole video",
+    "places-observed": "where these slots say red and yellow are, observed frames",
+    "places-rollout": "where the rollout says that they are",
+    "places-full": "where true slots say that they are, whole video",
 }
 SETS = {"test": "test videos", "heldout": "training's held-out videos"}
 SLOT_MEASURES = {

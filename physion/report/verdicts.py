@@ -134,15 +134,16 @@ def _answer(metrics: Metrics) -> Link:
     mode = "rollout" if "rollout" in metrics["modes"] else next(iter(metrics["modes"]))
     said, chance = metrics["modes"][mode], _chance(metrics)
     ceiling, fails = None, "The readout's answers are not told apart from always giving the commoner one."
-    for on in (f"slots-{mode}", f"states-{mode}"):
-        known = _regression(metrics, on)
-        if known is not None and known["low"] > chance:
-            if on.startswith("slots"):
-                fails += f" Logistic regression gets {100 * known['value']:.1f} % from the same slots: the readout is to blame."
-            ceiling = known["value"]
-            break
-        if known is not None and on.startswith("slots"):
-            fails += " Nor are those of logistic regression on the same slots: what the answer needs is lost before."
+    of_slots = [found for on in ("places", "slots") if (found := _regression(metrics, f"{on}-{mode}")) is not None]
+    states = _regression(metrics, f"states-{mode}")
+    if answering := [found["value"] for found in of_slots if found["low"] > chance]:
+        ceiling = max(answering)
+        fails += f" A regression gets {100 * ceiling:.1f} % from the same slots: the readout is to blame."
+    else:
+        if of_slots:
+            fails += " Nor are those of regressions on the same slots: what the answer needs is lost before."
+        if states is not None and states["low"] > chance:
+            ceiling = states["value"]
     return Link("answer", f"answers_{mode}", said["overall"]["accuracy"], said["n"], chance, ceiling, fails, LEAST_ANSWERS)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from physion.config import schema
 from physion.data.layout import left_out
-from physion.models.kinds import MODELS, ModelKind, ReadoutKind, slot_model_kind
+from physion.models.kinds import MODELS, ModelKind, ReadoutKind, SlotModelKind, slot_model_kind
 from physion.stages.registry import STAGES, Cost, Instance, Kind, Named, Params, Source, Stage, training_cost
 
 __all__ = ["STAGES", "Cost", "Instance", "Kind", "Named", "Params", "Source", "Stage", "instances", "last_stage", "trained"]
@@ -104,13 +104,16 @@ def readouts(config: Any) -> dict[str, Instance]:
 def regressions(config: Any) -> dict[str, Instance]:
     """Every regression of the study, by its role in the test.
 
-    Those on true states need a dataset with ground truth; those on tokens need a slot model that decodes through the dVAE.
+    Those on true states need a dataset with ground truth, those on tokens a slot model that decodes through the dVAE, those on
+    places one whose slots say them.
     """
     without = set[str]()
     if not all(known(config, subset) for subset in ("readout", "test")):
         without.add("states")
     if "dvae" not in slot_model_kind(config).decodes_with:
         without.add("tokens")
+    if not slot_model_kind(config).places:
+        without.add("places")
     wanted = [on for on in config.regress.on if on.partition("-")[0] not in without]
     return {f"regress-{on}": Instance("regress", {"on": on}) for on in wanted}
 
@@ -118,15 +121,17 @@ def regressions(config: Any) -> dict[str, Instance]:
 def _regression_inputs(config: Any, params: Params) -> dict[str, Source]:
     """A regression's inputs, for the videos it trains on and for those it is tested on."""
     kind, _, mode = str(params["on"]).partition("-")
-    made_by = {"states": config.dataset, "slots": "rollout" if mode == "rollout" else "extract-slots"}.get(kind, "frames")
+    slots = "rollout" if mode == "rollout" else "extract-slots"
+    made_by = {"states": config.dataset, "slots": slots, "places": slots}.get(kind, "frames")
     inputs: dict[str, Source] = {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
     return inputs | ({"dvae": trained(config, "dvae")} if kind == "tokens" else {})
 
 
 def _regression_settings(config: Any, params: Params) -> dict[str, Any]:
-    """How many frames a regression sees."""
-    mode = str(params["on"]).replace("-frames", "").rpartition("-")[2]
-    return {"frames": _frames_seen(config, {"features": mode}) if mode in ("observed", "rollout", "full") else 1}
+    """How many frames a regression sees, and in how many coordinates slots say their places."""
+    kind, _, mode = str(params["on"]).replace("-frames", "").rpartition("-")
+    places = {"places": slot_model_kind(config).places} if kind == "places" else {}
+    return {"frames": _frames_seen(config, {"features": mode}) if mode in ("observed", "rollout", "full") else 1, **places}
 
 
 def _weights_inputs(config: Any, params: Params) -> dict[str, Source]:
@@ -154,7 +159,8 @@ def _readout_settings(config: Any, params: Params) -> dict[str, Any]:
     if "features" not in params:
         return {}
     kind = MODELS.named(config.train_readout.model, ReadoutKind)
-    return {"frames": _frames_seen(config, params), "model-version": kind.version}
+    places = {"places": slot_model_kind(config).places} if kind.needs_places else {}
+    return {"frames": _frames_seen(config, params), "model-version": kind.version, **places}
 
 
 def _simulated(config: Any, params: Params) -> dict[str, Any]:
@@ -261,7 +267,10 @@ def _check_rollout(config: Any) -> None:
 
 def _check_readout(config: Any) -> None:
     section, observed = config.train_readout, config.rollout.observed
-    MODELS.named(section.model, ReadoutKind)
+    if MODELS.named(section.model, ReadoutKind).needs_places and not slot_model_kind(config).places:
+        able = [kind.name for kind in MODELS.values() if isinstance(kind, SlotModelKind) and kind.places]
+        what = f"train-readout.model={section.model} needs slots that say their color and place"
+        raise ValueError(f"{what}, as {' and '.join(able)} give, not slot-model={config.slot_model}")
     for mode in section.features:
         if mode != "observed":
             _fits(config, f"train-readout.frames.{mode}", getattr(section.frames, mode))
@@ -365,6 +374,9 @@ for _stage in (
         kind=Kind.PARTS,
         summary="slots of every frame of a subset",
         section=schema.ExtractSlots,
+        settings=lambda config, params: (
+            {"bodies": [*slot_model_kind(config).shape(config)]} if slot_model_kind(config).from_truth else {}
+        ),
         reads=lambda config, params: {
             **slot_model(config),
             **(known(config, str(params["subset"])) if slot_model_kind(config).from_truth else {}),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from physion.config.schema import Regress
+from physion.config.schema import PLACE, Regress
 from physion.data.clips import from_unit, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
@@ -27,6 +27,7 @@ from physion.data.split import family
 from physion.data.truth import AGENT, PATIENT, TruthShards
 from physion.job import Job
 from physion.models.regression import Answerer, Kind, concatenated, fit, pooled
+from physion.models.slots import red_and_yellow
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.training.engine import WEIGHTS
@@ -58,7 +59,7 @@ def run(job: Job) -> dict[str, Any]:
     config: Regress = job.config
     on = str(job.params["on"])
     dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae") if "dvae" in job.inputs else None
-    source = _Source(on, job.settings["frames"], config.stride, dvae)
+    source = _Source(on, job.settings["frames"], config.stride, job.settings.get("places", 0), dvae)
     readout, test = (source.open(job.inputs[subset]) for subset in ("readout", "test"))
     scenarios = sorted({video.scenario for video in readout[0]})
     variants = source.variants()
@@ -82,18 +83,22 @@ def run(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Source:
-    """The input of a regression, and how to read it: every `stride`-th of the first `frames` frames."""
+    """The input of a regression, and how to read it: every `stride`-th of the first `frames` frames.
+
+    places: in how many coordinates slots say their place.
+    """
 
     on: str
     frames: int
     stride: int
+    places: int
     dvae: Any = None
 
     def variants(self) -> list[Variant]:
         """All ways to predict from it, the simplest first."""
         if self.on in ("label-prior", "scenario"):
             return [Variant("logistic", "pooled", "all")]
-        kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith("states") else ["logistic"]
+        kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith(("states", "places")) else ["logistic"]
         poolings = ["pooled"] if self.on == "first-frame" else list(POOLINGS)
         return [Variant(kind, pooling, scope) for kind in kinds for pooling in poolings for scope in ("all", "each")]
 
@@ -105,8 +110,10 @@ class _Source:
         if self.on.startswith("states"):
             truth = TruthShards(artifact)
             return truth.videos, lambda video: states(truth, video, rows)
-        if self.on.startswith("slots"):
-            slots = Shards(artifact)
+        if self.on.startswith(("slots", "places")):
+            slots, seen = Shards(artifact), slice(0, self.frames)
+            if self.places:
+                return slots.videos, lambda video: places(slots.slots(video, seen), self.places)[:: self.stride]
             return slots.videos, lambda video: slots.slots(video, rows).reshape(len(range(self.frames)[rows]), -1)
         frames = FrameShards(artifact)
         return frames.videos, lambda video: pixels(frames, video, rows, self.dvae)
@@ -140,6 +147,23 @@ def states(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
     moving = [np.delete(body, range(3, 7), axis=1) for body in (agent, patient)]
     columns = [*moving, apart, distance, np.minimum.accumulate(distance), sizes]
     return np.concatenate(columns, 1)[rows].astype(np.float32)
+
+
+def places(slots_TSD: np.ndarray, coordinates: int) -> np.ndarray:
+    """Red and yellow in all frames, as their slots say it: float32 [T, 7P + 4] for P coordinates.
+
+    Place and velocity of each, extents; the vector between them, its length, and the widest gap of any coordinate; of both the
+    smallest so far.
+    """
+    named_T2D = red_and_yellow(torch.from_numpy(slots_TSD)[None], coordinates)[0].numpy()
+    place_T2P, extent_T2P = named_T2D[..., -2 * coordinates : -coordinates] / PLACE, np.exp(named_T2D[..., -coordinates:])
+    velocity_T2P = np.diff(place_T2P, axis=0, prepend=place_T2P[:1])
+    apart_TP = place_T2P[:, 1] - place_T2P[:, 0]
+    distance_T1 = np.linalg.norm(apart_TP, axis=1, keepdims=True)
+    gap_T1 = (np.abs(apart_TP) - extent_T2P.sum(1)).max(1, keepdims=True)
+    of_each = [each.reshape(len(each), -1) for each in (place_T2P, velocity_T2P, extent_T2P)]
+    columns = [*of_each, apart_TP, distance_T1, gap_T1, *(np.minimum.accumulate(each) for each in (distance_T1, gap_T1))]
+    return np.concatenate(columns, 1).astype(np.float32)
 
 
 def _stacked(videos: Sequence[Video], features: Features, scenarios: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,6 @@ from physion.job import Job
 from physion.models.readout import Readout
 from physion.models.weights import build_model, save_weights
 from physion.report.metrics import balanced_accuracy, choose_threshold
-from physion.store.artifacts import ArtifactWriter
 from physion.training.engine import Task, best_device, fit, initial_model, load_best, publish_weights
 from physion.training.precision import arithmetic
 
@@ -29,11 +28,13 @@ MOST_EPOCHS = 100  # epochs whose weights are kept, evenly spaced; the published
 class ReadoutTask(Task):
     """Slots of a video in, binary cross-entropy of its outcome out. Keeps the weights after every epoch, or some of many."""
 
-    def __init__(self, config: TrainReadout, slots: Shards, frames: int, seed: int, output: ArtifactWriter) -> None:
+    def __init__(self, config: TrainReadout, slots: Shards, job: Job) -> None:
         _, count, size = slots.shape("slots")
-        self.kind, self.sizes = config.model, {"slots": count, "slot_size": size}
-        self.steps, self.output = config.optim.steps, output
-        self.model = initial_model(seed, lambda: build_model(self.kind, self.sizes))
+        frames = job.settings["frames"]
+        places = {"places": job.settings["places"]} if "places" in job.settings else {}
+        self.kind, self.sizes = config.model, {"slots": count, "slot_size": size, **places}
+        self.steps, self.output = config.optim.steps, job.output
+        self.model = initial_model(config.seed, lambda: build_model(self.kind, self.sizes))
         self.train = LabelledSlots(slots, slots.select(heldout=False), frames)
         self.heldout: LabelledSlots = heldout_videos(slots, frames)
         self.capturable = isinstance(self.model, Readout)
@@ -65,11 +66,10 @@ class ReadoutTask(Task):
 
 def run(job: Job) -> dict[str, Any]:
     """Train, choose the threshold, publish."""
-    seed = int(job.params["seed"])
-    config: TrainReadout = job.config.model_copy(update={"seed": seed})
+    config: TrainReadout = job.config.model_copy(update={"seed": int(job.params["seed"])})
     slots = Shards(job.inputs["slots"])
     slots.prefetch_all()
-    task = ReadoutTask(config, slots, job.settings["frames"], seed, job.output)
+    task = ReadoutTask(config, slots, job)
     rows = fit(task, config, job)
     job.ranks.on_rank_0(task.keep_epochs)
     model = task.model.cpu().eval()

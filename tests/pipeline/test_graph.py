@@ -138,7 +138,12 @@ def test_regressions_on_states_are_part_of_a_study_whose_dataset_tells_the_truth
         return {name.removeprefix("regress-") for name in prints(*overrides) if name.startswith("regress-")}
 
     states = {"states-observed", "states-rollout", "states-full"}
+    places = {"places-observed", "places-rollout", "places-full"}
     assert states < on()
+    assert on("slot-model=isa") == (on() | places) - {"tokens-observed"}
+    slots_of_isa = build_graph(load_config("tiny", ["slot-model=isa"]))
+    assert slots_of_isa["regress-places-rollout"].inputs == {"readout": "rollout-readout", "test": "rollout-test"}
+    assert slots_of_isa["regress-places-full"].settings == {"frames": 150, "places": 2}
     assert on("dataset=fetch") == on("simulate.truth=[training, test]") == on() - states
     assert on("regress.on=[scenario, states-full]") == {"scenario", "states-full"}
     graph = build_graph(load_config("tiny"))

@@ -5,11 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from physion.config.load import load_config
+from physion.config.schema import PLACE
 from physion.data.shards import Shards
-from physion.data.truth import AGENT, PATIENT, SPREAD, Scene, TruthShards, bodies
+from physion.data.truth import AGENT, PATIENT, ROOM, SPREAD, Scene, TruthShards, bodies
 from physion.errors import ConfigError
+from physion.models.kinds import MODELS
+from physion.models.slots import red_and_yellow
 from physion.pipeline.graph import build_graph
 from physion.store.artifacts import Artifact
 from physion.store.local import LocalStore
@@ -32,10 +36,15 @@ class Truth:
 def test_a_slot_for_each_body():
     truth = Truth()
     found = bodies(truth, "v", 5)
-    assert (found.shape, found.dtype) == ((4, 5, 17), np.float32)
-    np.testing.assert_allclose(found[:, :3, :13] * SPREAD, truth.every, rtol=1e-6)
-    np.testing.assert_allclose(found[0, :3, 13:16] * 0.2, [[0.1, 0.2, 0.3], [0.2, 0.2, 0.3], [0.3, 0.2, 0.3]], rtol=1e-6)
-    assert (found[..., 16] == [1, 1, 1, 0, 0]).all()
+    assert (found.shape, found.dtype) == ((4, 5, 20), np.float32)
+    there = found[:, :3]
+    assert (found[..., 0] == [1, 1, 1, 0, 0]).all()
+    np.testing.assert_allclose(there[..., 1:11] * SPREAD[3:], truth.every[..., 3:], rtol=1e-6)
+    np.testing.assert_allclose(there[..., 14:17] / PLACE * ROOM, truth.every[..., :3], rtol=1e-6)
+    sizes = [[0.1, 0.2, 0.3], [0.2, 0.2, 0.3], [0.3, 0.2, 0.3]]
+    np.testing.assert_allclose(np.exp(there[0, :, 17:]) * ROOM, sizes, rtol=1e-6)
+    named = red_and_yellow(torch.from_numpy(found[None, :, ::-1].copy()), MODELS["bodies"].places)[0]  # whatever the order
+    np.testing.assert_array_equal(named, found[:, [AGENT, PATIENT]])
     assert not found[:, 3:].any()
     np.testing.assert_array_equal(bodies(truth, "v", 2), found[:, :2])  # agent and patient come first
 

@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from physion.config.schema import COLOR, PLACE
 from physion.data.layout import Video
 from physion.data.truth import Scene
-from physion.stages.regress import Variant, _answers, pixels, read_answers, states
+from physion.stages.regress import Variant, _answers, pixels, places, read_answers, states
 
 BY_SCENARIO = Variant("logistic", "pooled", "each")
 
@@ -99,6 +100,24 @@ def test_each_scenario_learns_its_own_rule():
         right[scope] = ((probabilities > 0.5) == answers).mean(), fit["cross_validated"]
     assert min(right["each"]) > 0.95
     assert max(right["all"]) < 0.75
+
+
+def test_places_of_red_and_yellow():
+    """Two slots that near each other at half a picture a frame, at last 0.1 apart with extents of 0.2 and 0.3."""
+    slots = np.zeros((3, 4, 9), np.float32)  # content 2, color 3, place 2, extent 2
+    slots[:, 3, 2:5], slots[:, 1, 2:5] = COLOR * np.array([1, -1, -1]), COLOR * np.array([1, 1, -1])
+    slots[:, 3, 5], slots[:, 1, 5] = PLACE * np.array([-0.9, -0.4, 0.1]), PLACE * 0.2
+    slots[:, 3, 7:], slots[:, 1, 7:] = np.log(0.2), np.log(0.3)
+    found = places(slots, 2)
+    assert (found.shape, found.dtype) == ((3, 18), np.float32)
+    np.testing.assert_allclose(found[:, :4], [[-0.9, 0, 0.2, 0], [-0.4, 0, 0.2, 0], [0.1, 0, 0.2, 0]], atol=1e-6)
+    np.testing.assert_allclose(found[:, 4:8], [[0, 0, 0, 0], [0.5, 0, 0, 0], [0.5, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(found[:, 8:12], [[0.2, 0.2, 0.3, 0.3]] * 3, atol=1e-6)
+    np.testing.assert_allclose(found[:, 12:15], [[1.1, 0, 1.1], [0.6, 0, 0.6], [0.1, 0, 0.1]], atol=1e-6)
+    gaps = [0.6, 0.1, -0.4]
+    np.testing.assert_allclose(found[:, 15:], np.transpose([gaps, [1.1, 0.6, 0.1], gaps]), atol=1e-6)
+    back = places(slots[::-1].copy(), 2)  # the smallest so far
+    np.testing.assert_allclose(back[:, 16:], [[0.1, -0.4]] * 3, atol=1e-6)
 
 
 def test_test_labels_change_nothing():
