@@ -304,7 +304,7 @@ def test_those_that_come_with_the_package(physion, shared, tmp_path):
     """Listed, loaded, given to a study by name, and copied into a store; nothing is written beside them."""
     listed = json.loads(physion("weights", "list", "builtin", "--json").out)["result"]
     names = {row["instance"]: row["stage"] for row in listed}
-    assert {"cpu-dvae", "cpu-steve", "cpu-slotformer"} <= names.keys()
+    assert {"cpu-isa", "cpu-slotformer"} <= names.keys()
     weights = build_graph(load_config("demo"), LocalStore(tmp_path / "none"))
     assert {name for name in weights if name.startswith("train-")} == {
         f"train-readout-{mode}-{seed}" for mode in MODES for seed in load_config("demo").train_readout.seeds
@@ -316,14 +316,14 @@ def test_those_that_come_with_the_package(physion, shared, tmp_path):
             == artifact.manifest.metrics["parameters"]
         )
         assert artifact.manifest.origin["license"] == "mit"
-    ended = physion("weights", "push", "builtin/cpu-steve", "--to", tmp_path / "store", "-s", tmp_path / "store")
-    assert (ended.code, "--set train-steve.weights=pretrained/cpu-steve" in ended.out) == (0, True)
+    ended = physion("weights", "push", "builtin/cpu-isa", "--to", tmp_path / "store", "-s", tmp_path / "store")
+    assert (ended.code, "--set train-isa.weights=pretrained/cpu-isa" in ended.out) == (0, True)
     ended = physion("weights", "push", "pretrained/mini-steve", "--to", "builtin:", "-s", shared)
     assert (ended.code, "is read-only: name another --store" in ended.err) == (2, True)
     ended = physion("weights", "list")
     assert (ended.code, "`physion weights list builtin`, or --store" in ended.err) == (2, True)
-    ended = physion("plan", "-p", "demo", "-s", tmp_path / "none", "--set", "train-steve.weights=builtin/cpu-stev")
-    assert (ended.code, "did you mean 'cpu-steve'" in ended.err) == (2, True)
+    ended = physion("plan", "-p", "demo", "-s", tmp_path / "none", "--set", "train-isa.weights=builtin/cpu-iza")
+    assert (ended.code, "did you mean 'cpu-isa'" in ended.err) == (2, True)
 
 
 def test_through_a_bucket(physion, preset, shared, s3, tmp_path):
