@@ -147,6 +147,11 @@ class SlotFormerModel(Section):
     heads: PositiveInt = 8
     ffn: PositiveInt = 1024
     dropout: Fraction = 0.1
+    residual: bool = Field(
+        False,
+        json_schema_extra=LATER,
+        description="predict how slots change, not what they will be; not in the paper. What rests, rests exactly",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

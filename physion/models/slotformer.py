@@ -35,6 +35,9 @@ class SlotFormer(nn.Module):
         self.in_proj = nn.Linear(slot_size, model.d_model)
         self.transformer_encoder = Encoder(model.layers, model.d_model, model.heads, model.ffn, model.dropout)
         self.out_proj = nn.Linear(model.d_model, slot_size)
+        if model.residual:  # begins by copying
+            nn.init.zeros_(self.out_proj.weight)
+            nn.init.zeros_(self.out_proj.bias)
         self.register_buffer("positions", sine_positions(model.burn_in, model.d_model), persistent=False)
 
     @classmethod
@@ -46,7 +49,7 @@ class SlotFormer(nn.Module):
         """Slots of `burn_in` successive frames (`stride` video frames apart) -> slots of the next one, [B, S, D]."""
         x_BTSW = self.in_proj(window_BTSD) + self.positions[:, None]
         next_BSD: Tensor = self.out_proj(self.transformer_encoder(x_BTSW.flatten(1, 2), last=self.slots))
-        return next_BSD
+        return window_BTSD[:, -1] + next_BSD if self.model.residual else next_BSD
 
     def predict(self, burn_in_BTSD: Tensor, steps: int) -> Tensor:
         """Slots of `burn_in` frames -> those of the `steps` frames that follow, [B, steps, S, D], one after another."""

@@ -60,4 +60,6 @@ def _differences(weights: Any, config: Any, key: str = "") -> list[str]:
     if isinstance(weights, dict) and isinstance(config, dict):
         keys = sorted((weights.keys() | config.keys()) - TRAINING_ONLY)
         return [line for k in keys for line in _differences(weights.get(k), config.get(k), k)]
+    if weights is None and not config:  # made before there was this option, which is off
+        return []
     return [] if weights == config else [f"{key} is {weights}, configured {config}"]
