@@ -139,11 +139,10 @@ def _answer(metrics: Metrics) -> Link:
     if answering := [found["value"] for found in of_slots if found["low"] > chance]:
         ceiling = max(answering)
         fails += f" A regression gets {100 * ceiling:.1f} % from the same slots: the readout is to blame."
-    else:
-        if of_slots:
-            fails += " Nor are those of regressions on the same slots: what the answer needs is lost before."
-        if states is not None and states["low"] > chance:
-            ceiling = states["value"]
+    elif of_slots:
+        fails += " Nor are those of regressions on the same slots: what the answer needs is lost before."
+    if states is not None and states["low"] > chance and (ceiling or 0.0) < said["overall"]["accuracy"]["value"]:
+        ceiling = states["value"]  # the readout does better than any regression on its slots
     return Link("answer", f"answers_{mode}", said["overall"]["accuracy"], said["n"], chance, ceiling, fails, LEAST_ANSWERS)
 
 

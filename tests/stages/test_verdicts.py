@@ -140,6 +140,17 @@ def test_a_readout_of_random_labels_is_found():
     assert "% from the same slots: the readout is to blame." in said(rows, "answer")
 
 
+def test_a_readout_better_than_regressions_is_measured_against_true_states():
+    metrics = study()
+    regression = metrics["regressions"]["slots-rollout"]
+    found = regression["variants"][regression["chosen"]]["overall"]["accuracy"]
+    said = metrics["modes"]["rollout"]["overall"]["accuracy"]["value"]
+    assert found["value"] == verdicts(metrics)[-1]["ceiling"] == said  # they are the same here
+    found["value"] = said - 0.01
+    states = metrics["regressions"]["states-rollout"]
+    assert verdicts(metrics)[-1]["ceiling"] == states["variants"][states["chosen"]]["overall"]["accuracy"]["value"] > said
+
+
 def test_labels_that_have_nothing_to_do_with_the_videos_are_found():
     rows = verdicts(study(touch=np.random.default_rng(5).random(VIDEOS) < 0.5))
     assert {link for link, state in states(rows).items() if state == "at chance"} == {"video", "answer"}
