@@ -17,7 +17,7 @@ from physion.models.regression import fit
 from physion.stages.regress import FITS, POOLINGS, _Source, _stacked
 
 COUNTS = (125, 250, 500, 1000, 2000)
-ROWS = ("states-observed", "slots-observed", "slots-rollout", "slots-full", "states-full")
+ROWS = ("states-observed", "places-observed", "places-rollout", "places-full", "states-full")
 
 
 def main():
@@ -25,7 +25,7 @@ def main():
     print(f"| labelled videos | {' | '.join(map(str, COUNTS))} |\n|---|{'---|' * len(COUNTS)}")
     for on in sys.argv[3:] or ROWS:
         node = study.graph[f"regress-{on}"]
-        source = _Source(on, node.settings["frames"], node.section.stride)
+        source = _Source(on, node.settings["frames"], node.section.stride, node.settings.get("places", 0))
         (learn, of), (ask, asked) = (source.open(study.artifact(node.inputs[subset])) for subset in ("readout", "test"))
         kind, pooling, scope = json.loads(study.artifact(node.name).path(FITS).read_text())["chosen"].split("-")
         features, questions = (POOLINGS[pooling](_stacked(videos, each, ())) for videos, each in ((learn, of), (ask, asked)))
