@@ -112,6 +112,7 @@ class STEVEModel(Section):
 # Some slots say what they see, at their end: a color of three values from -1 to 1, times COLOR; a place, its coordinates times
 # PLACE; and the logarithm of an extent in each coordinate. So scaled they weigh in losses on slots: a content has variance 1.
 COLOR, PLACE = 2.0, 4.0
+LARGEST = 1.0  # the most that is read as the logarithm of an extent: a predicted slot may say anything
 MOMENTS = 7  # values of an ISA slot besides its content: color, place and extent
 
 

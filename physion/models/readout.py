@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physion.config.schema import PLACE
+from physion.config.schema import LARGEST, PLACE
 from physion.models.flops import TOUCH_CONTENT, TOUCH_STRIDE, TOUCH_WIDTH, touch_inputs
 from physion.models.noise import dropout
 from physion.models.slots import red_and_yellow
@@ -102,7 +102,7 @@ class TouchReadout(ReadoutModel):
         named_BT2D = red_and_yellow(slots_BTSD, self.places)[:, ::TOUCH_STRIDE]
         content, _, place, extent = named_BT2D.split([self.content.in_features, 3, self.places, self.places], -1)
         apart_BTP = place[:, :, 0] - place[:, :, 1]
-        gap_BTP = apart_BTP.abs() - PLACE * extent.exp().sum(2)
+        gap_BTP = apart_BTP.abs() - PLACE * extent.clamp(max=LARGEST).exp().sum(2)
         distance_BT1 = apart_BTP.norm(dim=-1, keepdim=True)
         moved = torch.cat([place.flatten(2), apart_BTP], -1).diff(dim=1)
         moved_BT3P = F.pad(2 * moved, (0, 0, 1, 0))

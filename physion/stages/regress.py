@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from physion.config.schema import PLACE, Regress
+from physion.config.schema import LARGEST, PLACE, Regress
 from physion.data.clips import from_unit, to_unit
 from physion.data.layout import Video
 from physion.data.shards import FrameShards, Shards
@@ -156,7 +156,8 @@ def places(slots_TSD: np.ndarray, coordinates: int) -> np.ndarray:
     smallest so far.
     """
     named_T2D = red_and_yellow(torch.from_numpy(slots_TSD)[None], coordinates)[0].numpy()
-    place_T2P, extent_T2P = named_T2D[..., -2 * coordinates : -coordinates] / PLACE, np.exp(named_T2D[..., -coordinates:])
+    place_T2P = named_T2D[..., -2 * coordinates : -coordinates] / PLACE
+    extent_T2P = np.exp(named_T2D[..., -coordinates:].clip(max=LARGEST))
     velocity_T2P = np.diff(place_T2P, axis=0, prepend=place_T2P[:1])
     apart_TP = place_T2P[:, 1] - place_T2P[:, 0]
     distance_T1 = np.linalg.norm(apart_TP, axis=1, keepdims=True)

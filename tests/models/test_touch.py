@@ -10,6 +10,7 @@ from physion.models import flops
 from physion.models.noise import sample_noise
 from physion.models.readout import Readout, TouchReadout
 from physion.models.slots import red_and_yellow
+from physion.stages.regress import places
 
 SLOTS, CONTENT, PLACES, FRAMES = 5, 4, 2, 12
 SIZE = CONTENT + 3 + 2 * PLACES
@@ -80,6 +81,13 @@ def test_other_slots_say_nothing(readout):
     slots, _ = walks(4, 3)
     gray = (slots[..., CONTENT : CONTENT + 3] == 0).all(-1, keepdim=True)
     torch.testing.assert_close(readout(slots), readout(torch.where(gray, 0.0, slots)), rtol=0, atol=0)
+
+
+def test_whatever_a_predicted_slot_says_is_read(readout):
+    slots, _ = walks(4, 3)
+    slots[..., -PLACES:] *= -200
+    assert readout(slots).isfinite().all()
+    assert np.isfinite(places(slots[0].numpy(), PLACES)).all()
 
 
 def test_the_plan_knows_its_cost(readout):
