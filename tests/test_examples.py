@@ -27,6 +27,7 @@ NOT_RUN = {
     "physion run -p paper -s runs/paper --set fetch.root=/data/Physion --set train-dvae.weights": BEFORE,
     "physion run -p paper --set fetch.root=/data/Physion --store runs/published --precision fp16": "fp16 is for GPUs",
     "physion run --preset cpu --store runs/cpu --set slot-model=bodies": "takes simulated videos: tests/stages/test_bodies.py",
+    "physion run --preset cpu --store runs/cpu --set slot-model=steve": "it sets 10,000 steps",
     "physion run --preset tiny --store runs/mine --sweep": "several runs: tests/commands/test_looking_after.py",
     "physion stage regress --on states-full": "takes the truth of simulated videos: tests/stages/test_regress.py",
     "physion stage simulate": "seconds a video: tests/end_to_end/test_smoke.py",

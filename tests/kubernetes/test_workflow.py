@@ -30,6 +30,7 @@ DAG = {task["name"]: task for task in TEMPLATES["study"]["dag"]["tasks"]}
 GIVEN = [
     "train-dvae.weights=a",
     "train-steve.weights=a",
+    "train-isa.weights=a",
     "train-slotformer.weights=a",
     "train-readout.weights.rollout=a-{seed}",
     "train-readout.weights.full=a-{seed}",
