@@ -5,7 +5,7 @@ STORE ?= runs/demo
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
-.PHONY: demo test test-fast readme test-containers test-cluster test-chaos test-gpu check audit sbom lock env clean
+.PHONY: demo test test-fast readme test-containers test-cluster test-chaos test-gpu gpu-site gpu-study check audit sbom lock env clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset demo --store $(STORE)
@@ -38,6 +38,21 @@ test-chaos: $(VENV)/ready
 # Needs a CUDA GPU.
 test-gpu: $(VENV)/ready
 	$(VENV)/bin/pytest -m gpu
+
+# Preset gpu in pieces of 9 minutes, on a machine with a GPU, Python 3.12 and PyTorch, but no network (jobs/gpu_study.py). gpu-site, on one
+# with a network, packs what that machine lacks (30 MB); carry it there beside the sources. OUT: what comes out. IN: OUT of the piece before.
+OUT ?= out
+IN ?= in
+SITE := annotated-types|av|boto3|botocore|jmespath|mujoco|pydantic|pydantic-core|s3transfer|simplejpeg|typing-inspection
+gpu-site.tar.xz: requirements-dev.lock
+	$(UV) pip install --quiet --target .site --python-version 3.12 --python-platform x86_64-manylinux_2_28 --only-binary :all: --no-deps \
+		$$(grep -oE '^($(SITE))==[^ ;]+' requirements-dev.lock)
+	find .site -name '*.dist-info' ! -name 'mujoco-*' -prune -exec rm -r {} +
+	tar -cJf $@ -C .site . && rm -r .site
+gpu-site: gpu-site.tar.xz
+gpu-study:
+	@test ! -f gpu-site.tar.xz || { mkdir -p .site && tar -xJf gpu-site.tar.xz -C .site; }
+	PYTHONPATH=.site:. $(PYTHON) jobs/gpu_study.py --out $(OUT) --in $(IN)
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
