@@ -482,6 +482,9 @@ Source = Literal[
     "states-observed",
     "states-rollout",
     "states-full",
+    "picture-observed",
+    "picture-rollout",
+    "picture-full",
     "slots-observed",
     "slots-rollout",
     "slots-full",
@@ -494,7 +497,7 @@ Source = Literal[
 class Regress(Section):
     """Regressions on slots and on inputs that need no slot model.
 
-    Without ground truth, those on states are omitted; those on places, if slots do not say them.
+    Without ground truth, those on states and on the picture are omitted; those on places, if slots do not say them.
     """
 
     on: Distinct[Source] = Field(

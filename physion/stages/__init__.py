@@ -104,12 +104,12 @@ def readouts(config: Any) -> dict[str, Instance]:
 def regressions(config: Any) -> dict[str, Instance]:
     """Every regression of the study, by its role in the test.
 
-    Those on true states need a dataset with ground truth, those on tokens a slot model that decodes through the dVAE, those on
-    places one whose slots say them.
+    Those on true states, in the room or in the picture, need a dataset with ground truth, those on tokens a slot model that
+    decodes through the dVAE, those on places one whose slots say them.
     """
     without = set[str]()
     if not all(known(config, subset) for subset in ("readout", "test")):
-        without.add("states")
+        without |= {"states", "picture"}
     if "dvae" not in slot_model_kind(config).decodes_with:
         without.add("tokens")
     if not slot_model_kind(config).places:
@@ -122,7 +122,7 @@ def _regression_inputs(config: Any, params: Params) -> dict[str, Source]:
     """A regression's inputs, for the videos it trains on and for those it is tested on."""
     kind, _, mode = str(params["on"]).partition("-")
     slots = "rollout" if mode == "rollout" else "extract-slots"
-    made_by = {"states": config.dataset, "slots": slots, "places": slots}.get(kind, "frames")
+    made_by = {"states": config.dataset, "picture": config.dataset, "slots": slots, "places": slots}.get(kind, "frames")
     inputs: dict[str, Source] = {subset: of_subset(made_by, subset) for subset in ("readout", "test")}
     return inputs | ({"dvae": trained(config, "dvae")} if kind == "tokens" else {})
 

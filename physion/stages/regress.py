@@ -98,7 +98,7 @@ class _Source:
         """All ways to predict from it, the simplest first."""
         if self.on in ("label-prior", "scenario"):
             return [Variant("logistic", "pooled", "all")]
-        kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith(("states", "places")) else ["logistic"]
+        kinds: list[Kind] = ["logistic", "trees"] if self.on.startswith(("states", "picture", "places")) else ["logistic"]
         poolings = ["pooled"] if self.on == "first-frame" else list(POOLINGS)
         return [Variant(kind, pooling, scope) for kind in kinds for pooling in poolings for scope in ("all", "each")]
 
@@ -107,9 +107,9 @@ class _Source:
         rows = slice(0, self.frames, self.stride)
         if self.on in ("label-prior", "scenario"):
             return Shards(artifact).videos, lambda video: np.empty((1, 0), np.float32)
-        if self.on.startswith("states"):
-            truth = TruthShards(artifact)
-            return truth.videos, lambda video: states(truth, video, rows)
+        if self.on.startswith(("states", "picture")):
+            truth, known = TruthShards(artifact), states if self.on.startswith("states") else in_picture
+            return truth.videos, lambda video: known(truth, video, rows)
         if self.on.startswith(("slots", "places")):
             slots, seen = Shards(artifact), slice(0, self.frames)
             if self.places:
@@ -147,6 +147,19 @@ def states(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
     moving = [np.delete(body, range(3, 7), axis=1) for body in (agent, patient)]
     columns = [*moving, apart, distance, np.minimum.accumulate(distance), sizes]
     return np.concatenate(columns, 1)[rows].astype(np.float32)
+
+
+def in_picture(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
+    """Agent and patient as the camera sees them, without depth, in some frames: float32 [T, 12].
+
+    Place and velocity of each in the picture; the vector from agent to patient, its length, and the smallest so far.
+    """
+    place_T22 = truth.picture(video)[: rows.stop, [AGENT, PATIENT], :2]
+    velocity_T22 = np.diff(place_T22, axis=0, prepend=place_T22[:1])
+    apart_T2 = place_T22[:, 1] - place_T22[:, 0]
+    distance_T1 = np.linalg.norm(apart_T2, axis=1, keepdims=True)
+    both = [each.reshape(len(each), 4) for each in (place_T22, velocity_T22)]
+    return np.concatenate([*both, apart_T2, distance_T1, np.minimum.accumulate(distance_T1)], 1)[rows].astype(np.float32)
 
 
 def places(slots_TSD: np.ndarray, coordinates: int) -> np.ndarray:

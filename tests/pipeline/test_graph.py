@@ -137,7 +137,7 @@ def test_regressions_on_states_are_part_of_a_study_whose_dataset_tells_the_truth
     def on(*overrides):
         return {name.removeprefix("regress-") for name in prints(*overrides) if name.startswith("regress-")}
 
-    states = {"states-observed", "states-rollout", "states-full"}
+    states = {f"{kind}-{mode}" for kind in ("states", "picture") for mode in ("observed", "rollout", "full")}
     places = {"places-observed", "places-rollout", "places-full"}
     assert states < on()
     assert on("slot-model=isa") == (on() | places) - {"tokens-observed"}

@@ -13,7 +13,7 @@ import pytest
 from physion.config.schema import COLOR, PLACE
 from physion.data.layout import Video
 from physion.data.truth import Scene
-from physion.stages.regress import Variant, _answers, pixels, places, read_answers, states
+from physion.stages.regress import Variant, _answers, in_picture, pixels, places, read_answers, states
 
 BY_SCENARIO = Variant("logistic", "pooled", "each")
 
@@ -100,6 +100,19 @@ def test_each_scenario_learns_its_own_rule():
         right[scope] = ((probabilities > 0.5) == answers).mean(), fit["cross_validated"]
     assert min(right["each"]) > 0.95
     assert max(right["all"]) < 0.75
+
+
+def test_where_the_camera_sees_them():
+    class Truth:
+        def picture(self, video):
+            x = np.linspace(0.2, 0.6, 5, dtype=np.float32)
+            agent, patient = np.stack([x, 0 * x + 0.5, x], 1), np.stack([0 * x + 0.6, 0 * x + 0.5, 3 * x], 1)
+            return np.stack([agent, patient], 1)
+
+    found = in_picture(Truth(), "v", slice(0, 4, 2))
+    assert (found.shape, found.dtype) == ((2, 12), np.float32)
+    np.testing.assert_allclose(found[0], [0.2, 0.5, 0.6, 0.5, 0, 0, 0, 0, 0.4, 0, 0.4, 0.4], atol=1e-6)
+    np.testing.assert_allclose(found[1], [0.4, 0.5, 0.6, 0.5, 0.1, 0, 0, 0, 0.2, 0, 0.2, 0.2], atol=1e-6)
 
 
 def test_places_of_red_and_yellow():
