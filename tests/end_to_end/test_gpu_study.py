@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,11 +48,10 @@ def test_on_a_new_machine_trainings_are_there_and_the_rest_is_made_again(job, pr
 
 
 def test_a_piece_that_runs_out_of_time_brings_its_checkpoint_out(job, preset, store, tmp_path):
-    shutil.copytree(store, tmp_path / "store")
     endless = ("--set", "train-steve.optim.steps=10000000", "--set", "train-steve.checkpoint-every=1")
-    ended = piece(preset, tmp_path / "store", tmp_path / "out", "--seconds", "40", *endless)
+    ended = piece(preset, store, tmp_path / "out", "--seconds", "40", *endless)
     assert ended.returncode == 75, ended.stderr
-    kept = sorted((tmp_path / "store").glob("artifacts/train-steve/*/checkpoints/*"))
+    kept = sorted(store.glob("artifacts/train-steve/*/checkpoints/*"))
     assert job.unpack(tmp_path / "out", tmp_path / "new") > 0
     (brought,) = (tmp_path / "new").glob("artifacts/train-steve/*/checkpoints/*")
     assert brought.name == kept[-1].name
