@@ -72,7 +72,7 @@ def undisturbed(tmp_path_factory):
 
 def test_from_nothing_to_a_report(undisturbed, undocumented):
     store, out, err, _ = undisturbed
-    assert verify(store) == 33
+    assert verify(store) == 36
     report = result(store, "report.html").decode()
     assert out.splitlines()[-1] == f"report: {next(store.glob('artifacts/evaluate/*/report.html')).as_uri()}"
     assert "data:video/mp4;base64," in report
@@ -128,7 +128,7 @@ def test_running_it_again_takes_seconds_and_changes_nothing(undisturbed):
     started = time.monotonic()
     again, err = run("smoke", store, *TWO_RANKS)
     assert again == out
-    assert err.count(": cached") == 33
+    assert err.count(": cached") == 36
     assert time.monotonic() - started < max(10, took / 4)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
@@ -174,7 +174,7 @@ def test_interrupted_again_and_again_it_ends_as_if_undisturbed(undisturbed, tmp_
     run("smoke", tmp_path, *TWO_RANKS)
     for name in ("metrics.json", "predictions.csv"):
         assert result(tmp_path, name) == result(reference, name), name
-    assert verify(tmp_path) == 33
+    assert verify(tmp_path) == 36
 
 
 def test_two_at_once_on_one_store(preset, finished, tmp_path):

@@ -30,7 +30,7 @@ def study(tmp_path_factory):
 def test_nothing_else_is_trained_to_see():
     graph, plain = (build_graph(load_config("smoke", [f"slot-model={model}"])) for model in ("isa", "steve"))
     assert plain.keys() - graph.keys() == {"train-dvae", "tokenize", "train-steve", "regress-tokens-observed"}
-    assert graph.keys() - plain.keys() == {"train-isa"}
+    assert graph.keys() - plain.keys() == {"train-isa", *(f"regress-places-{mode}" for mode in ("observed", "rollout", "full"))}
     assert graph["train-isa"].inputs == {"frames": "frames-training", "dataset": "simulate-training"}
 
 
