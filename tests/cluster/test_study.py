@@ -32,7 +32,7 @@ def first(study):
 
 def test_trainings_ran_as_pytorchjobs_on_several_ranks(first, study):
     made = study.manifests()
-    assert len(made) == 33
+    assert len(made) == 36
     for stage in ("train-dvae", "train-steve", "train-slotformer"):
         assert made[stage]["host"]["ranks"] == 4
 

@@ -56,7 +56,7 @@ def test_the_chain_and_the_same_after_kills(project, tmp_path):
     project("down")  # the volumes stay
     again = project.up()
     assert again.returncode == 0
-    assert again.stderr.count(": cached") == 33
+    assert again.stderr.count(": cached") == 36
     (secret,) = re.findall("AWS_SECRET_ACCESS_KEY=(.+)", (tmp_path / ".env").read_text())
     assert secret not in undisturbed.stdout + undisturbed.stderr + project("logs").stdout
 
