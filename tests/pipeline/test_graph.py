@@ -68,14 +68,14 @@ def test_a_section_of_several_instances_changes_them_all():
 
 def test_one_dial_for_the_observed_frames():
     observed = {name for name in prints() if name.startswith("train-readout-observed")}
-    observed |= {f"regress-{on}" for on in ("observed-frames", "tokens-observed", "states-observed", "slots-observed")}
+    observed |= {"regress-observed-frames", *(f"regress-{on}-observed" for on in ("tokens", "states", "picture", "slots"))}
     assert changed("rollout.observed=60") == downstream("rollout-readout", "rollout-test", *observed)
 
 
 @pytest.mark.parametrize(("mode", "frames"), [("rollout", 60), ("full", 149)])
 def test_readouts_depend_on_the_frames_of_their_own_mode_only(mode, frames):
     readouts = {name for name in prints() if name.startswith(f"train-readout-{mode}")}
-    readouts |= {f"regress-states-{mode}", f"regress-slots-{mode}"}
+    readouts |= {f"regress-{on}-{mode}" for on in ("states", "picture", "slots")}
     assert changed(f"train-readout.frames.{mode}={frames}") == downstream(*readouts)
 
 
