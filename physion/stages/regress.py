@@ -59,8 +59,7 @@ def run(job: Job) -> dict[str, Any]:
     config: Regress = job.config
     on = str(job.params["on"])
     dvae = load_model(job.inputs["dvae"].path(WEIGHTS), "dvae") if "dvae" in job.inputs else None
-    coordinates = job.settings["places"] if "places" in job.settings else 0
-    source = _Source(on, job.settings["frames"], config.stride, coordinates, dvae)
+    source = _Source(on, job.settings["frames"], config.stride, job.settings.get("places", 0), dvae)
     readout, test = (source.open(job.inputs[subset]) for subset in ("readout", "test"))
     scenarios = sorted({video.scenario for video in readout[0]})
     variants = source.variants()

@@ -41,6 +41,9 @@ class Recorded:
     def __getitem__(self, key):
         return self._seen(key, self._value[key])
 
+    def get(self, key, default):
+        return self[key] if key in self else default
+
     def __contains__(self, key):
         return key in self._value
 
