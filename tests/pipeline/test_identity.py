@@ -42,7 +42,9 @@ class Recorded:
         return self._seen(key, self._value[key])
 
     def get(self, key, default):
-        return self[key] if key in self else default
+        if key in self:
+            return self[key]
+        return default
 
     def __contains__(self, key):
         return key in self._value
