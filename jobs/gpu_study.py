@@ -51,10 +51,12 @@ def pack(store: Path, out: Path) -> int:
     """Write what is worth bringing out, the most precious first and no more than MOST bytes; returns how many they are."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
-        for path in _precious(store):
-            if data.tell() + path.stat().st_size > MOST - tarfile.RECORDSIZE:
-                print(f"left behind: {path.relative_to(store)}, as more than {MOST / 1e6:.0f} MB would come out", flush=True)
-            else:
+        for folder, paths in _precious(store):  # whole ones: a manifest without its files would be a broken artifact
+            size = sum(path.stat().st_size + 2 * tarfile.BLOCKSIZE for path in paths)
+            if data.tell() + size > MOST - tarfile.RECORDSIZE:
+                print(f"left behind: {folder.relative_to(store)}, as more than {MOST / 1e6:.0f} MB would come out", flush=True)
+                continue
+            for path in paths:
                 tar.add(path, path.relative_to(store))
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("study.*"):
@@ -74,20 +76,18 @@ def unpack(brought: Path, store: Path) -> int:
     return len(new)
 
 
-def _precious(store: Path) -> Iterator[Path]:
-    """Files of trainings that ended, regressions and reports; then what a stopped training left, with its last checkpoint."""
+def _precious(store: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders with their files: trainings that ended, regressions and reports; then what a stopped training left, with its last
+    checkpoint only.
+    """
     from physion.models.kinds import MODELS
 
     names = [*(stage for stage in MODELS.trainings() if stage != "train-readout"), *OTHERS]
     folders = [folder for name in names for folder in sorted((store / "artifacts" / name).glob("*"))]
     done = [folder for folder in folders if (folder / "manifest.json").exists()]
-    for folder in done:
-        yield from (path for path in sorted(folder.rglob("*")) if path.is_file())
-    for folder in (folder for folder in folders if folder not in done):
-        checkpoints = sorted((folder / "checkpoints").glob("*"))
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and (path not in checkpoints[:-1]):
-                yield path
+    for folder in [*done, *(folder for folder in folders if folder not in done)]:
+        older = sorted((folder / "checkpoints").glob("*"))[:-1]
+        yield folder, [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in older]
 
 
 if __name__ == "__main__":

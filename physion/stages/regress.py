@@ -155,9 +155,7 @@ def in_picture(truth: TruthShards, video: str, rows: slice) -> np.ndarray:
     Place and velocity of each in the picture; the vector from agent to patient, its length, and the smallest so far.
     """
     place_T22 = truth.picture(video)[: rows.stop, [AGENT, PATIENT], :2]
-    velocity_T22 = np.diff(place_T22, axis=0, prepend=place_T22[:1])
-    apart_T2 = place_T22[:, 1] - place_T22[:, 0]
-    distance_T1 = np.linalg.norm(apart_T2, axis=1, keepdims=True)
+    velocity_T22, apart_T2, distance_T1 = _moving(place_T22)
     both = [each.reshape(len(each), 4) for each in (place_T22, velocity_T22)]
     return np.concatenate([*both, apart_T2, distance_T1, np.minimum.accumulate(distance_T1)], 1)[rows].astype(np.float32)
 
@@ -171,13 +169,17 @@ def places(slots_TSD: np.ndarray, coordinates: int) -> np.ndarray:
     named_T2D = red_and_yellow(torch.from_numpy(slots_TSD)[None], coordinates)[0].numpy()
     place_T2P = named_T2D[..., -2 * coordinates : -coordinates] / PLACE
     extent_T2P = np.exp(named_T2D[..., -coordinates:].clip(max=LARGEST))
-    velocity_T2P = np.diff(place_T2P, axis=0, prepend=place_T2P[:1])
-    apart_TP = place_T2P[:, 1] - place_T2P[:, 0]
-    distance_T1 = np.linalg.norm(apart_TP, axis=1, keepdims=True)
+    velocity_T2P, apart_TP, distance_T1 = _moving(place_T2P)
     gap_T1 = (np.abs(apart_TP) - extent_T2P.sum(1)).max(1, keepdims=True)
     of_each = [each.reshape(len(each), -1) for each in (place_T2P, velocity_T2P, extent_T2P)]
     columns = [*of_each, apart_TP, distance_T1, gap_T1, *(np.minimum.accumulate(each) for each in (distance_T1, gap_T1))]
     return np.concatenate(columns, 1).astype(np.float32)
+
+
+def _moving(place_T2P: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of two things: their velocities [T, 2, P], the vector from the first to the second [T, P], and its length [T, 1]."""
+    apart_TP = place_T2P[:, 1] - place_T2P[:, 0]
+    return np.diff(place_T2P, axis=0, prepend=place_T2P[:1]), apart_TP, np.linalg.norm(apart_TP, axis=1, keepdims=True)
 
 
 def _stacked(videos: Sequence[Video], features: Features, scenarios: Sequence[str]) -> np.ndarray:

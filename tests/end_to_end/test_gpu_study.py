@@ -69,3 +69,5 @@ def test_what_is_too_much_is_left_behind_and_said(job, store, tmp_path, monkeypa
     parts = [path.stat().st_size for path in sorted((tmp_path / "out").iterdir())]
     assert set(parts[:-1]) == {100_000}
     assert job.unpack(tmp_path / "out", tmp_path / "new") > 0
+    for manifest in (tmp_path / "new").glob("artifacts/*/*/manifest.json"):
+        assert all((manifest.parent / file["name"]).exists() for file in json.loads(manifest.read_bytes())["files"])
