@@ -404,18 +404,18 @@ class PrefixWriter:
         Raises TransientError if a part or a file is no longer as it was made, for example because somebody erased the artifact
         meanwhile.
         """
-        key, wrote = f"{self.prefix}/{MANIFEST}", False
+        key, data = f"{self.prefix}/{MANIFEST}", manifest.model_dump_json(indent=1).encode()
         if self.store.size(key) is None:  # otherwise another runner's manifest and files are already there
             try:
                 self._require_parts()
-                self._require_files(manifest)
-                wrote = self.store.write(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
-                if wrote:
-                    self._require_files(manifest)  # `erase` may have begun since; it removes the manifest last
+                self._require_names(manifest)
+                if self.store.write(key, data, if_absent=True):
+                    self._require_content(manifest)  # it may have been erased, and begun anew by others, since
             except Removed:
-                if wrote:
+                standing = self.store.read(key)
+                if standing == data:
                     self.store.delete(key)
-                if wrote or self.store.size(key) is None:  # otherwise another runner has just published and cleaned up
+                if standing in (None, data):  # otherwise another runner has just published and cleaned up
                     raise
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")
         if standing is None:
@@ -434,11 +434,18 @@ class PrefixWriter:
             ):
                 raise self._removed(f"part {name}")
 
-    def _require_files(self, manifest: Manifest) -> None:
+    def _require_names(self, manifest: Manifest) -> None:
         there = set(self.store.list(self.prefix))
         for record in manifest.files:
             if f"{self.prefix}/{record.name}" not in there:
                 raise self._removed(record.name)
+
+    def _require_content(self, manifest: Manifest) -> None:
+        with ThreadPoolExecutor(READERS) as pool:
+            digests = pool.map(self.store.digest, [f"{self.prefix}/{record.name}" for record in manifest.files])
+            for record, digest in zip(manifest.files, digests, strict=True):
+                if digest != record.sha256:
+                    raise self._removed(record.name)
 
     def _removed(self, what: str) -> Removed:
         return Removed(
@@ -451,15 +458,20 @@ class PrefixWriter:
             self._delete_all_but(set())
 
     def erase(self) -> None:
-        """Remove the artifact, published or not. The manifest goes first, and again last if somebody published meanwhile."""
-        self.store.delete(f"{self.prefix}/{MANIFEST}")
+        """Remove the artifact, published or not. If somebody publishes meanwhile, its manifest goes before its next file."""
         self._delete_all_but(set())
         self.store.delete(f"{self.prefix}/{MANIFEST}")
 
     def _delete_all_but(self, names: set[str]) -> None:
         keys = [key for key in self.store.list(self.prefix) if key.removeprefix(f"{self.prefix}/") not in names]
-        for key in sorted(keys, key=lambda key: key != f"{self.prefix}/{MANIFEST}"):
+
+        def delete(key: str) -> None:
+            if MANIFEST not in names:  # whoever is killed here leaves no manifest without its files
+                self.store.delete(f"{self.prefix}/{MANIFEST}")
             self.store.delete(key)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(delete, keys))
 
 
 class ArtifactWriter(PrefixWriter):

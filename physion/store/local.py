@@ -56,6 +56,15 @@ class LocalStore:
         except OSError as error:
             raise explained(error, f"store {self.uri}: cannot look at {key}") from error
 
+    def digest(self, key: str) -> str | None:
+        """SHA-256 of an object's bytes; None if it does not exist."""
+        try:
+            return sha256_of(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise explained(error, f"store {self.uri}: cannot read {key}") from error
+
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None if it does not exist."""
         try:

@@ -50,6 +50,9 @@ class Store(Readable, Protocol):
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None if it does not exist."""
 
+    def digest(self, key: str) -> str | None:
+        """SHA-256 of an object, hexadecimal, as the store has it now; None if it does not exist."""
+
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small object; with `if_absent`, only if there is none yet. Returns whether it wrote."""
 

@@ -99,6 +99,19 @@ class S3Store:
         """Size of an object in bytes; None if it does not exist."""
         return self._head(key, lambda head: head["ContentLength"])
 
+    def digest(self, key: str) -> str | None:
+        """The SHA-256 that an object carries, or that of its bytes if it carries none; None if it does not exist."""
+        carried = self._head(key, lambda head: head["Metadata"].get("sha256", ""))
+        if carried != "":
+            return carried
+        try:
+            path = self.fetch(key)
+        except FileNotFoundError:
+            return None
+        found = sha256_of(path)
+        path.unlink()
+        return found
+
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; None if it does not exist."""
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -66,6 +67,80 @@ def test_nothing_is_published_without_its_files(store):
     with pytest.raises(TransientError, match=r"part 0 was removed by another command while this one ran; run it again"):
         writer.publish(manifest)
     assert read_manifest(store, "frames", "f" * 20) is None
+
+
+@pytest.mark.parametrize("again", ["alpha", "beta"])
+def test_nothing_is_published_with_the_files_of_others(store, again, monkeypatch):
+    """Between a look at the parts and the manifest, somebody erases them, and somebody else makes them anew."""
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    manifest, write = manifest_of(writer), store.write
+
+    def late(key, data, *, if_absent=False):
+        if key.endswith("manifest.json"):
+            ArtifactWriter(store, "frames", "f" * 20).erase()
+            add(ArtifactWriter(store, "frames", "f" * 20), "0", a=again)
+        return write(key, data, if_absent=if_absent)
+
+    monkeypatch.setattr(store, "write", late)
+    if again == "alpha":
+        assert writer.publish(manifest) == manifest
+    else:
+        with pytest.raises(TransientError, match=r"a\.txt was removed by another command while this one ran; run it again"):
+            writer.publish(manifest)
+        assert read_manifest(store, "frames", "f" * 20) is None
+
+
+def test_who_cannot_publish_leaves_the_manifest_of_others(store, monkeypatch):
+    """After the look at the files failed, and before the manifest is taken back, somebody publishes the same artifact."""
+    writer, other = (ArtifactWriter(store, "frames", "f" * 20) for _ in range(2))
+    add(writer, "0", a="alpha")
+    manifest, write = manifest_of(writer), store.write
+
+    def late(key, data, *, if_absent=False):
+        done = write(key, data, if_absent=if_absent)
+        if key.endswith("manifest.json") and data == manifest.model_dump_json(indent=1).encode():
+            other.erase()
+            add(other, "0", a="beta")
+            other.publish(manifest_of(other))
+        return done
+
+    monkeypatch.setattr(store, "write", late)
+    standing = writer.publish(manifest)
+    assert Artifact(store, standing).path("a.txt").read_text() == "beta"
+
+
+def test_a_manifest_published_while_it_is_erased_goes_before_its_files(store, monkeypatch):
+    """Who erases is killed after the first file, when another one had just published it."""
+    writer = ArtifactWriter(store, "frames", "f" * 20)
+    add(writer, "0", a="alpha")
+    add(writer, "1", b="beta")
+    manifest, listed, deleted, delete = manifest_of(writer), store.list, [], store.delete
+
+    def late(prefix):
+        keys = listed(prefix)
+        monkeypatch.setattr(store, "list", listed)
+        writer.publish(manifest)
+        monkeypatch.setattr(store, "delete", lambda key: (deleted.append(key), delete(key)))
+        return keys
+
+    monkeypatch.setattr(store, "list", late)
+    ArtifactWriter(store, "frames", "f" * 20).erase()
+    files = [deleted.index(f"{writer.prefix}/{name}") for name in ("a.txt", "b.txt")]
+    assert f"{writer.prefix}/manifest.json" in deleted[: min(files)]
+    assert listed(writer.prefix) == []
+
+
+@pytest.mark.parametrize("way", ["write", "upload"])
+def test_the_digest_of_an_object_is_that_of_its_bytes(store, tmp_path, way):
+    data = b"some bytes"
+    (tmp_path / "file").write_bytes(data)
+    if way == "write":
+        store.write("a/b", data)
+    else:
+        store.upload("a/b", tmp_path / "file")
+    assert store.digest("a/b") == hashlib.sha256(data).hexdigest()
+    assert store.digest("a/c") is None
 
 
 def test_a_second_writer_goes_on_where_the_first_one_stopped(store):

@@ -363,6 +363,7 @@ def test_a_server_that_does_not_check_crc32_gets_md5(s3_store, moto, unsupported
 def test_an_object_of_another_tool_is_read_without_a_checksum(s3_store):
     store = s3_store()
     raw().put_object(Bucket="tests", Key=f"{store.prefix}/a", Body=b"not ours")
+    assert store.digest("a") == hashlib.sha256(b"not ours").hexdigest()
     assert store.read("a") == b"not ours"
     assert store.fetch("a").read_bytes() == b"not ours"
 
