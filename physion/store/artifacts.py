@@ -412,10 +412,10 @@ class PrefixWriter:
                 if self.store.write(key, data, if_absent=True):
                     self._require_content(manifest)  # it may have been erased, and begun anew by others, since
             except Removed:
-                standing = self.store.read(key)
-                if standing == data:
+                found = self.store.read(key)
+                if found == data:
                     self.store.delete(key)
-                if standing in (None, data):  # otherwise another runner has just published and cleaned up
+                if found in (None, data):  # otherwise another runner has just published and cleaned up
                     raise
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")
         if standing is None:

@@ -255,15 +255,23 @@ def same(data, record):
         raise AssertionError(f"a wrong read of {record}")
 
 
+def found(folder, pattern):
+    """What is there; nothing if a folder goes while it is looked into."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
 def a_fault(draw, stores, children):
     """Do one harm. Returns its name."""
     folders = stores.places
     files = {
-        "cache": list((folders["cache"] / "objects").glob("*")),
-        "partial": [path for path in (folders["cache"] / "partial").glob("*/*") if path.name != "lock"],
-        "pull": [path for path in folders["pulls"].glob("*/*") if path.name != "lock"],
-        "record": list(folders["store"].glob("artifacts/*/*/parts/*")),
-        "study": list(folders["store"].glob("artifacts/*/*/study.json")),
+        "cache": found(folders["cache"] / "objects", "*"),
+        "partial": [path for path in found(folders["cache"] / "partial", "*/*") if path.name != "lock"],
+        "pull": [path for path in found(folders["pulls"], "*/*") if path.name != "lock"],
+        "record": found(folders["store"], "artifacts/*/*/parts/*"),
+        "study": found(folders["store"], "artifacts/*/*/study.json"),
         "ledger": [folders["cache"] / "lock"],
     }
     kind = draw.choice(["kill", "kill", "kill", "kill", "foreign", *files])
