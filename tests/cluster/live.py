@@ -14,9 +14,9 @@ PATIENCE = 900.0
 DONE = ("Succeeded", "Failed", "Error")
 
 
-def command(*words, check=True, given=None):
+def command(*words, check=True, given=None, env=None):
     """Standard output of a command."""
-    ended = subprocess.run([*map(str, words)], input=given, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+    ended = subprocess.run([*map(str, words)], input=given, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, env=env)
     assert not check or ended.returncode == 0, f"{' '.join(map(str, words))}: {ended.stdout}{ended.stderr}"
     return ended.stdout if check else ended
 

@@ -1,6 +1,7 @@
 """`argo submit` runs the whole study, on several ranks of several pods, and again in seconds."""
 
 import json
+import os
 import secrets
 import sys
 import time
@@ -50,15 +51,13 @@ def test_the_summary_says_how_it_went(first, study):
     assert f"workflow {first['metadata']['name']}: Succeeded" in log
 
 
-def test_the_same_artifacts_as_on_one_machine(first, study, physion, tmp_path):
+def test_the_same_artifacts_as_on_one_machine(first, study, tmp_path):
     """4 ranks there are 4 ranks here, byte for byte: gloo adds gradients in the order of ranks, wherever they run."""
     store = tmp_path / "store"
-    where = ["-p", "smoke", "-s", store]
-    for row in json.loads(physion("plan", "--json", *where).out)["result"]:
-        if row["name"] in TRAININGS:
-            command(sys.executable, "-m", "physion.training.torchrun", "--nproc-per-node=4", "stage", row["name"], *where)
-        else:
-            assert physion("stage", row["name"], *where).code == 0
+    ranks = [word for stage in TRAININGS for word in ("--set", f"{stage}.ranks=4")]
+    # A machine may tell OpenBLAS which processor to take itself for; the pods hear nothing of that.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    command(sys.executable, "-m", "physion.cli", "run", "-p", "smoke", "-s", store, *ranks, env=environment)
     here = {m["instance"]: m for path in store.glob("artifacts/*/*/manifest.json") for m in [json.loads(path.read_text())]}
     there = study.manifests()
     assert here.keys() == there.keys()
