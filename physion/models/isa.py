@@ -119,14 +119,24 @@ class InvariantDecoder(nn.Module):
 
     def forward(self, slots: Slots, patches_K2: Tensor) -> Drawing:
         """Draw the patches at these places."""
+        hidden_NSKW, loss_NSK = self._before_the_head(slots, patches_K2)
+        drawn_NSK4Z = self.head(hidden_NSKW).unflatten(-1, (4, -1))
+        colors_NSK3Z = drawn_NSK4Z[..., :3, :] + slots.color[:, :, None, :, None]
+        return Drawing(colors_NSK3Z, drawn_NSK4Z[..., 3, :] - loss_NSK[..., None])
+
+    def claims(self, slots: Slots, patches_K2: Tensor) -> Tensor:
+        """`Drawing.claims` alone."""
+        hidden_NSKW, loss_NSK = self._before_the_head(slots, patches_K2)
+        last = self.head.out_features // 4
+        claims_NSKZ: Tensor = F.linear(hidden_NSKW, self.head.weight[-last:], self.head.bias[-last:]) - loss_NSK[..., None]
+        return claims_NSKZ
+
+    def _before_the_head(self, slots: Slots, patches_K2: Tensor) -> tuple[Tensor, Tensor]:
         apart_NSK2 = ((patches_K2 - slots.place[:, :, None]) / slots.extent[:, :, None]).clamp(-FAR, FAR)
         near_NSK2 = apart_NSK2.clamp(-4, 4) / 2
         of_place = self.of_place(torch.cat([near_NSK2, near_NSK2.square(), near_NSK2.abs()], -1))
         x_NSKW = self.of_slot(torch.cat([slots.content, slots.extent.log()], -1))[:, :, None] + of_place
-        drawn_NSK4Z = self.head(self.hidden(x_NSKW)).unflatten(-1, (4, -1))
-        loss_NSK = F.softplus(self.tightness(slots.content)) / 2 * apart_NSK2.square().sum(-1)
-        colors_NSK3Z = drawn_NSK4Z[..., :3, :] + slots.color[:, :, None, :, None]
-        return Drawing(colors_NSK3Z, drawn_NSK4Z[..., 3, :] - loss_NSK[..., None])
+        return self.hidden(x_NSKW), F.softplus(self.tightness(slots.content)) / 2 * apart_NSK2.square().sum(-1)
 
 
 class ISA(SlotModel):
@@ -171,7 +181,7 @@ class ISA(SlotModel):
         return cls(ISAModel(**model), image_size)
 
     def encode(self, images_BT3HW: Tensor, state: Tensor | None = None, with_masks: bool = False) -> SlotOutput:
-        """See `SlotModel`; the state is the last frame's slots, [B, S, D], a mask a slot's share of each patch."""
+        """See `SlotModel`; the state is the last frame's slots, [B, S, D]."""
         batch, frames = images_BT3HW.shape[:2]
         images_X3HW = images_BT3HW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features_BTPC = self.features(self.encoder(images_X3HW).movedim(1, -1).flatten(1, 2)).unflatten(0, (batch, frames))
@@ -185,8 +195,13 @@ class ISA(SlotModel):
                 state = self.attention(features_BPC, colors_BP3, self._guess(state, batch), self.grid).joined()
                 found.append(state)
             slots_BTSD = torch.stack(found, 1)
-            masks_BTShw = self._shares(slots_BTSD.flatten(0, 1)).unflatten(0, (batch, frames)) if with_masks else None
-        return SlotOutput(slots_BTSD, masks_BTShw, state)
+            return SlotOutput(slots_BTSD, self.masks(slots_BTSD) if with_masks else None, state)
+
+    def masks(self, slots_BTSD: Tensor) -> Tensor:
+        """See `SlotModel`: each slot's share of each patch."""
+        slots_XSD = slots_BTSD.flatten(0, 1)
+        shares = [self.decoder.claims(few, self.patches).softmax(1).mean(-1) for few in self._few(slots_XSD)]
+        return torch.cat(shares).view(*slots_BTSD.shape[:3], self.side, self.side)
 
     def loss(self, images_BT3HW: Tensor, chosen_K: Tensor | None = None) -> Tensor:
         """Mean squared error of the drawn frames, at all patches or at those with these numbers: a scalar."""
@@ -199,7 +214,7 @@ class ISA(SlotModel):
 
     def decode(self, slots_NSD: Tensor) -> Tensor:
         """Draw slots as images [N, 3, H, W] in [-1, 1]."""
-        drawn_NK3Z = torch.cat([drawing.mixed() for drawing in self._drawings(slots_NSD)])
+        drawn_NK3Z = torch.cat([self.decoder(few, self.patches).mixed() for few in self._few(slots_NSD)])
         patch, side = self.model.patch, self.side
         images = drawn_NK3Z.view(-1, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
         return images.reshape(-1, 3, self.image_size, self.image_size).clamp(-1, 1)
@@ -209,14 +224,9 @@ class ISA(SlotModel):
         patch, side = self.model.patch, self.side
         return images_N3HW.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(-1, side**2, 3, patch**2)
 
-    def _drawings(self, slots_NSD: Tensor) -> Iterator[Drawing]:
-        """Whole pictures, a few frames at a time."""
-        return (self.decoder(taken_apart(few), self.patches) for few in slots_NSD.split(FEW[slots_NSD.device.type]))
-
-    def _shares(self, slots_NSD: Tensor) -> Tensor:
-        """Each slot's share of each patch, [N, S, side, side]."""
-        shares = [drawing.claims.softmax(1).mean(-1) for drawing in self._drawings(slots_NSD)]
-        return torch.cat(shares).view(len(slots_NSD), -1, self.side, self.side)
+    def _few(self, slots_NSD: Tensor) -> Iterator[Slots]:
+        """A few frames at a time, to be drawn whole."""
+        return map(taken_apart, slots_NSD.split(FEW[slots_NSD.device.type]))
 
     def _guess(self, slots_BSD: Tensor | None, batch: int) -> Slots:
         """Where attention starts: a video's first slots, or a prediction from the last frame's."""

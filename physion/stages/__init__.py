@@ -448,7 +448,7 @@ for _stage in (
     ),
     Stage(
         "evaluate",
-        version=9,
+        version=10,
         kind=Kind.PROCESS,
         summary="test the readouts once and write the report",
         section=schema.Evaluate,

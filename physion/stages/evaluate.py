@@ -20,7 +20,7 @@ from physion.data.shards import FrameShards, Shards
 from physion.data.truth import TruthShards
 from physion.data.video import write_mp4
 from physion.job import Job
-from physion.models.slots import SlotModel, see_video
+from physion.models.slots import SlotModel, masks_of
 from physion.models.weights import load_model
 from physion.progress import progress
 from physion.report import pictures
@@ -257,7 +257,8 @@ def _pictures(
                 bar.advance()
                 continue
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
-            masks = see_video(model, batch[None], frames.image_size)[1][0].numpy()
+            slots = torch.from_numpy(shards["true slots, decoded"].slots(video.name)).to(device)
+            masks = masks_of(model, slots[None], batch[None], frames.image_size)[0].numpy()
             images, batch, masks = images[shown], batch[shown], masks[shown]
             clips = {"video": images, "slot masks": pictures.overlay_masks(images, masks)}
             border = {caption: [False] * len(shown) for caption in clips}

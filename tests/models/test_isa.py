@@ -5,6 +5,7 @@ import torch
 
 from physion.config.schema import ISAModel
 from physion.models.isa import ISA, PLACE, Slots, taken_apart
+from physion.models.slots import masks_of, see_video
 
 SIZE, SLOTS = 32, 4
 MODEL = ISAModel(
@@ -99,3 +100,24 @@ def test_gradients_reach_every_parameter(video):
 
 def test_places_count_four_times():
     assert one_slot((0.5, -0.5)).joined()[0, 0, -4:-2].tolist() == [0.5 * PLACE, -0.5 * PLACE]
+
+
+def test_where_slots_look_follows_from_them_alone(isa, video):
+    seen = isa.encode(video, with_masks=True)
+    torch.testing.assert_close(isa.masks(seen.slots), seen.masks)
+    size = 2 * seen.masks.shape[-1]
+    torch.testing.assert_close(
+        masks_of(isa, seen.slots, torch.full_like(video, torch.nan), size), see_video(isa, video, size)[1]
+    )
+
+
+def test_a_model_whose_slots_alone_do_not_tell_sees_the_video_again(isa, video, monkeypatch):
+    size, slots = 32, torch.full((2, 7, SLOTS, 16), torch.nan)
+    seen = see_video(isa, video, size)[1]
+    monkeypatch.setattr(isa, "masks", lambda slots: None if slots.isnan().any() else ISA.masks(isa, slots))
+    torch.testing.assert_close(masks_of(isa, slots, video, size), seen)
+
+
+def test_claims_are_those_of_the_drawing(isa):
+    slots = one_slot((0.2, -0.1))
+    torch.testing.assert_close(isa.decoder.claims(slots, isa.patches), isa.decoder(slots, isa.patches).claims)
