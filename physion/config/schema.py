@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import (
@@ -39,6 +39,19 @@ def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 Distinct = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(_distinct)]
+
+
+def _divided(size: str, *heads: str) -> Any:
+    """A check of a section: each number of attention heads divides the size."""
+
+    def check(section: Any) -> Any:
+        values = section.model_dump(by_alias=True)
+        for each in heads:
+            if values[size] % values[each]:
+                raise ValueError(f"{size} {values[size]} is not divisible by {each} {values[each]}")
+        return section
+
+    return model_validator(mode="after")(check)
 
 
 class Section(BaseModel):
@@ -101,12 +114,7 @@ class STEVEModel(Section):
     decoder_heads: PositiveInt = 4
     dropout: Fraction = 0.1
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        for key in ("predictor_heads", "decoder_heads"):
-            if self.slot_size % getattr(self, key):
-                raise ValueError(f"slot-size {self.slot_size} is not divisible by {key.replace('_', '-')} {getattr(self, key)}")
-        return self
+    _heads_divide = _divided("slot-size", "predictor-heads", "decoder-heads")
 
 
 # Some slots say what they see, at their end: a color of three values from -1 to 1, times COLOR; a place, its coordinates times
@@ -131,11 +139,7 @@ class ISAModel(Section):
     decoder_width: PositiveInt = Field(64, description="width of the decoder, which draws each patch by itself")
     patch: Literal[1, 2, 4] = Field(2, description="pixels per side of a patch")
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.slot_size % self.predictor_heads:
-            raise ValueError(f"slot-size {self.slot_size} is not divisible by predictor-heads {self.predictor_heads}")
-        return self
+    _heads_divide = _divided("slot-size", "predictor-heads")
 
 
 class SlotFormerModel(Section):
@@ -154,11 +158,7 @@ class SlotFormerModel(Section):
         description="predict how slots change, not what they will be; not in the paper. What rests, rests exactly",
     )
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.d_model % self.heads:
-            raise ValueError(f"d-model {self.d_model} is not divisible by heads {self.heads}")
-        return self
+    _heads_divide = _divided("d-model", "heads")
 
 
 # ---------------------------------------------------------------------------------------------------- stages

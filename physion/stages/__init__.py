@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from physion.config import schema
@@ -235,12 +235,9 @@ def _fits(config: Any, what: str, frames: int) -> None:
         raise ValueError(f"{what} takes {frames} frames, more than frames.frames={config.frames.frames}")
 
 
-def _check_steve(config: Any) -> None:
-    _fits(config, "train-steve.clip-frames", config.train_steve.clip_frames)
-
-
-def _check_isa(config: Any) -> None:
-    _fits(config, "train-isa.clip-frames", config.train_isa.clip_frames)
+def _clip_fits(stage: str) -> Callable[[Any], None]:
+    """The check of a stage that trains on clips."""
+    return lambda config: _fits(config, f"{stage}.clip-frames", getattr(config, stage.replace("-", "_")).clip_frames)
 
 
 def _check_slots(config: Any) -> None:
@@ -354,7 +351,7 @@ for _stage in (
             **known(config, "training"),
         },
         cost=training_cost("steve"),
-        check=_check_steve,
+        check=_clip_fits("train-steve"),
         gpu=True,
     ),
     Stage(
@@ -365,7 +362,7 @@ for _stage in (
         section=schema.TrainISA,
         reads=lambda config, params: {"frames": of_subset("frames", "training"), **known(config, "training")},
         cost=training_cost("isa"),
-        check=_check_isa,
+        check=_clip_fits("train-isa"),
         gpu=True,
     ),
     Stage(
