@@ -82,13 +82,10 @@ class Bar:
             self._live.update(self._task, completed=done, total=total, note=note or f"[dim]{self.unit}")
         elif now - self._printed >= PLAIN_INTERVAL and done < total and not Output.quiet:
             self._printed = now
-            left = (now - self._started) / max(done - self._resumed_at, 1) * (total - done)
-            print(
-                f"{self.name}: {done}/{total} {self.unit} ({100 * done // total} %), "
-                f"{duration(left)} left{', ' + note if note else ''}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = [f"{self.name}: {done}/{total} {self.unit} ({100 * done // total} %)"]
+            if done > self._resumed_at:  # before that nothing tells how long it takes
+                said.append(f"{duration((now - self._started) / (done - self._resumed_at) * (total - done))} left")
+            print(", ".join([*said, note] if note else said), file=sys.stderr, flush=True)
 
     def remove(self) -> None:
         """Remove it from the display."""

@@ -11,6 +11,15 @@ def test_durations_as_people_say_them(seconds, said):
     assert progress.duration(seconds) == said
 
 
+def test_before_anything_is_done_nobody_says_how_long_it_takes(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("evaluate: slots", 52, "videos", done=2) as bar:
+        clock[0] += 33
+        bar.update(2, 52)
+    assert capsys.readouterr().err.splitlines() == ["evaluate: slots: 2/52 videos (3 %)"]
+
+
 def test_a_log_gets_a_line_now_and_then_with_what_is_left(capsys, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])

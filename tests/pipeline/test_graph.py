@@ -81,7 +81,7 @@ def test_readouts_depend_on_the_frames_of_their_own_mode_only(mode, frames):
 
 @pytest.mark.parametrize("subset", ["training", "readout", "test"])
 def test_more_videos_of_a_subset_leave_the_others_alone(subset):
-    assert changed(f"simulate.videos={{training: 96, readout: 80, test: 64, {subset}: 8}}") == downstream(f"simulate-{subset}")
+    assert changed(f"simulate.videos.{subset}=8") == downstream(f"simulate-{subset}")
     if subset != "training":
         assert "train-steve" not in downstream(f"simulate-{subset}")
 
