@@ -1,5 +1,6 @@
 """What others wrote into a shared store, or left where our folders are: nothing let in, nothing deleted that is not ours."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,14 +17,19 @@ import torch
 from safetensors.torch import save_file
 from world import World
 
+from physion.commands.tensorboard import _named
+from physion.config.load import load_config
 from physion.errors import ConfigError, DataError, TransientError
 from physion.models.published import load_copies, read_published
 from physion.models.weights import load_model
+from physion.pipeline.graph import build_graph
+from physion.pipeline.why import why
 from physion.store.artifacts import ArtifactWriter, Manifest, read_manifest
 from physion.store.cache import ShardCache
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, publish_weights
 from physion.store.s3 import S3Store
+from physion.store.survey import judge, remove, survey
 from physion.training.checkpoints import Checkpoints, History, State
 
 FINGERPRINT = "f" * 20
@@ -283,7 +289,11 @@ DAMAGES = {
     "hidden": lambda tree: tree | {"config": {"a": [{"b": ESC}]}},
     "no metrics": lambda tree: tree | {"metrics": None},
     "infinite": lambda tree: tree | {"format": float("inf")},
+    "for ever": lambda tree: tree | {"seconds": 1e300},
+    "no number": lambda tree: tree | {"seconds": float("nan")},
+    "no inputs": lambda tree: tree | {"identity": {"inputs": 5}},
     "no parameters": lambda tree: tree | {"metrics": {}},
+    "no metrics of origin": lambda tree: tree | {"origin": {"metrics": 5}},
     "twice": lambda tree: tree | {"files": tree["files"] * 2},
 }
 
@@ -301,12 +311,44 @@ def test_one_bad_manifest(physion, store, damage):
     rows = json.loads(physion("weights", "list", *options, "--json").out)["result"]
     assert [row["instance"] for row in rows] == ["fine"]
     assert physion("weights", "pull", "fine", "--from", store.root, *options).code == 0
-    if damage != "no parameters":
+    if damage not in ("no parameters", "no metrics of origin"):
         for command in ("ls", "gc", "verify"):
             ended = physion("store", command, *options)
             assert (ended.code, f"{store.uri}/{keys[0]} is" in ended.err) == (3, True)
             assert "\x1b" not in ended.out + ended.err
         assert "eeeeeeeeeeee" in physion("store", "ls", *options).out
+
+
+@pytest.mark.parametrize("identity", [{}, {"config": {"a": 1}}, {"stage": "frames", "inputs": {"dataset": "0" * 20}}])
+def test_an_artifact_that_says_less_of_its_identity_than_another(physion, store, identity):
+    """As those of format 1 do."""
+    publish(store, "e" * 20, b=b"beta")
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"a": 2}, "inputs": {"dataset": "1" * 20}, "params": {}})
+    change(store, f"artifacts/frames/{'e' * 20}/manifest.json", identity=identity)
+    ended = physion("store", "ls", "-s", store.root)
+    assert (ended.code, ended.out.count("frames-test")) == (0, 2)
+
+
+def test_a_name_in_tensorboard_is_one_of_a_folder(store):
+    publish(store, "e" * 20, b=b"beta")
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"a": "\N{SNOWMAN}" * 300}})
+    assert all(len(name.encode()) <= 255 for name in _named(store, survey(store)))
+
+
+def test_why_there_is_another_one_is_said_of_an_artifact_that_says_less(store, preset):
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"frames": 1}})
+    graph = build_graph(load_config(preset))
+    assert ("fact", "inputs") in {(reason.kind, reason.what) for reason in why(graph["frames-test"], graph, store)}
+
+
+@pytest.mark.parametrize("headline", [5, "[/x]", {"a": []}, None])
+def test_a_report_whose_headline_is_none(physion, store, headline):
+    record = {"name": "a.txt", "size": 5, "sha256": hashlib.sha256(b"alpha").hexdigest()}
+    for fingerprint, told in {"a" * 20: headline, "b" * 20: "full 61.5 %"}.items():
+        facts = {"stage": "evaluate", "instance": "evaluate", "fingerprint": fingerprint, "metrics": {"headline": told}}
+        store.write(f"artifacts/evaluate/{fingerprint}/manifest.json", manifest([record], **facts).model_dump_json().encode())
+    ended = physion("runs", "-s", store.root)
+    assert (ended.code, "full 61.5 %" in ended.out, "aaaaaaaaaaaa" in ended.out) == (0, True, True)
 
 
 @pytest.mark.parametrize("stray", ["x", "x/y", "[/x]/y"])
@@ -477,8 +519,6 @@ def test_gc_spares_the_checkpoint_of_a_study_in_flight(physion, store):
 
 
 def test_gc_spares_what_was_begun_again_since_the_survey(store):
-    from physion.store.survey import judge, remove, survey
-
     writer = ArtifactWriter(store, "tokenize", "a" * 20)
     writer.begin({}, {})
     os.utime(store.root / writer.prefix / "study.json", (OLD, OLD))
@@ -583,8 +623,6 @@ def on_a_disk_without(calls, error, *arguments):
 
 
 def test_a_disk_without_hard_links(world, store, preset):
-    import errno
-
     root = world.place("odd")
     for error in (errno.EPERM, errno.EOPNOTSUPP):
         ended = on_a_disk_without("link", error, "weights", "pull", "good", "--from", store.root, "-s", root)
@@ -597,8 +635,6 @@ def test_a_disk_without_hard_links(world, store, preset):
 
 
 def test_a_disk_without_locks(world, store):
-    import errno
-
     root = world.place("odd")
     for error in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         ended = on_a_disk_without("flock", error, "store", "put", world.root / "canary", f"files/{error}", "-s", root)
@@ -611,8 +647,6 @@ def test_a_disk_without_locks(world, store):
 
 
 def test_a_disk_with_neither(world):
-    import errno
-
     root = world.place("odd")
     ended = on_a_disk_without("link,flock", errno.EOPNOTSUPP, "store", "put", world.root / "canary", "files/x", "-s", root)
     assert ended.returncode == 2
