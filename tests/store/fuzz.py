@@ -259,8 +259,12 @@ class Readers:
     # ------------------------------------------------------------------------------------------------------------ tensors
     def _checkpoint(self):
         model = torch.nn.Linear(2, 3)
-        state = State.of(3, History(), model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
-        facts = json.dumps({"step": 3, "history": vars(state.history), "scaler": {}})
+        adam, scaler = torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu")
+        model(torch.ones(1, 2)).sum().backward()
+        adam.step()
+        history = History([{"step": step, "lr": 0.1, "heldout_loss": 1.0} for step in (0, 2)])
+        state = State.of(3, history, model, adam, scaler)
+        facts = json.dumps({"step": 3, "history": vars(state.history), "scaler": state.scaler})
         save_file(state.tensors, self.root / "checkpoint", {"physion": facts})
         return (self.root / "checkpoint").read_bytes()
 
@@ -268,7 +272,11 @@ class Readers:
         (self.root / "checkpoint").write_bytes(data)
         state = read_state(self.root / "checkpoint")
         model = torch.nn.Linear(2, 3)
-        state.load(model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+        adam = torch.optim.Adam(model.parameters())
+        state.load(model, adam, torch.amp.GradScaler("cpu"))
+        assert state.history.best_step is None or state.history.rows
+        model(torch.ones(1, 2)).sum().backward()
+        adam.step()
 
     def _weights(self):
         sizes = {"slots": 3, "slot_size": 16}

@@ -30,7 +30,7 @@ from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, publish_weights
 from physion.store.s3 import S3Store
 from physion.store.survey import judge, remove, survey
-from physion.training.checkpoints import Checkpoints, History, State
+from physion.training.checkpoints import Checkpoints, History, State, read_state
 
 FINGERPRINT = "f" * 20
 PREFIX = f"artifacts/frames/{FINGERPRINT}"
@@ -389,6 +389,60 @@ def test_checkpoints_and_owners_of_others(store):
             state.load(torch.nn.Linear(3, 2), adam, scaler)
         again.save(state)
         again.wait()
+
+
+def harm(state, how):
+    rows = [{"step": 0, "lr": 0.1, "heldout_loss": 2.0}, {"step": 3, "lr": 0.1, "heldout_loss": 1.0}]
+    state.history.rows = rows
+    if how == "a row without a loss":
+        del rows[1]["heldout_loss"]
+    elif how == "a row without a step":
+        del rows[1]["step"]
+    elif how == "half of a scaler":
+        state.scaler = {"scale": 2.0}
+    elif how == "moments of another shape":
+        state.tensors["adam.exp_avg.weight"] = torch.zeros(3, 3)
+    elif how == "moments without a step":
+        del state.tensors["adam.step.weight"]
+    elif how == "moments of nothing":
+        state.tensors["adam.exp_avg.other"] = torch.zeros(2)
+    elif how == "many steps":
+        state.tensors["adam.step.bias"] = torch.zeros(2)
+    return state
+
+
+HARMS = ["a row without a loss", "a row without a step", "half of a scaler", "moments of another shape"]
+HARMS += ["moments without a step", "moments of nothing", "many steps"]
+
+
+@pytest.mark.parametrize("how", [None, *HARMS])
+def test_a_checkpoint_that_is_not_whole(tmp_path, how):
+    model = torch.nn.Linear(2, 2)
+    adam, scaler = torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu")
+    model(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    state = harm(State.of(3, History(), model, adam, scaler), how)
+    told = {"step": 3, "history": vars(state.history), "scaler": state.scaler, "seconds": 1.0}
+    save_file(state.tensors, tmp_path / "checkpoint", {"physion": json.dumps(told)})
+
+    def resume():
+        read_state(tmp_path / "checkpoint").load(torch.nn.Linear(2, 2), torch.optim.Adam(model.parameters()), scaler)
+
+    if how is None:
+        resume()
+    else:
+        with pytest.raises(DataError):
+            resume()
+
+
+def test_a_checkpoint_made_without_a_loss_scaler_is_resumed_with_one(tmp_path):
+    """On a GPU without bf16, say: the scale is found anew."""
+    model = torch.nn.Linear(2, 2)
+    state = State.of(1, History(), model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+    scaler = torch.amp.GradScaler("cpu")
+    fresh = scaler.state_dict()
+    state.load(model, torch.optim.Adam(model.parameters()), scaler)
+    assert scaler.state_dict() == fresh
 
 
 def test_a_resumed_checkpoint_is_let_go_of(store):
