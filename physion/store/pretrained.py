@@ -144,7 +144,7 @@ def copy_weights(source: Artifact | Shared, store: Store, pulls: Path) -> Manife
             if not mine or _standing(store, manifest):  # another process has just done it
                 continue
             copied = _publish(store, manifest, _read_all(source, place))
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)  # NFS keeps the lock, which is open
             return copied
 
 

@@ -637,6 +637,24 @@ def test_pulls_at_once_in_threads(world, store):
         }
 
 
+def test_a_pull_on_a_disk_that_keeps_what_is_open(world, store, monkeypatch):
+    """As NFS does with the lock of the pull: its folder is not empty until that is closed."""
+    source, here, pulls = find_weights(store, "good"), LocalStore(world.place("here")), world.place("pulls")
+    rmdir = os.rmdir
+
+    def refused(path, **options):
+        if str(path).endswith(source.manifest.content):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        rmdir(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refused)
+        assert copy_weights(source, here, pulls).files == source.manifest.files
+    assert list(pulls.iterdir())
+    assert copy_weights(source, LocalStore(world.place("there")), pulls).files == source.manifest.files
+    assert not list(pulls.iterdir())
+
+
 def test_a_boot_is_no_reason_to_hash_again(world):
     """Two machines that share a home directory take turns; each has a boot of its own."""
     program = (
