@@ -24,7 +24,7 @@ from physion.models.published import load_copies, read_published
 from physion.models.weights import load_model
 from physion.pipeline.graph import build_graph
 from physion.pipeline.why import why
-from physion.store.artifacts import ArtifactWriter, Manifest, read_manifest
+from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 from physion.store.cache import ShardCache
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, publish_weights
@@ -196,6 +196,20 @@ def test_an_object_that_is_far_too_large(world, store):
         file.truncate(1 << 40)
     with pytest.raises(DataError, match=r"manifest\.json is far too large"):
         read_manifest(store, "frames", FINGERPRINT)
+
+
+@pytest.mark.parametrize("size", [1 << 31, 1 << 41])
+def test_a_size_that_is_none_makes_no_room_in_the_cache(world, s3, size):
+    """Nor is memory taken for its parts."""
+    cache = ShardCache(world.place("mine"), 10_000)
+    remote = S3Store("tests", f"sizes-{size}", scratch=world.place("scratch"), cache=cache)
+    good, bad = publish(remote, a=b"alpha"), publish(remote, "e" * 20, b=b"beta")
+    with ThreadPoolExecutor(1) as another:  # which keeps its newest object as long as it lives
+        kept = another.submit(Artifact(remote, good).path, "a.txt").result()
+    bad.files[0] = bad.files[0].model_copy(update={"size": size})
+    with pytest.raises(DataError, match=rf"b\.txt is corrupt \(it has 4 bytes, not {size}\)"):
+        Artifact(remote, bad).path("b.txt")
+    assert kept.exists()
 
 
 # ------------------------------------------------------------------- 2. what is allocated is bounded by what a file holds
