@@ -702,6 +702,11 @@ def test_an_empty_store_is_not_the_current_folder(physion, world, monkeypatch, u
     assert ended.code == 2
 
 
+def test_an_empty_store_to_share_in_is_not_the_store_itself(physion, world, store):
+    ended = physion("weights", "push", "pretrained/good", "--to", "", "-s", store.root)
+    assert (ended.code, "--store is empty" in ended.err) == (2, True)
+
+
 # ----------------------------------------------------------------------------- 18. disks without hard links or locks
 def on_a_disk_without(calls, error, *arguments):
     command = [sys.executable, str(Path(__file__).with_name("world.py")), calls, str(error), *map(str, arguments)]
