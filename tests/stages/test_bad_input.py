@@ -318,6 +318,15 @@ def test_weights_that_overflow_are_named_where_it_begins(stage, store, kind, arg
     assert nothing_published(store, arguments[0]) == ["study.json"]
 
 
+def test_a_headline_is_printed_as_it_is_written(physion, preset, store):
+    (path,) = store.glob("artifacts/evaluate/*/manifest.json")
+    manifest = json.loads(path.read_bytes())
+    manifest["metrics"]["headline"] = "[/x] full"
+    path.write_text(json.dumps(manifest))
+    ended = physion("run", "-p", preset, "-s", store)
+    assert (ended.code, "\n[/x] full\n" in ended.out) == (0, True)
+
+
 def test_readouts_that_overflow_are_named_and_nothing_false_is_published(stage, physion, preset, store):
     """What is infinite, or not a number, would count as an answer: it is above a threshold, or not."""
     at = rewritten(store, "train-readout-full-1", "weights.safetensors", lambda name, array: np.full_like(array, 3e38))
