@@ -132,6 +132,6 @@ def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, 
         copy_out(Artifact(target, last).path("report.html"), report_to)
         report = str(report_to)
     if not quiet:
-        Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False, soft_wrap=True)
+        Console().print(f"\n{last.metrics.get('headline', '')}", highlight=False, markup=False, soft_wrap=True)
         print(f"report: {report}")
     return {"metrics": last.metrics, "report": report, "fingerprint": last.fingerprint}

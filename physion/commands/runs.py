@@ -51,5 +51,5 @@ def runs(store: StoreURI, as_json: AsJSON = False) -> None:
         changes, report = "\n".join(changed[:SHOWN] + more) or "-", (row["fingerprint"] or "")[:12]
         commit = str(study.report.program) if study.report else ""
         cells = (row["preset"], changes, report, created, commit or "-", result)
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(str(cell)) for cell in cells))
     print_table(table)

@@ -22,7 +22,7 @@ from physion.store.local import LocalStore
 from physion.store.protocol import Store
 from physion.store.survey import Found, select, survey
 
-LONGEST = 150  # characters of a name
+LONGEST = 150  # bytes of a name
 
 
 def tensorboard(
@@ -64,7 +64,7 @@ def _named(store: Store, chosen: list[Found]) -> dict[str, Found]:
     for found in chosen:
         instance = found.manifest.instance if found.manifest else _instance_at_work(store, found)
         words = " ".join(filter(None, [instance, differs.get(found.fingerprint, "")])).replace("/", "_")
-        named[f"{words[:LONGEST]} {found.fingerprint[:6]}"] = found
+        named[f"{words.encode()[:LONGEST].decode(errors='ignore')} {found.fingerprint[:6]}"] = found
     return named
 
 

@@ -129,7 +129,7 @@ def push(
     licence: Annotated[str | None, typer.Option("--license", help="For the model card: an SPDX name such as mit.")] = None,
 ) -> None:
     """Share what was trained or imported here, as named weights in a store."""
-    origin, target = chosen_store(store), chosen_store(to or store)
+    origin, target = chosen_store(store), chosen_store(store if to is None else to)
     if source.startswith((f"{PREFIX}/", f"{SHIPPED}/")):
         if name is not None:
             raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")

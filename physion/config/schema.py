@@ -247,6 +247,8 @@ def _secret(address: str) -> bool:
 
 def _checked_source(source: str) -> str:
     source = source.removeprefix("file://")
+    if not source.strip():
+        raise ValueError("is empty: give a path or an address")
     if "://" in source and source.partition("://")[0].lower() not in ("http", "https"):
         raise ValueError(f"{shown_source(source)}: neither a path nor an address that begins with https:// or http://")
     if shown_source(source).endswith("://..."):

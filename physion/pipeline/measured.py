@@ -47,7 +47,7 @@ class Measured:
         """
         here = [m for m in self._of_stage[node.stage.name] if self._device.lower() in device_of(m).lower()]
         if work := node.cost.flops or node.cost.bytes:
-            made = [m for m in here if m.work]
+            made = [m for m in here if m.work >= 1]
             # One stage can do different work: slots come from a model, or from the dataset's ground truth.
             alike = [m for m in made if m.inputs.keys() == node.inputs.keys()]
             rates = [m.seconds / m.work for m in alike or made][:LATEST]

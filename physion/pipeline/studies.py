@@ -80,8 +80,8 @@ def _differs(manifest: Manifest, others: Iterable[Manifest]) -> list[str]:
     found = dict[str, None]()
     for other in others:
         for (area, *rest), _, value in leaves(other.identity, manifest.identity):
-            name = ".".join(rest if area == "config" else [area, *rest])
-            found[f"another {rest[0]}" if area == "inputs" else f"{name}={value}"] = None
+            name = ".".join(rest if area == "config" and rest else [area, *rest])  # nothing if one has no such part at all
+            found[f"another {rest[0]}" if area == "inputs" and rest else f"{name}={value}"] = None
     return list(found)
 
 

@@ -93,7 +93,7 @@ def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: St
     reasons = []
     for path, before, after in leaves(old.identity, node.identity):
         area, *rest = path
-        if area == "inputs":
+        if area == "inputs" and rest:  # nothing if the old one's identity has no inputs at all
             reasons.append(_input(rest[0], before, after, old, node, graph, store))
         elif area == "version":
             reasons.append(Reason("version", node.stage.name, before, after))

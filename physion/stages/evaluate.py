@@ -130,7 +130,11 @@ def _predict(job: Job) -> Predictions:
             shards["rollouts" if mode == "rollout" else "slots"], found.videos, readouts[0].manifest.metrics["frames"]
         )
         candidates = [[WEIGHTS, *(name for name in readout.names() if name.startswith(EPOCHS))] for readout in readouts]
-        models = [load_model(r.path(n)) for r, names in zip(readouts, candidates, strict=True) for n in names]
+        models = {
+            f"{r.manifest.instance} ({r.store.uri}/{r.prefix}/{n})": load_model(r.path(n))
+            for r, names in zip(readouts, candidates, strict=True)
+            for n in names
+        }
         by_readout = np.split(predict(models, test), np.cumsum([len(names) for names in candidates])[:-1])
         found.probabilities[mode] = np.stack([p[0] for p in by_readout])
         # Readouts that were given have no epochs: each is the only candidate for its seed.

@@ -32,7 +32,8 @@ def run(job: Job) -> dict[str, Any]:
     model = load_model(path, kind.name)
     if isinstance(kind, ReadoutKind):
         frames = job.settings["frames"]
-        metrics |= {"frames": frames} | choose_on_heldout(model, heldout_videos(Shards(job.inputs["slots"]), frames))
+        heldout, where = heldout_videos(Shards(job.inputs["slots"]), frames), f"{given.store.uri}/{given.prefix}"
+        metrics |= {"frames": frames} | choose_on_heldout(model, heldout, f"{job.instance}, which is {where},")
     local = job.output.scratch / WEIGHTS
     shutil.copyfile(path, local)
     job.output.add_part("weights", {WEIGHTS: local})

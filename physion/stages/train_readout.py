@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from physion.config.schema import TrainReadout
 from physion.data.clips import Batch, LabelledSlots
 from physion.data.shards import Shards
-from physion.errors import ConfigError
+from physion.errors import ConfigError, DataError
 from physion.job import Job
 from physion.models.readout import Readout
 from physion.models.weights import build_model, save_weights
@@ -75,7 +75,7 @@ def run(job: Job) -> dict[str, Any]:
     model = task.model.cpu().eval()
     kept = load_best(model, rows, job) if config.keep == "best" else rows[-1]
     metrics = publish_weights(model, task.kind, task.sizes, rows, job, kept)
-    return metrics | {"frames": job.settings["frames"]} | choose_on_heldout(model, task.heldout)
+    return metrics | {"frames": job.settings["frames"]} | choose_on_heldout(model, task.heldout, job.instance)
 
 
 def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
@@ -83,9 +83,12 @@ def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
     return LabelledSlots(slots, slots.select(heldout=True), frames)
 
 
-def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any]:
-    """The decision threshold of a readout, and its scores with that threshold, on the held-out readout videos."""
-    probabilities = predict([model], heldout)[0]
+def choose_on_heldout(model: nn.Module, heldout: LabelledSlots, name: str) -> dict[str, Any]:
+    """The decision threshold of a readout, and its scores with that threshold, on the held-out readout videos.
+
+    Raises what `predict` does; `name` says there which weights these are.
+    """
+    probabilities = predict({name: model}, heldout)[0]
     labels = heldout[range(len(heldout))]["labels"].bool().numpy()
     threshold = choose_threshold(probabilities, labels)
     return {"threshold": threshold, "heldout_balanced_accuracy": balanced_accuracy(probabilities, labels, threshold)}
@@ -93,12 +96,23 @@ def choose_on_heldout(model: nn.Module, heldout: LabelledSlots) -> dict[str, Any
 
 @arithmetic(torch.float32)
 @torch.inference_mode()
-def predict(models: Sequence[nn.Module], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
-    """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models."""
+def predict(named: Mapping[str, nn.Module], videos: LabelledSlots, batch: int = 64) -> np.ndarray:
+    """Probability that red touches yellow, float64 [models, videos]; every video is read once for all models.
+
+    Raises DataError with the name of a model whose logits are not finite.
+    """
     device = best_device()
-    models = [model.to(device) for model in models]
+    models = [model.to(device) for model in named.values()]
     logits = []
     for first in range(0, len(videos), batch):
         slots = videos[range(first, min(first + batch, len(videos)))]["slots"].to(device)
         logits.append(torch.stack([model(slots) for model in models]))
-    return torch.cat(logits, 1).double().sigmoid().cpu().numpy()
+    answers = torch.cat(logits, 1).double()
+    for name, finite in zip(named, answers.isfinite().tolist(), strict=True):
+        if none := [video.name for video, is_one in zip(videos.videos, finite, strict=True) if not is_one]:
+            raise DataError(
+                f"the answers of {name} to {len(none)} videos, such as {none[0]}, are not finite: such weights diverged in "
+                "training, or are too large. Train or give others"
+            )
+    probabilities: np.ndarray = answers.sigmoid().cpu().numpy()
+    return probabilities

@@ -29,6 +29,7 @@ from physion.store.protocol import Readable, Store
 R = TypeVar("R", bound="Record")
 FORMAT = 2
 LARGEST = 2**50  # size limit of a file, bytes
+LONGEST, MOST = 1e12, 1e30  # seconds; FLOPs or bytes: far beyond any stage, and their quotients are finite
 SHOWN = 3  # damaged fields that an error names at most
 AGAIN = "run `physion stage ... --force` to begin it again"
 MANIFEST = "manifest.json"
@@ -58,7 +59,7 @@ class Part(Record):
 
     files: list[FileRecord]
     items: list[dict[str, Any]] = []
-    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds: float = Field(0.0, ge=0, le=LONGEST)
 
 
 class InputRecord(Record):
@@ -112,9 +113,9 @@ class Manifest(Record):
     host: dict[str, Any] = {}
     created: str
     """Time of creation, as ISO 8601 with a time zone."""
-    seconds: float = Field(ge=0, allow_inf_nan=False)
+    seconds: float = Field(ge=0, le=LONGEST)
     """Time it took: the sum over a stage's parts or a training's runs, whichever processes made them."""
-    work: float = Field(0.0, ge=0, allow_inf_nan=False)
+    work: float = Field(0.0, ge=0, le=MOST)
     """The estimated work behind `seconds`: FLOPs, or bytes of output for stages without FLOPs."""
 
     @field_validator("inputs", mode="before")
@@ -124,6 +125,13 @@ class Manifest(Record):
         if not isinstance(value, dict):
             return value
         return {role: {"fingerprint": given} if isinstance(given, str) else given for role, given in value.items()}
+
+    @field_validator("identity")
+    @classmethod
+    def _has_parts_that_are_read(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not all(isinstance(value.get(part, {}), dict) for part in ("config", "inputs", "params")):
+            raise ValueError("a part of it is no mapping")
+        return value
 
     @field_validator("created")
     @classmethod

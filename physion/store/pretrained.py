@@ -144,7 +144,7 @@ def copy_weights(source: Artifact | Shared, store: Store, pulls: Path) -> Manife
             if not mine or _standing(store, manifest):  # another process has just done it
                 continue
             copied = _publish(store, manifest, _read_all(source, place))
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)  # NFS keeps the lock, which is open
             return copied
 
 
@@ -240,6 +240,8 @@ def _unfit(manifest: Manifest, name: str) -> str | None:
         return f"{odd[0]} is not named after its content"
     if not isinstance(metrics.get("parameters"), int) or not isinstance(metrics.get("digests", {}), dict):
         return "it does not say how many parameters they have, or its digests are none"
+    if not isinstance(manifest.origin.get("metrics", {}), dict):
+        return "the metrics of its origin are none"
     return None
 
 

@@ -46,6 +46,7 @@ T = TypeVar("T")
 MiB = 1 << 20
 PART = 16 * MiB  # part of a large object: one request
 MOST_PARTS = 10_000  # S3's limit
+LARGE = 1 << 30  # bytes: of a larger object the server is asked first, for a manifest may say anything
 PIECE = 256 * 1024  # bytes read from a connection at once: small enough to be written while still in the processor's cache
 PROBE = ".physion/conditional-write"
 CRC32_PROBE = ".physion/crc32"
@@ -169,6 +170,10 @@ class S3Store:
 
         Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`.
         """
+        if size is not None and size > LARGE and self.size(key) != size and (there := self.size(key)) != size:
+            if there is None:
+                raise FileNotFoundError(f"{self.uri}/{key}")
+            raise DataError(f"{self.uri}/{key} is corrupt (it has {there} bytes, not {size})")  # before room is made for it
         if sha256 is not None and size is not None and self.cache is not None:
             return self.cache.get(sha256, size, partial(self._download, key, size, sha256))
         if self._fetched is None or not self._fetched.exists():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, field_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,6 +30,8 @@ from physion.store.artifacts import ArtifactWriter
 from physion.store.checksums import sha256_of
 
 KEPT = 2
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, each as large as its parameter
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 CHECKPOINT = re.compile(r"(?P<token>\d{6,18})-(?P<step>\d{8,18})-[0-9a-f]{16}\.safetensors")
 OWNER = re.compile(r"(?P<token>\d{6,18})\.json")
 
@@ -96,19 +98,29 @@ class State:
         if not self.tensors:
             return
         ours = {n.removeprefix("model."): t for n, t in self.tensors.items() if n.startswith("model.")}
-        if problem := misfit(model.state_dict(), ours):
+        if problem := misfit(model.state_dict(), ours) or self._misfit_of_adam(model):
             raise DataError(f"the checkpoint of step {self.step} does not fit the model: {problem}; --force starts over")
         model.load_state_dict(ours)
         for name, parameter in model.named_parameters():
             state: dict[str, Tensor] = {}
             if (count := self.tensors.get(f"adam.step.{name}")) is not None:
-                state["step"] = count.to(parameter.device)
-            for kind in ("exp_avg", "exp_avg_sq"):
+                state["step"] = count.to(parameter.device, torch.float32)
+            for kind in MOMENTS:
                 if (saved := self.tensors.get(f"adam.{kind}.{name}")) is not None:
                     state[kind] = torch.empty_like(parameter, requires_grad=False).copy_(saved)  # the parameter's memory layout
             if state:
                 adam.state[parameter] = state
-        scaler.load_state_dict(self.scaler)
+        if self.scaler:  # else it was made without one, in another precision, and the scale is found anew
+            scaler.load_state_dict(self.scaler)
+
+    def _misfit_of_adam(self, model: nn.Module) -> str | None:
+        """As `misfit`: all of a parameter's state or nothing, in its shape."""
+        found = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("model.")}
+        expected: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            state = {f"adam.step.{name}": torch.empty(()), **{f"adam.{kind}.{name}": parameter for kind in MOMENTS}}
+            expected |= state if state.keys() & found.keys() else {}
+        return misfit(expected, found)
 
 
 class Checkpoints:
@@ -212,12 +224,26 @@ class _Course(BaseModel):
     norm_sum: float
     steps: NonNegativeInt
 
+    @field_validator("rows")
+    @classmethod
+    def _are_measured(cls, rows: list[dict[str, int | float]]) -> list[dict[str, int | float]]:
+        if not all({"step", "heldout_loss"} <= row.keys() for row in rows):
+            raise ValueError("a row has no step or no held-out loss")
+        return rows
+
 
 class _Facts(BaseModel):
     step: NonNegativeInt
     history: _Course
-    scaler: dict[str, Any]
+    scaler: dict[str, int | float]
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @field_validator("scaler")
+    @classmethod
+    def _is_whole(cls, scaler: dict[str, int | float]) -> dict[str, int | float]:
+        if scaler and scaler.keys() != SCALER:
+            raise ValueError("is not a loss scaler's state")
+        return scaler
 
 
 def read_state(path: Path) -> State:

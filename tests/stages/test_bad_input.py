@@ -318,6 +318,33 @@ def test_weights_that_overflow_are_named_where_it_begins(stage, store, kind, arg
     assert nothing_published(store, arguments[0]) == ["study.json"]
 
 
+def test_a_headline_is_printed_as_it_is_written(physion, preset, store):
+    (path,) = store.glob("artifacts/evaluate/*/manifest.json")
+    manifest = json.loads(path.read_bytes())
+    manifest["metrics"]["headline"] = "[/x] full"
+    path.write_text(json.dumps(manifest))
+    ended = physion("run", "-p", preset, "-s", store)
+    assert (ended.code, "\n[/x] full\n" in ended.out) == (0, True)
+
+
+def test_readouts_that_overflow_are_named_and_nothing_false_is_published(stage, physion, preset, store):
+    """What is infinite, or not a number, would count as an answer: it is above a threshold, or not."""
+    at = rewritten(store, "train-readout-full-1", "weights.safetensors", lambda name, array: np.full_like(array, 3e38))
+    shutil.rmtree(store / "artifacts" / "evaluate")
+    said = f"the answers of train-readout-full-1 ({store.as_uri()}/{at}/weights.safetensors) to 6 videos, such as pilot_"
+    (line,) = clearly(stage("evaluate"), 3, said)
+    assert "_img, are not finite: such weights diverged in training, or are too large" in line
+    assert nothing_published(store, "evaluate") == ["study.json"]
+    for seed in (0, 1):
+        named = ["--features", "full", "--seed", seed, "--name", f"huge-{seed}", "-p", preset, "-s", store]
+        assert physion("weights", "push", "train-readout", *named).code == 0
+    given = ["--set", "train-readout.weights.full=pretrained/huge-{seed}"]
+    ended = stage("take-weights", "--features", "full", "--seed", "1", *given)
+    said = f"the answers of take-weights-readout-full-1, which is {store.as_uri()}/pretrained/huge-1, to 2 videos, such as "
+    assert len(clearly(ended, 3, said)) == 1
+    assert nothing_published(store, "take-weights") == ["study.json"]
+
+
 @pytest.mark.parametrize(
     ("slots", "by", "arguments"),
     [

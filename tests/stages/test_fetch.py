@@ -274,6 +274,8 @@ def test_a_directory_or_an_archive_that_is_not_there(stage, tmp_path):  # noqa: 
     clearly(stage("fetch", f"--set=fetch.root={gone}"), 2, f"{gone}: there is no such directory (fetch.root)")
     ended = stage("fetch", "--set=fetch.root=null", f"--set=fetch.archives=[{gone}]")
     clearly(ended, 2, f"{gone}: there is no such file (fetch.archives)")
+    for option in ('root=""', "archives.test=[' ']", 'glitchy=""'):  # not the current folder
+        clearly(stage("fetch", f"--set=fetch.{option}"), 2, "is empty: give a path or an address")
     clearly(stage("fetch", "--set=fetch.archives.test=ftp://x/y.zip"), 2, "ftp://x/y.zip: neither a path nor an address")
 
 

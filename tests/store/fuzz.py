@@ -32,8 +32,10 @@ from physion.errors import PhysionError
 from physion.job import Job
 from physion.models.published import load_copies, read_published
 from physion.models.weights import build_model, load_model, save_weights
+from physion.pipeline.studies import apart
 from physion.stages import fetch
 from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, json_of, read_manifest
+from physion.store.card import card
 from physion.store.keys import safe_key
 from physion.store.local import LocalStore
 from physion.store.pretrained import find_weights, list_weights
@@ -173,7 +175,8 @@ class Readers:
             "metrics": {"parameters": 3},
         }
         known |= {"inputs": {"dataset": {"instance": "fetch-test", "fingerprint": PAGE, "content": "0" * 64}}}
-        return known | {"identity": {"params": {"subset": "test"}}, "origin": {"file": "a"}, "host": {}} | facts
+        known |= {"identity": {"params": {"subset": "test"}, "config": {"a": 1}, "inputs": {"dataset": PAGE}}, "host": {}}
+        return known | {"origin": {"file": "a", "metrics": {"steps": 2}}} | facts
 
     def _weights_manifest(self):
         sha256 = hashlib.sha256(b"alpha").hexdigest()
@@ -188,6 +191,8 @@ class Readers:
         manifest = read_manifest(self.store, "frames", PAGE)
         self.check(manifest)
         assert manifest.content
+        assert len(apart([manifest, Manifest(**self._manifest())])) == 2
+        assert dict(manifest.params) is not None
         artifact = Artifact(self.store, manifest)
         for name in artifact.names():
             artifact.path(name)
@@ -201,6 +206,7 @@ class Readers:
         manifest = find_weights(self.store, "w").manifest
         self.check(manifest)
         assert f"{manifest.metrics['parameters']:,} {manifest.created[:10]} {manifest.origin.get('file')}"
+        assert manifest.instance in card(manifest)
 
     def check(self, record):
         for each in record.files:
@@ -253,8 +259,12 @@ class Readers:
     # ------------------------------------------------------------------------------------------------------------ tensors
     def _checkpoint(self):
         model = torch.nn.Linear(2, 3)
-        state = State.of(3, History(), model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
-        facts = json.dumps({"step": 3, "history": vars(state.history), "scaler": {}})
+        adam, scaler = torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu")
+        model(torch.ones(1, 2)).sum().backward()
+        adam.step()
+        history = History([{"step": step, "lr": 0.1, "heldout_loss": 1.0} for step in (0, 2)])
+        state = State.of(3, history, model, adam, scaler)
+        facts = json.dumps({"step": 3, "history": vars(state.history), "scaler": state.scaler})
         save_file(state.tensors, self.root / "checkpoint", {"physion": facts})
         return (self.root / "checkpoint").read_bytes()
 
@@ -262,7 +272,11 @@ class Readers:
         (self.root / "checkpoint").write_bytes(data)
         state = read_state(self.root / "checkpoint")
         model = torch.nn.Linear(2, 3)
-        state.load(model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+        adam = torch.optim.Adam(model.parameters())
+        state.load(model, adam, torch.amp.GradScaler("cpu"))
+        assert state.history.best_step is None or state.history.rows
+        model(torch.ones(1, 2)).sum().backward()
+        adam.step()
 
     def _weights(self):
         sizes = {"slots": 3, "slot_size": 16}

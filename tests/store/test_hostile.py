@@ -1,5 +1,6 @@
 """What others wrote into a shared store, or left where our folders are: nothing let in, nothing deleted that is not ours."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,15 +17,20 @@ import torch
 from safetensors.torch import save_file
 from world import World
 
+from physion.commands.tensorboard import _named
+from physion.config.load import load_config
 from physion.errors import ConfigError, DataError, TransientError
 from physion.models.published import load_copies, read_published
 from physion.models.weights import load_model
-from physion.store.artifacts import ArtifactWriter, Manifest, read_manifest
+from physion.pipeline.graph import build_graph
+from physion.pipeline.why import why
+from physion.store.artifacts import Artifact, ArtifactWriter, Manifest, read_manifest
 from physion.store.cache import ShardCache
 from physion.store.local import LocalStore
 from physion.store.pretrained import copy_weights, find_weights, publish_weights
 from physion.store.s3 import S3Store
-from physion.training.checkpoints import Checkpoints, History, State
+from physion.store.survey import judge, remove, survey
+from physion.training.checkpoints import Checkpoints, History, State, read_state
 
 FINGERPRINT = "f" * 20
 PREFIX = f"artifacts/frames/{FINGERPRINT}"
@@ -192,6 +198,20 @@ def test_an_object_that_is_far_too_large(world, store):
         read_manifest(store, "frames", FINGERPRINT)
 
 
+@pytest.mark.parametrize("size", [1 << 31, 1 << 41])
+def test_a_size_that_is_none_makes_no_room_in_the_cache(world, s3, size):
+    """Nor is memory taken for its parts."""
+    cache = ShardCache(world.place("mine"), 10_000)
+    remote = S3Store("tests", f"sizes-{size}", scratch=world.place("scratch"), cache=cache)
+    good, bad = publish(remote, a=b"alpha"), publish(remote, "e" * 20, b=b"beta")
+    with ThreadPoolExecutor(1) as another:  # which keeps its newest object as long as it lives
+        kept = another.submit(Artifact(remote, good).path, "a.txt").result()
+    bad.files[0] = bad.files[0].model_copy(update={"size": size})
+    with pytest.raises(DataError, match=rf"b\.txt is corrupt \(it has 4 bytes, not {size}\)"):
+        Artifact(remote, bad).path("b.txt")
+    assert kept.exists()
+
+
 # ------------------------------------------------------------------- 2. what is allocated is bounded by what a file holds
 def pth(path, **state):
     torch.save({"state_dict": state}, path)
@@ -283,7 +303,11 @@ DAMAGES = {
     "hidden": lambda tree: tree | {"config": {"a": [{"b": ESC}]}},
     "no metrics": lambda tree: tree | {"metrics": None},
     "infinite": lambda tree: tree | {"format": float("inf")},
+    "for ever": lambda tree: tree | {"seconds": 1e300},
+    "no number": lambda tree: tree | {"seconds": float("nan")},
+    "no inputs": lambda tree: tree | {"identity": {"inputs": 5}},
     "no parameters": lambda tree: tree | {"metrics": {}},
+    "no metrics of origin": lambda tree: tree | {"origin": {"metrics": 5}},
     "twice": lambda tree: tree | {"files": tree["files"] * 2},
 }
 
@@ -301,12 +325,44 @@ def test_one_bad_manifest(physion, store, damage):
     rows = json.loads(physion("weights", "list", *options, "--json").out)["result"]
     assert [row["instance"] for row in rows] == ["fine"]
     assert physion("weights", "pull", "fine", "--from", store.root, *options).code == 0
-    if damage != "no parameters":
+    if damage not in ("no parameters", "no metrics of origin"):
         for command in ("ls", "gc", "verify"):
             ended = physion("store", command, *options)
             assert (ended.code, f"{store.uri}/{keys[0]} is" in ended.err) == (3, True)
             assert "\x1b" not in ended.out + ended.err
         assert "eeeeeeeeeeee" in physion("store", "ls", *options).out
+
+
+@pytest.mark.parametrize("identity", [{}, {"config": {"a": 1}}, {"stage": "frames", "inputs": {"dataset": "0" * 20}}])
+def test_an_artifact_that_says_less_of_its_identity_than_another(physion, store, identity):
+    """As those of format 1 do."""
+    publish(store, "e" * 20, b=b"beta")
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"a": 2}, "inputs": {"dataset": "1" * 20}, "params": {}})
+    change(store, f"artifacts/frames/{'e' * 20}/manifest.json", identity=identity)
+    ended = physion("store", "ls", "-s", store.root)
+    assert (ended.code, ended.out.count("frames-test")) == (0, 2)
+
+
+def test_a_name_in_tensorboard_is_one_of_a_folder(store):
+    publish(store, "e" * 20, b=b"beta")
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"a": "\N{SNOWMAN}" * 300}})
+    assert all(len(name.encode()) <= 255 for name in _named(store, survey(store)))
+
+
+def test_why_there_is_another_one_is_said_of_an_artifact_that_says_less(store, preset):
+    change(store, f"{PREFIX}/manifest.json", identity={"config": {"frames": 1}})
+    graph = build_graph(load_config(preset))
+    assert ("fact", "inputs") in {(reason.kind, reason.what) for reason in why(graph["frames-test"], graph, store)}
+
+
+@pytest.mark.parametrize("headline", [5, "[/x]", {"a": []}, None])
+def test_a_report_whose_headline_is_none(physion, store, headline):
+    record = {"name": "a.txt", "size": 5, "sha256": hashlib.sha256(b"alpha").hexdigest()}
+    for fingerprint, told in {"a" * 20: headline, "b" * 20: "full 61.5 %"}.items():
+        facts = {"stage": "evaluate", "instance": "evaluate", "fingerprint": fingerprint, "metrics": {"headline": told}}
+        store.write(f"artifacts/evaluate/{fingerprint}/manifest.json", manifest([record], **facts).model_dump_json().encode())
+    ended = physion("runs", "-s", store.root)
+    assert (ended.code, "full 61.5 %" in ended.out, "aaaaaaaaaaaa" in ended.out) == (0, True, True)
 
 
 @pytest.mark.parametrize("stray", ["x", "x/y", "[/x]/y"])
@@ -347,6 +403,60 @@ def test_checkpoints_and_owners_of_others(store):
             state.load(torch.nn.Linear(3, 2), adam, scaler)
         again.save(state)
         again.wait()
+
+
+def harm(state, how):
+    rows = [{"step": 0, "lr": 0.1, "heldout_loss": 2.0}, {"step": 3, "lr": 0.1, "heldout_loss": 1.0}]
+    state.history.rows = rows
+    if how == "a row without a loss":
+        del rows[1]["heldout_loss"]
+    elif how == "a row without a step":
+        del rows[1]["step"]
+    elif how == "half of a scaler":
+        state.scaler = {"scale": 2.0}
+    elif how == "moments of another shape":
+        state.tensors["adam.exp_avg.weight"] = torch.zeros(3, 3)
+    elif how == "moments without a step":
+        del state.tensors["adam.step.weight"]
+    elif how == "moments of nothing":
+        state.tensors["adam.exp_avg.other"] = torch.zeros(2)
+    elif how == "many steps":
+        state.tensors["adam.step.bias"] = torch.zeros(2)
+    return state
+
+
+HARMS = ["a row without a loss", "a row without a step", "half of a scaler", "moments of another shape"]
+HARMS += ["moments without a step", "moments of nothing", "many steps"]
+
+
+@pytest.mark.parametrize("how", [None, *HARMS])
+def test_a_checkpoint_that_is_not_whole(tmp_path, how):
+    model = torch.nn.Linear(2, 2)
+    adam, scaler = torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu")
+    model(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    state = harm(State.of(3, History(), model, adam, scaler), how)
+    told = {"step": 3, "history": vars(state.history), "scaler": state.scaler, "seconds": 1.0}
+    save_file(state.tensors, tmp_path / "checkpoint", {"physion": json.dumps(told)})
+
+    def resume():
+        read_state(tmp_path / "checkpoint").load(torch.nn.Linear(2, 2), torch.optim.Adam(model.parameters()), scaler)
+
+    if how is None:
+        resume()
+    else:
+        with pytest.raises(DataError):
+            resume()
+
+
+def test_a_checkpoint_made_without_a_loss_scaler_is_resumed_with_one(tmp_path):
+    """On a GPU without bf16, say: the scale is found anew."""
+    model = torch.nn.Linear(2, 2)
+    state = State.of(1, History(), model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+    scaler = torch.amp.GradScaler("cpu")
+    fresh = scaler.state_dict()
+    state.load(model, torch.optim.Adam(model.parameters()), scaler)
+    assert scaler.state_dict() == fresh
 
 
 def test_a_resumed_checkpoint_is_let_go_of(store):
@@ -477,8 +587,6 @@ def test_gc_spares_the_checkpoint_of_a_study_in_flight(physion, store):
 
 
 def test_gc_spares_what_was_begun_again_since_the_survey(store):
-    from physion.store.survey import judge, remove, survey
-
     writer = ArtifactWriter(store, "tokenize", "a" * 20)
     writer.begin({}, {})
     os.utime(store.root / writer.prefix / "study.json", (OLD, OLD))
@@ -543,6 +651,24 @@ def test_pulls_at_once_in_threads(world, store):
         }
 
 
+def test_a_pull_on_a_disk_that_keeps_what_is_open(world, store, monkeypatch):
+    """As NFS does with the lock of the pull: its folder is not empty until that is closed."""
+    source, here, pulls = find_weights(store, "good"), LocalStore(world.place("here")), world.place("pulls")
+    rmdir = os.rmdir
+
+    def refused(path, **options):
+        if str(path).endswith(source.manifest.content):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        rmdir(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refused)
+        assert copy_weights(source, here, pulls).files == source.manifest.files
+    assert list(pulls.iterdir())
+    assert copy_weights(source, LocalStore(world.place("there")), pulls).files == source.manifest.files
+    assert not list(pulls.iterdir())
+
+
 def test_a_boot_is_no_reason_to_hash_again(world):
     """Two machines that share a home directory take turns; each has a boot of its own."""
     program = (
@@ -576,6 +702,11 @@ def test_an_empty_store_is_not_the_current_folder(physion, world, monkeypatch, u
     assert ended.code == 2
 
 
+def test_an_empty_store_to_share_in_is_not_the_store_itself(physion, world, store):
+    ended = physion("weights", "push", "pretrained/good", "--to", "", "-s", store.root)
+    assert (ended.code, "--store is empty" in ended.err) == (2, True)
+
+
 # ----------------------------------------------------------------------------- 18. disks without hard links or locks
 def on_a_disk_without(calls, error, *arguments):
     command = [sys.executable, str(Path(__file__).with_name("world.py")), calls, str(error), *map(str, arguments)]
@@ -583,8 +714,6 @@ def on_a_disk_without(calls, error, *arguments):
 
 
 def test_a_disk_without_hard_links(world, store, preset):
-    import errno
-
     root = world.place("odd")
     for error in (errno.EPERM, errno.EOPNOTSUPP):
         ended = on_a_disk_without("link", error, "weights", "pull", "good", "--from", store.root, "-s", root)
@@ -597,8 +726,6 @@ def test_a_disk_without_hard_links(world, store, preset):
 
 
 def test_a_disk_without_locks(world, store):
-    import errno
-
     root = world.place("odd")
     for error in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         ended = on_a_disk_without("flock", error, "store", "put", world.root / "canary", f"files/{error}", "-s", root)
@@ -611,8 +738,6 @@ def test_a_disk_without_locks(world, store):
 
 
 def test_a_disk_with_neither(world):
-    import errno
-
     root = world.place("odd")
     ended = on_a_disk_without("link,flock", errno.EOPNOTSUPP, "store", "put", world.root / "canary", "files/x", "-s", root)
     assert ended.returncode == 2
