@@ -57,8 +57,20 @@ Sweep = Annotated[
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and errors as JSON on standard error.")]
+
+
+def folder(given: str | Path) -> Path:
+    """Parse the path of a folder. An empty one, as from an unset variable, does not mean the current folder: ConfigError."""
+    if not str(given).strip():
+        raise ConfigError("an empty path was given for a folder: give a path, or . for the current folder")
+    return Path(given)
+
+
 CacheFolder = Annotated[
-    Path, typer.Option(envvar="PHYSION_CACHE", metavar="FOLDER", help="Where this machine caches files of a remote store.")
+    Path,
+    typer.Option(
+        parser=folder, envvar="PHYSION_CACHE", metavar="FOLDER", help="Where this machine caches files of a remote store."
+    ),
 ]
 CacheLimit = Annotated[
     str | None,

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from physion.commands import folder
 from physion.errors import TransientError
 from physion.progress import say
 
 
 def serve(
-    directory: Annotated[Path, typer.Argument(help="Where to keep its data, credentials and ports.")] = Path("runs/s3"),
+    directory: Annotated[
+        Path, typer.Argument(parser=folder, metavar="[FOLDER]", help="Where to keep its data, credentials and ports.")
+    ] = Path("runs/s3"),
     bucket: Annotated[str, typer.Option(help="Bucket to create.")] = "physion",
 ) -> None:
     """Run an S3 server (SeaweedFS) on loopback until Ctrl-C; the same directory brings the same data back."""

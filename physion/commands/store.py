@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, print_json, print_table, raise_each
+from physion.commands import AsJSON, StoreURI, chosen_store, copy_out, folder, print_json, print_table, raise_each
 from physion.commands.serve import serve
 from physion.config.load import load_config
 from physion.errors import ConfigError, DataError
@@ -90,7 +90,9 @@ def ls(
 def get(
     store: StoreURI,
     name: Annotated[str, typer.Argument(metavar="ARTIFACT|KEY", help=NAME + " Or the key of one file.")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder; for one file, also the file to write.")],
+    destination: Annotated[
+        Path, typer.Argument(parser=folder, metavar="DEST", help="A folder; for one file, also the file to write.")
+    ],
 ) -> None:
     """Copy an artifact, or one file, out of the store. Files of artifacts are verified."""
     target = chosen_store(store)

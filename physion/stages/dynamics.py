@@ -73,9 +73,9 @@ def _in(order_TS: np.ndarray, slots_TSD: np.ndarray) -> np.ndarray:
 def measure_dynamics(job: Job, config: Evaluate, seen: Sequence[Seen], truth: TruthShards | None) -> dict[str, Any]:
     """`dynamics_numbers` of the rollouts of these test videos."""
     rollouts = Shards(job.inputs["rollouts"])
-    observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
-    of_rollouts = (readout.manifest for readout in job.inputs.values() if readout.manifest.params.get("features") == "rollout")
-    watched = next((manifest.metrics["frames"] for manifest in of_rollouts), len(seen[0].slots))
+    observed = int(job.inputs["rollouts"].number("identity", "config", "observed"))
+    of_rollouts = (readout for readout in job.inputs.values() if readout.manifest.params.get("features") == "rollout")
+    watched = next((int(readout.number("metrics", "frames")) for readout in of_rollouts), len(seen[0].slots))
     rolled = []
     with progress(f"{job.instance}: rollouts", len(seen), "videos") as bar:
         for each in seen:

@@ -105,7 +105,7 @@ def run(job: Job) -> dict[str, Any]:
             stills=stills,
             histories=_histories(job),
             provenance=made_from,
-            config_yaml=yaml.safe_dump({m.instance: m.identity["config"] for m in made_from}, sort_keys=False, width=120),
+            config_yaml=yaml.safe_dump({m.instance: m.config for m in made_from}, sort_keys=False, width=120),
         )
     )
     files = {"metrics.json": json.dumps(metrics, indent=1), "report.html": report, "predictions.csv": _csv(predictions)}
@@ -127,7 +127,7 @@ def _predict(job: Job) -> Predictions:
     found = Predictions(shards["slots"].videos)
     for mode, readouts in _readouts(job).items():
         test = LabelledSlots(
-            shards["rollouts" if mode == "rollout" else "slots"], found.videos, readouts[0].manifest.metrics["frames"]
+            shards["rollouts" if mode == "rollout" else "slots"], found.videos, int(readouts[0].number("metrics", "frames"))
         )
         candidates = [[WEIGHTS, *(name for name in readout.names() if name.startswith(EPOCHS))] for readout in readouts]
         models = {
@@ -140,7 +140,7 @@ def _predict(job: Job) -> Predictions:
         # Readouts that were given have no epochs: each is the only candidate for its seed.
         epochs = np.stack([p[1:] if len(p) > 1 else p for p in by_readout])
         found.paper_protocol[mode] = paper_protocol(epochs, found.labels)
-        found.thresholds[mode] = [readout.manifest.metrics["threshold"] for readout in readouts]
+        found.thresholds[mode] = [readout.number("metrics", "threshold") for readout in readouts]
         job.stop.check()
     return found
 
@@ -244,7 +244,7 @@ def _pictures(
     shards = {caption: Shards(job.inputs[role]) for caption, role in sources.items()}
     device = best_device()
     total = frames.video_frames
-    observed = job.inputs["rollouts"].manifest.identity["config"]["observed"]
+    observed = job.inputs["rollouts"].number("identity", "config", "observed")
     shown = np.unique(np.linspace(0, total - 1, config.shown_frames).round().astype(int))
     predicted = [bool(frame >= observed) for frame in shown]
     middle = predicted.index(True) if any(predicted) else len(shown) - 1

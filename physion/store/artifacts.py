@@ -276,6 +276,15 @@ class Artifact:
             self._verified[name] = path  # a cache may drop it, and checks it faster
         return path
 
+    def number(self, *path: str) -> float:
+        """The number at a place in the manifest, such as `metrics`, `threshold`. Raises DataError if there is none."""
+        value: Any = dict(self.manifest)
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"{self.store.uri}/{self.prefix}/{MANIFEST} holds no number {'.'.join(path)}; {self.advice}")
+        return value
+
     def prefetch(self, names: Sequence[str], at_once: int = 2) -> None:
         """Start fetching files into a remote store's cache, `at_once` at a time. Failures are raised when the file is used."""
         if self.store.cache is None:

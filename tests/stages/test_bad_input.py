@@ -327,6 +327,28 @@ def test_a_headline_is_printed_as_it_is_written(physion, preset, store):
     assert (ended.code, "\n[/x] full\n" in ended.out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("instance", "place"),
+    [
+        ("train-readout-full-0", ["metrics", "threshold"]),
+        ("train-readout-full-0", ["metrics", "frames"]),
+        ("rollout-test", ["identity", "config", "observed"]),
+    ],
+    ids=lambda given: ".".join(given) if isinstance(given, list) else "",
+)
+@pytest.mark.parametrize("value", [None, "0.5", True])
+def test_a_manifest_that_holds_no_number_where_one_is_read(stage, store, instance, place, value):
+    (path,) = [p for p in store.glob("artifacts/*/*/manifest.json") if json.loads(p.read_bytes())["instance"] == instance]
+    manifest = json.loads(path.read_bytes())
+    at = manifest
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    path.write_text(json.dumps(manifest))
+    said = f"{path.as_uri()} holds no number {'.'.join(place)}; run `physion stage {manifest['stage']} --force`"
+    clearly(stage("evaluate", "--force"), 3, said)
+
+
 def test_readouts_that_overflow_are_named_and_nothing_false_is_published(stage, physion, preset, store):
     """What is infinite, or not a number, would count as an answer: it is above a threshold, or not."""
     at = rewritten(store, "train-readout-full-1", "weights.safetensors", lambda name, array: np.full_like(array, 3e38))

@@ -702,6 +702,18 @@ def test_an_empty_store_is_not_the_current_folder(physion, world, monkeypatch, u
     assert ended.code == 2
 
 
+@pytest.mark.parametrize(
+    "command", [["--cache", "", "store", "ls"], ["store", "serve", " "], ["store", "get", "pretrained/good", ""]], ids=" ".join
+)
+def test_an_empty_folder_is_not_the_current_one(physion, world, store, monkeypatch, command):
+    monkeypatch.chdir(world.root)
+    monkeypatch.setenv("PHYSION_STORE", str(store.root))
+    before = sorted(world.root.rglob("*"))
+    ended = physion(*command)
+    assert (ended.code, "error: an empty path was given for a folder" in ended.err) == (2, True)
+    assert sorted(world.root.rglob("*")) == before
+
+
 def test_an_empty_store_to_share_in_is_not_the_store_itself(physion, world, store):
     ended = physion("weights", "push", "pretrained/good", "--to", "", "-s", store.root)
     assert (ended.code, "--store is empty" in ended.err) == (2, True)
