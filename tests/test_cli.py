@@ -202,6 +202,17 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}
 
 
+def test_a_run_says_how_far_it_is_and_how_long_the_rest_takes(physion, preset, store):
+    ended = physion("run", "-p", preset, "-s", store, "--set", "train-readout.optim.lr=3e-3")
+    assert ended.code == 0, ended.err
+    lines = [line for line in ended.err.splitlines() if ": done in" in line]
+    *before, last = [re.search(r"\[(\d+) of 30 stages(?:; about (.+) left)?\]$", line) for line in lines]
+    assert len(before) > 3
+    assert [int(found[1]) for found in (*before, last)] == list(range(31 - len(lines), 31))
+    assert all(found[2] for found in before)
+    assert last[2] is None
+
+
 def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):
     arguments = ["stage", "train-readout", "--features", "rollout", "--seed", "1", "-p", preset, "-s", finished]
     ended = physion(*arguments)
