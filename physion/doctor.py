@@ -69,7 +69,7 @@ def gpu() -> Finding:
     return Finding(
         "gpu",
         "fail",
-        f"there is one (driver {driver or 'not loaded'}), but {build} cannot use it: the driver is too old for it, or the "
+        f"there is a GPU (driver {driver or 'not loaded'}), but {build} cannot use it: the driver is too old for it, or the "
         "container was started without the GPU (docker: --gpus all)",
     )
 
@@ -102,7 +102,7 @@ def memory() -> Finding:
     usable = min(total, memory_limit() or total)
     text = f"{_gib(usable)}" + (f" of the machine's {_gib(total)}" if usable < total else "")
     return Finding(
-        "memory", "ok" if usable >= 2 * GiB else "warn", text + ("" if usable >= 2 * GiB else "; 2 GiB is the least")
+        "memory", "ok" if usable >= 2 * GiB else "warn", text + ("" if usable >= 2 * GiB else "; at least 2 GiB are needed")
     )
 
 
@@ -137,8 +137,8 @@ def reachable(store: Store) -> Finding:
     text = f"{store.uri}: wrote, read and removed an object in {1000 * seconds:.0f} ms"
     if isinstance(store, LocalStore) and (missing := store.lacks()):
         advice = {
-            "hard links": "two commands that write at once take turns by file locks",
-            "file locks": "what killed processes leave in .staging stays there",
+            "hard links": "commands that write at the same time take turns, using file locks",
+            "file locks": "leftovers of killed processes stay in .staging",
         }
         if len(missing) > 1:
             return Finding("store", "fail", f"{text}, but its disk has no {' and no '.join(missing)}: choose another")

@@ -130,8 +130,10 @@ class Study:
             return name
         stage = MODELS[name].stage
         makers = [each.name for each in self.graph.values() if stage == each.stage.name or each.params.get("model") == name]
-        if len(makers) != 1:
-            raise ConfigError(f"of {name} there are {', '.join(makers) or 'none in this study'}: name one")
+        if not makers:
+            raise ConfigError(f"this study trains no {name}")
+        if len(makers) > 1:
+            raise ConfigError(f"several trainings make a {name} ({', '.join(makers)}): name one")
         return makers[0]
 
     def _arrays(self, name: str) -> PerVideo:

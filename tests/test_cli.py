@@ -84,7 +84,17 @@ def test_names_in_tables_stay_whole(physion, monkeypatch, finished):
     assert all(f"builtin/{folder.name} " in listed for folder in included.iterdir())
     monkeypatch.setenv("COLUMNS", "60")
     planned = physion("plan", "-p", "smoke", "-s", finished).out
-    assert all(f"{name} " in planned for name in build_graph(load_config("smoke")))
+    assert set(build_graph(load_config("smoke"))) <= set(planned.splitlines())
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_no_width_breaks_a_word(physion, monkeypatch, preset, finished, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in (["plan", "-p", preset], ["runs"], ["store", "ls"]):
+        out = physion(*command, "-s", finished).out
+        assert max(map(len, out.splitlines()[1:])) <= int(columns)
+        words = {"plan": ["cached", "fingerprint"], "runs": ["created", "guessing"], "store": ["evaluate", "fingerprint"]}
+        assert set(words[command[0]]) <= set(re.findall(r"\w+", out.partition("\n")[2]))
 
 
 def test_the_plan_as_json(physion, tmp_path):
@@ -190,6 +200,17 @@ def test_a_finished_study_is_told_again(physion, preset, finished):
     result = json.loads(physion("run", "-p", preset, "-s", finished, "--json").out)["result"]
     assert result["report"] == f"file://{report}"
     assert set(result["metrics"]) >= {"headline", "accuracy_observed", "accuracy_rollout", "accuracy_full"}
+
+
+def test_a_run_says_how_far_it_is_and_how_long_the_rest_takes(physion, preset, store):
+    ended = physion("run", "-p", preset, "-s", store, "--set", "train-readout.optim.lr=3e-3")
+    assert ended.code == 0, ended.err
+    lines = [line for line in ended.err.splitlines() if ": done in" in line]
+    *before, last = [re.search(r"\[(\d+) of 30 stages(?:; about (.+) left)?\]$", line) for line in lines]
+    assert len(before) > 3
+    assert [int(found[1]) for found in (*before, last)] == list(range(31 - len(lines), 31))
+    assert all(found[2] for found in before)
+    assert last[2] is None
 
 
 def test_a_stage_tells_where_its_artifact_is(physion, preset, finished):

@@ -21,6 +21,10 @@ def test_importing_the_package_loads_neither_torch_nor_numpy():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_type_checkers_read_its_types():
+    assert (Path(physion.__file__).parent / "py.typed").is_file()  # PEP 561: without it they take everything for Any
+
+
 def test_opening_a_study_loads_no_torch(preset, finished):
     program = (
         f"import sys, physion; s = physion.open({str(finished)!r}, {preset!r}); s.slots('test'); print('torch' in sys.modules)"
@@ -82,13 +86,30 @@ def test_predictions_are_a_data_frame_where_pandas_is(preset, finished):
     assert table["label"].dtype == bool
 
 
+def test_a_study_in_either_kind_of_store_opens_alike(preset, finished, study_store, tmp_path):
+    here, there = physion.open(str(finished), preset), physion.open(study_store.uri, preset, cache=tmp_path / "cache")
+    assert there.videos("test") == here.videos("test")
+    video = here.videos("test")[0].name
+    for what in ("frames", "slots", "rollout", "masks"):
+        np.testing.assert_array_equal(getattr(there, what)("test")[video], getattr(here, what)("test")[video])
+    assert there.metrics == here.metrics
+    assert list(there.predictions()) == list(here.predictions())
+    weights = here.model("steve").state_dict()
+    assert all(tensor.equal(weights[name]) for name, tensor in there.model("steve").state_dict().items())
+    assert there.artifact("train-steve").manifest == here.artifact("train-steve").manifest
+    assert there.artifact("train-steve").names() == here.artifact("train-steve").names()
+    assert (tmp_path / "cache").exists() == study_store.uri.startswith("s3:")
+
+
 def test_mistakes_are_named(preset, finished, tmp_path):
     study = physion.open(str(finished), preset)
     with pytest.raises(ConfigError, match="did you mean 'frames-test'"):
         study.frames("tset")
     with pytest.raises(KeyError, match="no video 'nothing'"):
         study.slots("test")["nothing"]
-    with pytest.raises(ConfigError, match=r"train-readout-observed-0, .*: name one"):
+    with pytest.raises(ConfigError, match=r"train-readout-observed-0, .*\): name one"):
         study.model("readout")
+    with pytest.raises(ConfigError, match="this study trains no isa"):
+        study.model("isa")
     with pytest.raises(ConfigError, match=r"frames-test .* is not in .*: run `physion stage frames --subset test`"):
         physion.open(str(tmp_path / "empty"), preset).videos("test")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -117,21 +118,43 @@ def print_json(result: Any) -> None:
     print(json.dumps({"version": JSON_VERSION, "result": result}, indent=1))
 
 
-def print_table(table: Table, narrowest: int = 5) -> None:
-    """Print a table as wide as the terminal allows, nothing cut off.
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal allows, nothing cut off; as paragraphs, if it would have to break words.
 
-    A column whose widest cell is one word, such as a name, is folded only if those to its right would be below `narrowest`.
+    What space there is beyond each column's longest word goes to the columns from left to right, so that names stay whole.
     """
     console = Console()
-    room = console.width
-    for number, column in enumerate(table.columns, 1):
-        column.overflow = "fold"
-        texts = [Text.from_markup(cell) for cell in (column.header, *column.cells) if isinstance(cell, str)]
-        widest = max(texts, key=lambda text: text.cell_len)
-        others = (narrowest + 1) * (len(table.columns) - number)
-        column.no_wrap = len(widest.plain.split()) == 1 and widest.cell_len <= room - others
-        room -= 1 + (widest.cell_len if column.no_wrap else narrowest)
+    texts = [[_plain(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    longest = [max(len(word) for cell in cells for word in ["", *cell.split()]) for cells in texts]
+    gap = 2 if sum(longest) + 2 * len(longest) <= console.width else 1
+    room = console.width - sum(longest) - gap * len(longest)
+    if room < 0:
+        _print_paragraphs(table)
+        return
+    table.padding = (0, gap, 0, 0)
+    for column, cells, word in zip(table.columns, texts, longest, strict=True):
+        column.width = min(max(len(line) for cell in cells for line in ["", *cell.splitlines()]), word + room)
+        room -= column.width - word
     console.print(table)
+
+
+def _print_paragraphs(table: Table) -> None:
+    """Each row's first cell on a line of its own, and the others below it, after their columns' names."""
+    console = Console(highlight=False)
+    for line in filter(None, (table.title, *_paragraphs(table), table.caption)):
+        console.print(line)
+
+
+def _paragraphs(table: Table) -> Iterator[RenderableType]:
+    headers = [str(column.header) for column in table.columns[1:]]
+    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+        yield first
+        cells = [f"{header} {cell}" for header, cell in zip(headers, others, strict=True) if cell not in ("", "-")]
+        yield Padding("; ".join(cells).replace("\n", " "), (0, 0, 0, 2))
+
+
+def _plain(cell: RenderableType) -> str:
+    return Text.from_markup(cell).plain if isinstance(cell, str) else ""
 
 
 def copy_out(source: Path, destination: Path) -> None:

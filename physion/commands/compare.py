@@ -81,7 +81,7 @@ def _run(name: str, default: str | None, known: dict[str, tuple[Store, list[Reco
     place, at, report = name.rpartition("@")
     where = place if at else default
     if where is None:
-        raise ConfigError(f"say in which store '{name}' is: STORE@{name}, or --store")
+        raise ConfigError(f"which store is '{name}' in? Write STORE@{name}, or add --store")
     if where not in known:
         store = chosen_store(where)
         known[where] = store, studies(store)
@@ -90,7 +90,7 @@ def _run(name: str, default: str | None, known: dict[str, tuple[Store, list[Reco
     of_preset = [study for study in done if report in ("", study.preset)][:1]
     named = of_preset or [study for study in done if study.report and study.report.fingerprint.startswith(report)]
     if len(named) != 1:
-        raise ConfigError(f"'{report}' begins {len(named)} reports of {store.uri}: `physion runs` lists them")
+        raise ConfigError(f"'{report}' matches {len(named)} reports in {store.uri}: `physion runs` lists them")
     return _read(store, named[0], name)
 
 

@@ -106,14 +106,14 @@ def for_pods(preset: str, overrides: list[str]) -> None:
     """Raise ConfigError for anything that cannot be passed on to pods."""
     if preset.endswith((".yaml", ".yml")) and not Path(preset).is_absolute():
         raise ConfigError(
-            f"preset {preset}: a file of this machine, which pods do not see; name a preset of the image and say the rest with "
-            "--set, or mount the file in them and give its absolute path"
+            f"preset {preset}: pods cannot see this local file; name a preset of the image and override the rest with --set, "
+            "or mount the file in the pods and give its absolute path"
         )
     for override in overrides:
         if holds_secret(override):
             raise ConfigError(
-                f"--set {override.partition('=')[0]}: the cluster would show the credentials in its address to everybody: "
-                "put it into a preset file, and mount that from a Secret"
+                f"--set {override.partition('=')[0]}: the cluster would show the credentials in this address to everybody: "
+                "put it into a preset file mounted from a Secret"
             )
         if re.search(r"\s", override):
-            raise ConfigError(f"--set '{override}': overrides for a cluster hold no spaces (in lists write [1,2])")
+            raise ConfigError(f"--set '{override}': overrides for a cluster must not contain spaces (write lists as [1,2])")

@@ -117,7 +117,7 @@ def _row(
 def _say_why(
     nodes: list[Node], graph: Mapping[str, Node], kept: Mapping[str, Manifest], done: set[str], target: Store, as_json: bool
 ) -> None:
-    """kept: the artifacts of those that need not be made; of them it is said what made them, where that has changed."""
+    """Say why. kept: the artifacts that need not be made; for these, say how the code that made them has changed."""
     from physion.pipeline.why import Reason, since, why
 
     found = {node.name: why(node, graph, target) for node in nodes if node.name not in kept}

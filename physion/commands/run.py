@@ -72,7 +72,7 @@ def run(
     if as_json:
         print_json(results)
     else:
-        print(f"\nphysion runs -s {store} lists the variants, physion compare sets two side by side")
+        print(f"\nphysion runs -s {store} lists the variants; physion compare puts them side by side")
 
 
 def _run(preset: str, store: str, overrides: list[str], report_to: Path | None, quiet: bool) -> dict[str, Any]:

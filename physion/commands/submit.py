@@ -47,9 +47,7 @@ def submit(
     given = {"preset": preset, "store": store, "overrides": " ".join(overrides), "sweep": " ".join(sweep)}
     chosen = {key: value for key, value in given.items() if value} | dict(_pair(text) for text in parameters)
     if "://" not in chosen.get("store", "://"):
-        raise ConfigError(
-            f"store {chosen['store']}: a folder of this machine, which pods do not see; name an s3://bucket/prefix"
-        )
+        raise ConfigError(f"store {chosen['store']}: pods cannot see this local folder; name an s3://bucket/prefix")
     for variant in variants(sweep):
         for_pods(chosen.get("preset", ""), [*overrides, *variant])
     studies = _studies(chosen["preset"], chosen) if "preset" in chosen else []

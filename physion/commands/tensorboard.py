@@ -32,7 +32,7 @@ def tensorboard(
 ) -> None:
     """Show trainings in TensorBoard until Ctrl-C, each named by its instance and what tells it apart.
 
-    Trainings that start later show after a restart. Of a remote store what is there now is copied.
+    Trainings that start later appear after a restart. A remote store is copied as it is at the start.
     """
     target = chosen_store(store)
     everything = survey(target)

@@ -133,10 +133,12 @@ def push(
     if source.startswith((f"{PREFIX}/", f"{SHIPPED}/")):
         if name is not None:
             raise ConfigError(f"{source} has a name already; --name is for the weights of a trained stage")
+        if licence is not None:
+            raise ConfigError(f"{source} has a model card already; --license is for the weights of a trained stage")
         _say(target, copy_weights(find_weights(origin, source), target, cache_options.pulls))
         return
     if name is None:
-        raise ConfigError(f"say under which name to share {source}: --name my-{source.removeprefix('train-')}")
+        raise ConfigError(f"give {source} a name to share it under: --name my-{source.removeprefix('train-')}")
     config = load_config(preset, overrides)
     kind, model, frozen, node = _trained(source, origin, config, preset, features, seed)
     facts = _facts(origin, config, node) | ({"license": licence} if licence else {})

@@ -280,7 +280,7 @@ def require_finite(
     named = f"{manifest.instance}{f', which are {given},' if given else ''} in {source.store.uri}/{source.prefix}{made}"
     raise DataError(
         f"{what} of {video} are not finite from frame {frame} on, as {named} has them or makes them: such weights diverged in "
-        "training, or are too large. Train or give others, and make again what they made"
+        "training, or are too large. Train them again or use others, then make again whatever they made"
     )
 
 

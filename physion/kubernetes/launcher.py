@@ -134,7 +134,7 @@ class Launcher:
         if result == "Succeeded":
             raise ConfigError(
                 f"PyTorchJob {self._name} succeeded, but its artifact is not in the store: do its pods and this command "
-                "mean the same one?"
+                "use the same store?"
             )
         raise self._failure(found, self._pods())
 

@@ -79,7 +79,7 @@ def form_of(name: str) -> Published:
     form = MODELS[name].published
     if form is None:
         known = ", ".join(kind.name for kind in MODELS.values() if kind.published)
-        raise ConfigError(f"{name} has no published form, which is for the authors' code: {known} have. `physion weights push` "
+        raise ConfigError(f"{name} has no published form for the authors' code; only {known} have one. `physion weights push` "
                           "shares it between stores")  # fmt: skip
     return form
 

@@ -66,8 +66,8 @@ def warning(changed: Mapping[str, Sequence[str]]) -> str:
     """A line about artifacts that are kept although other code made them: instance -> changed modules."""
     kept, modules = [name for name in changed if changed[name]], sorted({name for names in changed.values() for name in names})
     return (
-        f"{_few(kept)}: made by other code of the same version, and kept; since then {_few(modules)} changed "
-        "(plan --why says more, physion stage ... --force makes one again)"
+        f"{_few(kept)}: made by other code of the same version, and kept; {_few(modules)} changed since "
+        "(for more, plan --why; physion stage ... --force makes one again)"
     )
 
 

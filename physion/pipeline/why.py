@@ -30,12 +30,12 @@ class Reason:
     old: Any = None
     new: Any = None
     because: tuple[Reason, ...] = field(default=())
-    """Of an input: why that is another one."""
+    """Of an input: why it differs."""
 
     def lines(self, told: set[str], depth: int = 0) -> Iterator[str]:
-        """For people, indented by depth in the chain; instances that were `told` of already are not explained again."""
+        """For people, indented by depth in the chain; instances already in `told` are not explained again."""
         known = self.kind == "input" and self.what in told
-        yield "  " * depth + (f"its input {self.what} is another one, as above" if known else self._sentence())
+        yield "  " * depth + (f"its input {self.what} differs, as above" if known else self._sentence())
         if self.kind == "input" and not known:
             told.add(self.what)
             for reason in self.because:
@@ -52,20 +52,20 @@ class Reason:
             case "version":
                 return f"the code of {self.what} has changed: version {self.old} -> {self.new}"
             case "input":
-                return f"its input {self.what} is another one" + (":" if self.because else f" ({self.old} -> {self.new})")
+                return f"its input {self.what} differs" + (":" if self.because else f" ({self.old} -> {self.new})")
             case "content":
-                return f"its input {self.what} was made again and has other bytes"
+                return f"its input {self.what} was made again, with different bytes"
             case "source":
                 return f"the source of {self.what} has changed"
             case "commit":
-                return f"made at commit {self.old or 'unknown'}, this is {self.new or 'unknown'}"
+                return f"made at commit {self.old or 'unknown'}; this is {self.new or 'unknown'}"
             case "again":
-                return f"its input {self.what} is to be made again"
+                return f"its input {self.what} has to be made again"
         return f"no artifact of {self.what} is in the store"
 
 
 def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
-    """Why an instance has to be made; nothing when it has not, but for what it stands on (`again`)."""
+    """Why an instance has to be made; empty if it does not have to be, except because of its inputs (`again`)."""
     manifest = node.manifest(store)
     if manifest is not None:
         return [Reason("content", node.inputs[role]) for role in stale_inputs(manifest, node, graph, store)]
@@ -79,7 +79,7 @@ def why(node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
 
 
 def since(manifest: Manifest, node: Node, graph: Mapping[str, Node]) -> list[Reason]:
-    """What has changed since of the code that made an instance's artifact; nothing where that does not say what made it."""
+    """How the code has changed since it made an instance's artifact; empty if the artifact does not say what made it."""
     then, now = manifest.program, program_of(node, graph)
     if not then.source:
         return []
@@ -89,7 +89,7 @@ def since(manifest: Manifest, node: Node, graph: Mapping[str, Node]) -> list[Rea
 
 
 def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: Store) -> list[Reason]:
-    """What makes a node another artifact than an old one of the same stage."""
+    """How a node differs from an old artifact of the same stage."""
     reasons = []
     for path, before, after in leaves(old.identity, node.identity):
         area, *rest = path
@@ -109,7 +109,7 @@ def _differences(old: Manifest, node: Node, graph: Mapping[str, Node], store: St
 def _input(
     role: str, before: str | None, after: str | None, old: Manifest, node: Node, graph: Mapping[str, Node], store: Store
 ) -> Reason:
-    if role not in node.inputs:  # named weights, or an input that there is no more
+    if role not in node.inputs:  # named weights, or a former input
         return Reason("input", role, before, after)
     source = graph[node.inputs[role]]
     record = old.inputs.get(role)
@@ -121,7 +121,7 @@ def _input(
 
 
 def leaves(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """The places at which two trees differ, with both values; None where there is none."""
+    """Where two trees differ, with both values; None for a missing one."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from leaves(old.get(key), new.get(key), (*path, key))

@@ -112,7 +112,7 @@ def predict(named: Mapping[str, nn.Module], videos: LabelledSlots, batch: int = 
         if none := [video.name for video, is_one in zip(videos.videos, finite, strict=True) if not is_one]:
             raise DataError(
                 f"the answers of {name} to {len(none)} videos, such as {none[0]}, are not finite: such weights diverged in "
-                "training, or are too large. Train or give others"
+                "training, or are too large. Train them again or use others"
             )
     probabilities: np.ndarray = answers.sigmoid().cpu().numpy()
     return probabilities

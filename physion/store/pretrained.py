@@ -162,7 +162,7 @@ def _read_all(source: Artifact | Shared, place: Path) -> dict[str, tuple[str, Pa
                 if found == wrong:
                     raise DataError(f"{source.store.uri}/{key} is corrupt (its SHA-256 is not the manifest's); push it again")
                 if wrong:
-                    raise TransientError(f"{source.store.uri}/{key} came damaged twice: check the network; run the same again")
+                    raise TransientError(f"{source.store.uri}/{key} arrived damaged twice: check the network and pull again")
                 wrong = found
             files[record.name] = (record.sha256, path)
     return files

@@ -144,7 +144,7 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     assert apart["value"] == pytest.approx(before["value"] - accuracy["value"])
     assert apart["low"] <= apart["value"] <= apart["high"]
     assert "accuracy, rollout" in physion("compare", *both, "-s", store).out
-    assert "begins 0 reports" in physion("compare", "zz", both[0], "-s", store).err
+    assert "matches 0 reports" in physion("compare", "zz", both[0], "-s", store).err
     elsewhere = shutil.copytree(store, tmp_path / "elsewhere")
     page = tmp_path / "page.html"
     runs = both[0], f"{elsewhere}@{both[1]}", f"{elsewhere}@", f"{elsewhere}@{row['preset']}"
@@ -155,7 +155,7 @@ def test_runs_says_what_was_changed_and_what_came_out(physion, preset, store, mo
     assert found["links"].keys() == {"video", "tokens", "slots", "dynamics", "answer"}
     words = page.read_text()
     assert all(run in words for run in (both[0], both[1], "evaluate.resamples", "Where each chain breaks"))
-    for arguments, said in (([both[0]], "two runs or more"), ([both[0], "a"], "say in which store")):
+    for arguments, said in (([both[0]], "two runs or more"), ([both[0], "a"], "or add --store")):
         ended = physion("compare", *arguments)
         assert (ended.code, said in ended.err) == (2, True)
     assert "another readout-observed-1" in physion("store", "ls", "evaluate", "-s", store).out

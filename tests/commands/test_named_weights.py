@@ -258,8 +258,9 @@ def test_push_pull_list(physion, preset, shared, tmp_path):
     assert option in physion("weights", "pull", "mini-full-1", "--from", shared, "-s", here).out
     assert option in (here / "pretrained" / "mini-full-1" / "README.md").read_text()
     for arguments, message in {
-        ("push", "train-steve"): "say under which name to share train-steve: --name my-steve",
+        ("push", "train-steve"): "give train-steve a name to share it under: --name my-steve",
         ("push", "pretrained/mini-steve", "--name", "x"): "has a name already",
+        ("push", "pretrained/mini-steve", "--license", "mit"): "has a model card already",
         ("push", "simulate", "--name", "x"): "neither pretrained/<name>, builtin/<name> nor a trained stage",
         ("push", "train-readout", "--name", "x"): "has 6 instances; say which: --features",
         ("push", "train-dvae", "--name", "x"): "train-dvae of preset",
@@ -449,7 +450,7 @@ class Damaging(LocalStore):
 
 def test_what_comes_damaged_is_read_again(shared, tmp_path):
     target = LocalStore(tmp_path / "here")
-    with pytest.raises(TransientError, match="came damaged twice"):
+    with pytest.raises(TransientError, match="arrived damaged twice"):
         copy_weights(find_weights(Damaging(shared, 2), "mini-steve"), target, tmp_path / "partial")
     assert target.list("pretrained") == []
     copied = copy_weights(find_weights(Damaging(shared, 1), "mini-steve"), target, tmp_path / "partial")

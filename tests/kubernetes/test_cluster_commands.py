@@ -47,8 +47,8 @@ def test_without_the_kubernetes_client_one_line_says_how_to_get_it(command):
         ("evaluate", [], "there are train-dvae"),
         ("train-dvae", ["--jobs", "/nothing"], "name that folder with --jobs"),
         ("train-dvae", ["--set", "train-dvae.optim.lrr=1"], "did you mean 'lr'?"),
-        ("train-dvae", ["--set", "train-readout.seeds=[0, 1]"], "hold no spaces (in lists write [1,2])"),
-        ("train-dvae", ["-p", "mine.yaml"], "a file of this machine, which pods do not see"),
+        ("train-dvae", ["--set", "train-readout.seeds=[0, 1]"], "must not contain spaces (write lists as [1,2])"),
+        ("train-dvae", ["-p", "mine.yaml"], "pods cannot see this local file"),
         ("train-dvae", [], "input frames-training"),
     ],
 )
@@ -63,13 +63,13 @@ def test_launch_refuses_before_it_looks_for_a_cluster(launch, stage, options, wo
     [
         (["-p", "papper"], "did you mean 'paper'?"),
         (["-p", "tiny", "--set", "train-dvae.optim.lrr=1"], "did you mean 'lr'?"),
-        (["-s", "runs/here"], "store runs/here: a folder of this machine"),
+        (["-s", "runs/here"], "store runs/here: pods cannot see this local folder"),
         (["--param", "gpus"], "not of the form NAME=VALUE"),
         (["-p", "tiny", "--sweep", "train-dvae.optim.lr=1e-4,many"], "train-dvae.optim.lr"),
         (["-p", "tiny", "--param", "sweep=train-dvae.optim.lrr=1,2"], "did you mean 'lr'?"),
         (["--sweep", "train-dvae.optim.lr"], "not of the form stage.key=value,value"),
-        (["--sweep", "a.b=[1, 2],[3]"], "hold no spaces"),
-        (["--set", "a.b=[1, 2]"], "hold no spaces"),
+        (["--sweep", "a.b=[1, 2],[3]"], "must not contain spaces"),
+        (["--set", "a.b=[1, 2]"], "must not contain spaces"),
     ],
 )
 def test_submit_refuses_before_it_looks_for_a_cluster(physion, words, message):

@@ -154,8 +154,8 @@ def test_labels_mended_at_the_source_are_noticed_by_all_that_stands_on_them(phys
         planned = {row["name"] for row in json.loads(physion("plan", "--json", *where).out)["result"] if not row["cached"]}
         assert planned == stale
         why = physion("plan", "--why", *where).out.splitlines()
-        assert why[why.index("frames-readout") + 1] == "  its input fetch-readout was made again and has other bytes"
-        assert why[why.index("evaluate") + 1] == "  its input train-readout-observed-0 is to be made again"
+        assert why[why.index("frames-readout") + 1] == "  its input fetch-readout was made again, with different bytes"
+        assert why[why.index("evaluate") + 1] == "  its input train-readout-observed-0 has to be made again"
         refused = physion("stage", "evaluate", *where)
         assert (refused.code, refused.out) == (2, "")
         assert (
@@ -239,7 +239,7 @@ def test_a_root_cause_far_up(preset, finished):
     collect(reason)
     assert {(r.kind, r.what, r.old, r.new) for r in roots} == {("option", "train-dvae.optim.lr", 1e-3, 5e-4)}
     lines = list(reason.lines(set()))
-    assert lines[0] == "its input rollout-readout is another one:"
+    assert lines[0] == "its input rollout-readout differs:"
     assert [line.strip() for line in lines].count("train-dvae.optim.lr: 0.001 -> 0.0005") == 1
 
 
@@ -274,7 +274,7 @@ def test_what_was_said_is_not_said_again(physion, preset, finished):
     """Each stage with its own reasons; one cause stands there once."""
     ended = physion("plan", "--why", "-p", preset, "-s", finished, "--set", "train-dvae.optim.lr=5e-4")
     assert ended.out.count("train-dvae.optim.lr: 0.001 -> 0.0005") == 1
-    assert "train-steve\n  its input train-dvae is another one, as above\n" in ended.out
+    assert "train-steve\n  its input train-dvae differs, as above\n" in ended.out
 
 
 def test_plan_says_why(physion, preset, finished):

@@ -133,8 +133,8 @@ def test_nothing_is_said_of_the_same_code(physion, preset, finished):
 def test_other_code_of_the_same_version_is_warned_of(physion, preset, store):
     edit(store, "train-steve", of_engine)
     warning = (
-        "warning: train-steve: made by other code of the same version, and kept; since then physion.training.engine changed "
-        "(plan --why says more, physion stage ... --force makes one again)\n"
+        "warning: train-steve: made by other code of the same version, and kept; physion.training.engine changed since "
+        "(for more, plan --why; physion stage ... --force makes one again)\n"
     )
     assert warning in physion("plan", "-p", preset, "-s", store).out
     ran = physion("run", "-p", preset, "-s", store)
@@ -152,10 +152,10 @@ def test_why_says_what_made_what_is_kept(physion, preset, store, graph, monkeypa
     now = str(program_of(graph["train-steve"], graph)) or "unknown"
     assert why == (
         "tokenize is kept, but other code or packages would make it now:\n"
-        f"  made at commit {now}, this is {now}\n"
+        f"  made at commit {now}; this is {now}\n"
         f"  torch: 1.0 -> {program_of(graph['tokenize'], graph).packages['torch']}\n"
         "train-steve is kept, but other code or packages would make it now:\n"
-        f"  made at commit 111111111111 with changes, this is {now}\n"
+        f"  made at commit 111111111111 with changes; this is {now}\n"
         "  the source of physion.training.engine has changed\n"
         "nothing needs to be made\n"
     )
