@@ -2,7 +2,7 @@
 
     python benchmarks/labels.py STORE PRESET [ROW ...]
 
-Each row of `regress` by its chosen variant, learnt again on some of the readout videos: whole families, over all scenarios.
+Each row of `regress` by its chosen variant, learned again on some of the readout videos: whole families, over all scenarios.
 """
 
 import json

@@ -21,7 +21,7 @@ from physion.stages import STAGES
 
 
 def plain(text):
-    """Without a terminal's colours and line breaks."""
+    """Without a terminal's colors and line breaks."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).replace("│", " ").split())
 
 

@@ -26,8 +26,8 @@ def doctor(
     for finding in examine(None if store is None else chosen_store(store), cache_options.folder):
         findings.append(finding)
         if not as_json:
-            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
-            line = f"[{colour}]{finding.state:<4}[/]  {finding.name:<8} {escape(finding.text)}"
+            color = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.state]
+            line = f"[{color}]{finding.state:<4}[/]  {finding.name:<8} {escape(finding.text)}"
             Console().print(line, soft_wrap=True, highlight=False)
     if as_json:
         print_json([vars(finding) for finding in findings])

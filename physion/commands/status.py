@@ -16,7 +16,7 @@ from physion.progress import duration
 if TYPE_CHECKING:
     from physion.kubernetes.cluster import Cluster
 
-COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red"}
+COLORS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red"}
 
 
 def status(
@@ -49,7 +49,7 @@ def status(
     else:
         table = Table("workflow", "phase", "steps", "started", "took", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(row["name"], _coloured(row["phase"]), row["progress"], row["created"], _took(row["seconds"]))
+            table.add_row(row["name"], _colored(row["phase"]), row["progress"], row["created"], _took(row["seconds"]))
         print_table(table)
 
 
@@ -66,8 +66,8 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
     reached = [row for row in rows if row["phase"] not in ("Omitted", "Skipped")]
     for row in reached:
         done = row["progress"] if row["phase"] == "Running" else ""
-        table.add_row(escape(row["name"]), _coloured(row["phase"]), done, _took(row["seconds"]))
-    Console().print(f"{name}: {_coloured(phase)} {progress}", highlight=False)
+        table.add_row(escape(row["name"]), _colored(row["phase"]), done, _took(row["seconds"]))
+    Console().print(f"{name}: {_colored(phase)} {progress}", highlight=False)
     if reached:
         print_table(table)
     for kind, why in (("Skipped", "had nothing to do"), ("Omitted", "were not reached")):
@@ -80,8 +80,8 @@ def show(cluster: Cluster, workflow: dict[str, Any], as_json: bool) -> None:
             print(f"{row['name']}: {message}")
 
 
-def _coloured(phase: str) -> str:
-    return f"[{COLOURS[phase]}]{phase}[/]" if phase in COLOURS else phase
+def _colored(phase: str) -> str:
+    return f"[{COLORS[phase]}]{phase}[/]" if phase in COLORS else phase
 
 
 def _took(seconds: float | None) -> str:

@@ -23,7 +23,7 @@ class Probe:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        self._learnt_from = slots_XSD, best_X
+        self._learned_from = slots_XSD, best_X
         its_own = slots_XSD[np.arange(len(best_X)), best_X]
         self._places: Any = make_pipeline(StandardScaler(), Ridge(PENALTY)).fit(its_own, places_XK)
         self.mean_place: np.ndarray = places_XK.mean(0)
@@ -34,7 +34,7 @@ class Probe:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        slots_XSD, best_X = self._learnt_from
+        slots_XSD, best_X = self._learned_from
         slots, size = slots_XSD.shape[1:]
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
             slots_XSD.reshape(-1, size), (np.arange(slots) == best_X[:, None]).ravel()
@@ -80,10 +80,10 @@ def probe(
     NaN where the body is not visible or there is nothing to learn from.
     """
     found = {way: np.full(places_NTK.shape, np.nan) for way in ("best", "picked")}
-    for learnt, mine in learn_apart(slots_NTSD, best_NT, places_NTK, seen_NT, families_N):
+    for learned, mine in learn_apart(slots_NTSD, best_NT, places_NTK, seen_NT, families_N):
         ask = seen_NT & mine[:, None]
         if ask.any():
             slots = slots_NTSD[ask]
-            found["best"][ask] = learnt.places(slots, best_NT[ask])
-            found["picked"][ask] = learnt.places(slots, learnt.pick(slots))
+            found["best"][ask] = learned.places(slots, best_NT[ask])
+            found["picked"][ask] = learned.places(slots, learned.pick(slots))
     return found

@@ -12,7 +12,7 @@ import jinja2
 
 from physion.progress import byte_count, duration
 from physion.report.plots import (
-    MODE_COLOURS,
+    MODE_COLORS,
     loss_curve,
     plot_binding,
     plot_distances,
@@ -173,7 +173,7 @@ def render_report(context: ReportContext) -> str:
             norms=plot_norms({SETS[name]: found["norm"] for name, found in context.slots.items()}) if context.slots else "",
             mode_meanings={mode: MODES[mode] for mode in modes if mode in MODES},
             columns=["observed", "rollout", *(mode for mode in modes if mode not in ("observed", "rollout"))],
-            mode_number={mode: row % len(MODE_COLOURS) for row, mode in enumerate(modes)},
+            mode_number={mode: row % len(MODE_COLORS) for row, mode in enumerate(modes)},
             humans={name: HUMAN_BY_SCENARIO.get(name.lower()) for name in scenarios},
             published=PUBLISHED,
             published_source=SOURCE,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from physion.report.metrics import complement, over_videos
 
-SLOT_COLOURS = np.array(
+SLOT_COLORS = np.array(
     [
         (230, 25, 75),
         (60, 180, 75),
@@ -32,8 +32,8 @@ BEST_PSNR = 100.0  # for equal pictures, instead of infinity; one value of 128 x
 
 def overlay_masks(frames_THW3: np.ndarray, masks_TSHW: np.ndarray) -> np.ndarray:
     """Frames in gray with every slot's mask in its color: uint8 [T, H, W, 3]."""
-    colours = SLOT_COLOURS[np.arange(masks_TSHW.shape[1]) % len(SLOT_COLOURS)]
-    tint = np.einsum("tshw,sc->thwc", masks_TSHW, colours)
+    colors = SLOT_COLORS[np.arange(masks_TSHW.shape[1]) % len(SLOT_COLORS)]
+    tint = np.einsum("tshw,sc->thwc", masks_TSHW, colors)
     grey = frames_THW3.mean(-1, keepdims=True)
     tinted: np.ndarray = np.clip(0.45 * grey + 0.55 * tint, 0, 255).astype(np.uint8)
     return tinted
@@ -50,8 +50,8 @@ def mark_predicted(frames_THW3: np.ndarray, predicted: Sequence[bool]) -> np.nda
     """A border around every frame, gray if it was observed, orange if it was predicted."""
     out = np.pad(frames_THW3, ((0, 0), (2, 2), (2, 2), (0, 0)))
     for frame, flag in zip(out, predicted, strict=True):
-        colour = PREDICTED if flag else OBSERVED
-        frame[:2], frame[-2:], frame[:, :2], frame[:, -2:] = colour, colour, colour, colour
+        color = PREDICTED if flag else OBSERVED
+        frame[:2], frame[-2:], frame[:, :2], frame[:, -2:] = color, color, color, color
     return out
 
 

@@ -24,8 +24,8 @@ from physion.report.published import HUMAN_ACCURACY, HUMAN_BY_SCENARIO
 
 # CSS variable -> fallback. matplotlib draws with the fallback; `_svg` puts the variable in its place.
 INK, FAINT = "#7d7c79", "#a3a29e"
-MODE_COLOURS = ("#3b82c4", "#d9712f", "#2f9e78", "#a86fc9")
-CSS_VARIABLES = {"plot-ink": INK, "plot-faint": FAINT} | {f"mode-{i}": c for i, c in enumerate(MODE_COLOURS)}
+MODE_COLORS = ("#3b82c4", "#d9712f", "#2f9e78", "#a86fc9")
+CSS_VARIABLES = {"plot-ink": INK, "plot-faint": FAINT} | {f"mode-{i}": c for i, c in enumerate(MODE_COLORS)}
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -64,9 +64,9 @@ def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]], simulated: bool, of:
     figure, axes = _figure(9.4, 1.25 + 0.42 * len(metrics))
     intervals = [_interval(values["overall"]["accuracy"]) for values in metrics.values()]
     for row, interval in enumerate(intervals):
-        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
-        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="round")
-        axes.plot(100 * interval.value, row, "o", color=colour, markersize=8)
+        color = MODE_COLORS[row % len(MODE_COLORS)]
+        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=2.2, solid_capstyle="round")
+        axes.plot(100 * interval.value, row, "o", color=color, markersize=8)
         axes.annotate(interval.percent(), (1.01, row), xycoords=axes.get_yaxis_transform(), va="center")
     chance = 100 * next(iter(metrics.values()))["chance"]
     references = sorted(
@@ -101,17 +101,17 @@ def plot_scenarios(metrics: Mapping[str, Mapping[str, Any]], simulated: bool) ->
     places = {scenario: x for x, scenario in enumerate(scenarios)}
     marks = []
     for row, (mode, values) in enumerate(metrics.items()):
-        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
+        color = MODE_COLORS[row % len(MODE_COLORS)]
         found = {scenario: _interval(entry["accuracy"]) for scenario, entry in values["per_scenario"].items()}
         x = [places[scenario] + 0.17 * (row - (len(metrics) - 1) / 2) for scenario in found]
         axes.vlines(
             x,
             [100 * interval.low for interval in found.values()],
             [100 * interval.high for interval in found.values()],
-            colors=colour,
+            colors=color,
             linewidth=1.8,
         )
-        axes.plot(x, [100 * interval.value for interval in found.values()], "o", color=colour, markersize=6, label=mode)
+        axes.plot(x, [100 * interval.value for interval in found.values()], "o", color=color, markersize=6, label=mode)
         marks += [100 * end for interval in found.values() for end in (interval.low, interval.high)]
     chances = {
         scenario: 100 * entry["chance"] for values in metrics.values() for scenario, entry in values["per_scenario"].items()
@@ -153,7 +153,7 @@ def plot_roc(labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> str
         for index, scores in enumerate(np.asarray(by_seed)):
             axes.plot(
                 *_roc_points(scores, truth),
-                color=MODE_COLOURS[row % len(MODE_COLOURS)],
+                color=MODE_COLORS[row % len(MODE_COLORS)],
                 linewidth=1.3,
                 label=mode if index == 0 else None,
             )
@@ -172,9 +172,9 @@ def plot_reliability(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     figure, axes = _unit_square(0.03)
     for row, (mode, values) in enumerate(metrics.items()):
         said, positive, count = np.array([[each[key] for key in ("said", "positive", "n")] for each in values["reliability"]]).T
-        colour = MODE_COLOURS[row % len(MODE_COLOURS)]
-        axes.plot(said, positive, color=colour, linewidth=1.3, label=mode)
-        axes.scatter(said, positive, 200 * count / count.sum(), color=colour, linewidths=0, zorder=2)
+        color = MODE_COLORS[row % len(MODE_COLORS)]
+        axes.plot(said, positive, color=color, linewidth=1.3, label=mode)
+        axes.scatter(said, positive, 200 * count / count.sum(), color=color, linewidths=0, zorder=2)
     axes.set_xlabel("mean probability in each tenth (area: share of answers)")
     axes.set_ylabel("share of positive videos")
     axes.legend(loc="upper left")
@@ -190,13 +190,13 @@ def plot_losses(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
     """
     figure, axes = _figure(4.6, 2.7)
     train, heldout = (loss_curve(history, key) for key in ("loss", "heldout_loss"))
-    for (steps, losses), label, colour, marker in (
-        (train, "training", MODE_COLOURS[0], ""),
-        (heldout, "held out", MODE_COLOURS[1], "o"),
+    for (steps, losses), label, color, marker in (
+        (train, "training", MODE_COLORS[0], ""),
+        (heldout, "held out", MODE_COLORS[1], "o"),
     ):
         if len(steps):
             few = marker if len(steps) <= 30 else ""
-            axes.plot(_binned(steps), _binned(losses), marker=few, markersize=3.5, color=colour, linewidth=1.3, label=label)
+            axes.plot(_binned(steps), _binned(losses), marker=few, markersize=3.5, color=color, linewidth=1.3, label=label)
     everything = np.concatenate([train[1], heldout[1]])
     if len(everything):
         if everything.min() > 0 and everything.max() > 10 * everything.min():
@@ -221,7 +221,7 @@ def plot_binding(stage: str, history: Sequence[Mapping[str, Any]]) -> str:
         steps, values = loss_curve(history, key)
         if len(steps):
             axes.plot(steps, values, marker="o" if len(steps) <= 30 else "", markersize=3.5, linewidth=1.3,
-                      color=MODE_COLOURS[number], label=label)  # fmt: skip
+                      color=MODE_COLORS[number], label=label)  # fmt: skip
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
     axes.legend(loc="best")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
@@ -235,7 +235,7 @@ def plot_norms(by_set: Mapping[str, Sequence[float]]) -> str:
     """The slots' mean length in each frame, by set of videos."""
     figure, axes = _figure(9.4, 2.4)
     for number, (name, lengths) in enumerate(by_set.items()):
-        axes.plot(range(len(lengths)), lengths, color=MODE_COLOURS[number], linewidth=1.5, label=name)
+        axes.plot(range(len(lengths)), lengths, color=MODE_COLORS[number], linewidth=1.5, label=name)
     axes.set_ylim(0, 1.1 * max(max(lengths) for lengths in by_set.values()))
     axes.set_xlabel("frame")
     axes.set_ylabel("length of a slot")
@@ -253,9 +253,9 @@ def plot_errors(dynamics: Mapping[str, Any]) -> str:
         "rollout_ordered": (0, "-", "rollout, order of slots restored"),
         "copied_ordered": (1, "-", "last observed frame, likewise"),
     }
-    for way, (colour, dashes, label) in named.items():
+    for way, (color, dashes, label) in named.items():
         curve = dynamics["error"][way]
-        _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLOURS[colour], linestyle=dashes, label=label)
+        _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLORS[color], linestyle=dashes, label=label)
     axes.axhline(1, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=0)
     axes.axvline(dynamics["watched"] - 0.5, color=FAINT, linewidth=1.1, linestyle=(0, (1, 2)), zorder=0)
     axes.set_ylim(0, None)
@@ -273,10 +273,10 @@ def plot_distances(places: Mapping[str, Mapping[str, Any]], watched: int) -> str
     for number, (body, spaces) in enumerate(places.items()):
         axes = figure.add_subplot(1, len(places), number + 1)
         axes.patch.set_visible(False)
-        for colour, (way, label) in enumerate(named.items()):
+        for color, (way, label) in enumerate(named.items()):
             curve = spaces["room"][way]
             shown = label if number == 0 else None
-            _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLOURS[colour], label=shown)
+            _over_frames(axes, curve["frames"], curve["by_frame"], color=MODE_COLORS[color], label=shown)
         axes.axvline(watched - 0.5, color=FAINT, linewidth=1.1, linestyle=(0, (1, 2)), zorder=0)
         axes.set_ylim(0, None)
         axes.set_title(body, fontsize=9.5)
@@ -294,11 +294,11 @@ def plot_likeness(pictures: Mapping[str, Any]) -> str:
     for number, (measure, label) in enumerate((("psnr", "PSNR, dB"), ("ssim", "SSIM"))):
         axes = figure.add_subplot(1, 2, number + 1)
         axes.patch.set_visible(False)
-        for colour, (what, name) in enumerate(named.items()):
+        for color, (what, name) in enumerate(named.items()):
             if what in pictures:
                 curve = pictures[what][measure]["by_frame"]
                 shown = name if number == 0 else None
-                _over_frames(axes, pictures["frames"], curve, color=MODE_COLOURS[colour], label=shown)
+                _over_frames(axes, pictures["frames"], curve, color=MODE_COLORS[color], label=shown)
         axes.set_ylabel(label)
     figure.legend(loc="outside upper left", ncols=len(named))
     return _svg(figure, "likeness", "PSNR and SSIM of what is drawn against the shown frames, over time")

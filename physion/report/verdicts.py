@@ -104,7 +104,7 @@ def _tokens(metrics: Metrics) -> Link | str:
     pictures = metrics["pictures"]
     if "reconstructed" not in pictures:
         return "There are no tokens, or no videos on this page to draw from them."
-    fails = "What comes back from the tokens is no more like the video than frames in one colour: the dVAE has learnt nothing."
+    fails = "What comes back from the tokens is no more like the video than frames in one color: the dVAE has learned nothing."
     return Link("tokens", "explained", pictures["reconstructed"]["explained"], pictures["videos"], 0.0, 1.0, fails)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from physion.simulation.draws import Draws
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
-RED: Colour = (0.88, 0.07, 0.07)
-YELLOW: Colour = (0.98, 0.86, 0.06)
-PALETTE: tuple[Colour, ...] = (
+RED: Color = (0.88, 0.07, 0.07)
+YELLOW: Color = (0.98, 0.86, 0.06)
+PALETTE: tuple[Color, ...] = (
     (0.10, 0.28, 0.82),
     (0.06, 0.55, 0.22),
     (0.00, 0.62, 0.66),
@@ -44,7 +44,7 @@ class Pattern(Enum):
 class Material:
     """The look of one surface."""
 
-    colour: Colour
+    color: Color
     pattern: Pattern = Pattern.PLAIN
     frequency: float = 1.0
     """Pattern cells per meter."""
@@ -63,9 +63,9 @@ class Material:
             wavy = points[:, 0] + 0.12 * np.sin(5 * points[:, 1])
             dark = 0.5 - 0.5 * np.sin(3 * self.frequency * wavy)
         else:
-            return np.broadcast_to(np.asarray(self.colour, np.float32), points.shape)
+            return np.broadcast_to(np.asarray(self.color, np.float32), points.shape)
         brightness: np.ndarray = (1 - self.contrast * dark).astype(np.float32)
-        return np.outer(brightness, np.asarray(self.colour, np.float32))
+        return np.outer(brightness, np.asarray(self.color, np.float32))
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def draw_room(draws: Draws, camera_side: float) -> Room:
     return Room(floor, wall, lamp)
 
 
-def draw_object_material(draws: Draws, colour: Colour) -> Material:
+def draw_object_material(draws: Draws, color: Color) -> Material:
     """A random texture in the given color."""
     pattern = draws.choose(Pattern.PLAIN, Pattern.PLAIN, Pattern.CHECK, Pattern.STRIPES, Pattern.WOOD)
-    return Material(colour, pattern, draws.uniform(5.0, 12.0), draws.uniform(0.15, 0.30), draws.uniform(0.0, 0.35))
+    return Material(color, pattern, draws.uniform(5.0, 12.0), draws.uniform(0.15, 0.30), draws.uniform(0.0, 0.35))
 
 
-def _muted(draws: Draws, darkest: float, brightest: float) -> Colour:
+def _muted(draws: Draws, darkest: float, brightest: float) -> Color:
     grey = draws.uniform(darkest, brightest)
     red, green, blue = (min(1.0, grey * draws.uniform(0.90, 1.10)) for _ in range(3))
     return red, green, blue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from physion.simulation.draws import Draws
-from physion.simulation.materials import YELLOW, Colour, Material, Pattern
+from physion.simulation.materials import YELLOW, Color, Material, Pattern
 from physion.simulation.scene import PATIENT, Contact, Geom, Scene, Vector
 
 
@@ -98,7 +98,7 @@ def rolling_ball(
     speed: float,
     heading: float,
     *,
-    colour: Colour | None = None,
+    color: Color | None = None,
     density: float = 500.0,
     contact: Contact | None = None,
     drag: float = 0.0,
@@ -106,7 +106,7 @@ def rolling_ball(
     """A ball that rolls without slipping from `start` with `speed` m/s towards `heading` radians."""
     along_x, along_y = speed * float(np.cos(heading)), speed * float(np.sin(heading))
     # A pattern of about one cell per radius shows that it rolls.
-    material = Material(colour or scene.colour(), Pattern.CHECK, 1 / radius, 0.28, scene.look.uniform(0.0, 0.35))
+    material = Material(color or scene.color(), Pattern.CHECK, 1 / radius, 0.28, scene.look.uniform(0.0, 0.35))
     scene.add_body(
         name,
         [Geom("sphere", (radius,))],

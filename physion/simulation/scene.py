@@ -15,7 +15,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from physion.simulation.draws import Draws
-from physion.simulation.materials import PALETTE, Colour, Material, draw_object_material, draw_room
+from physion.simulation.materials import PALETTE, Color, Material, draw_object_material, draw_room
 
 FPS = 30
 SUBSTEPS = 8
@@ -88,18 +88,18 @@ class Scene:
         self.release = self.look.integer(*self.scenario.release)
         self.camera_side = self.look.sign()
         self.room = draw_room(self.look, self.camera_side)
-        self._colours = self.look.shuffled(PALETTE)
+        self._colors = self.look.shuffled(PALETTE)
         self._assets = ElementTree.Element("asset")
         self._world = ElementTree.Element("worldbody")
 
-    def colour(self) -> Colour:
+    def color(self) -> Color:
         """The next distractor color; no two bodies share one until all are used."""
-        self._colours.append(self._colours.pop(0))
-        return self._colours[-1]
+        self._colors.append(self._colors.pop(0))
+        return self._colors[-1]
 
-    def material(self, colour: Colour | None = None) -> Material:
+    def material(self, color: Color | None = None) -> Material:
         """A random texture, in the given color or the next one."""
-        return draw_object_material(self.look, colour or self.colour())
+        return draw_object_material(self.look, color or self.color())
 
     def add_body(
         self,

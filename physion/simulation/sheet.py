@@ -32,10 +32,10 @@ def write_contact_sheet(path: Path, seed: int, size: int) -> None:
         y = MARGIN + header + row * (size + GAP)
         draw.text((MARGIN, y + 0.32 * size), scenario, INK, titles)
         if clip.first_contact is None:
-            outcome, colour = "no contact", FAINT
+            outcome, color = "no contact", FAINT
         else:
-            outcome, colour = f"contact at {clip.first_contact}", ACCENT
-        draw.text((MARGIN, y + 0.32 * size + 22 * text_scale), outcome, colour, notes)
+            outcome, color = f"contact at {clip.first_contact}", ACCENT
+        draw.text((MARGIN, y + 0.32 * size + 22 * text_scale), outcome, color, notes)
         for moment, x in zip(MOMENTS, column, strict=True):
             sheet.paste(Image.fromarray(clip.frames[moment]), (x, y))
     path.parent.mkdir(parents=True, exist_ok=True)

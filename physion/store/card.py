@@ -15,7 +15,7 @@ from physion.store.protocol import Store
 CARD, SIZES = "README.md", "config.json"
 MEASURED = {
     "parameters": "parameters",
-    "steps": "optimiser steps",
+    "steps": "optimizer steps",
     "heldout_loss_before": "held-out loss, untrained",
     "heldout_loss": "held-out loss",
     "heldout_balanced_accuracy": "held-out balanced accuracy",

@@ -16,7 +16,7 @@ FRAMES = 12
 
 
 def moving(height, width):
-    """RGB frames with what resizing, chroma and colour ranges can get wrong: gradients, noise, saturated edges; all move."""
+    """RGB frames with what resizing, chroma and color ranges can get wrong: gradients, noise, saturated edges; all move."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
     noise = noise.repeat(8, 0).repeat(8, 1)[:height, :width]
@@ -56,7 +56,7 @@ KINDS = {
     "512 square": ({"height": 512, "width": 512}, "yuv420p", 30),
     "no multiple of 16": ({"height": 102, "width": 150}, "yuv420p", 30),
     "odd": ({"height": 131, "width": 241, "pix_fmt": "yuv444p"}, "yuv444p", 30),
-    "odd with half the colours": ({"height": 131, "width": 241, "codec": "mpeg4"}, "yuv420p", 30),
+    "odd with half the colors": ({"height": 131, "width": 241, "codec": "mpeg4"}, "yuv420p", 30),
     "yuv444": ({"pix_fmt": "yuv444p"}, "yuv444p", 30),
     "yuv422": ({"pix_fmt": "yuv422p"}, "yuv422p", 30),
     "full range": ({"pix_fmt": "yuvj420p"}, "yuvj420p", 30),

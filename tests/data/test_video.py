@@ -115,7 +115,7 @@ def test_damaged_bytes_are_seldom_taken_for_a_picture(mp4):
 
 
 def flat(path, height, width, frames):
-    """A video of one colour, fast to make."""
+    """A video of one color, fast to make."""
     write_mp4(path, (np.full((height, width, 3), 90, np.uint8) for _ in range(frames)))
 
 

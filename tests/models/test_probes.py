@@ -39,8 +39,8 @@ def test_what_they_do_not_say_is_not():
     assert max(r2(each, places) for each in said.values()) < 0.05
 
 
-def test_near_twins_are_not_learnt_from():
-    """Bodies that rest: a slot that is a video's own would give its place away, were the video, or its twin, learnt from."""
+def test_near_twins_are_not_learned_from():
+    """Bodies that rest: a slot that is a video's own would give its place away, were the video, or its twin, learned from."""
     _, best, places, there = seen(constant=True)
     mine = np.random.default_rng(1).normal(size=(VIDEOS // 2, 1, 1, 30)).repeat(2, 0)
     places[1::2] = places[::2]
@@ -54,7 +54,7 @@ def test_near_twins_are_not_learnt_from():
 def test_only_where_the_body_is_seen():
     slots, best, places, there = seen()
     there[3, 2:] = False
-    places[3, 2:] = np.nan  # would spoil what is learnt
+    places[3, 2:] = np.nan  # would spoil what is learned
     said = probe(slots, best, places, there, [str(n) for n in range(VIDEOS)])
     for each in said.values():
         np.testing.assert_array_equal(np.isfinite(each).all(-1), there)

@@ -37,5 +37,5 @@ def test_over_videos():
         assert measured["low"] < measured["value"] < measured["high"]
         assert measured["n"] == 3
         assert len(measured["by_frame"]) == 3
-    in_one_colour = np.repeat(shown.mean((1, 2), keepdims=True), 24, 1).repeat(32, 2)
-    assert likeness([(shown, in_one_colour)], 10, 0)["explained"]["value"] == pytest.approx(0)
+    in_one_color = np.repeat(shown.mean((1, 2), keepdims=True), 24, 1).repeat(32, 2)
+    assert likeness([(shown, in_one_color)], 10, 0)["explained"]["value"] == pytest.approx(0)

@@ -1,4 +1,4 @@
-"""Clips as the rest of the project meets them: determinism, framing, colours, MP4."""
+"""Clips as the rest of the project meets them: determinism, framing, colors, MP4."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_cloth_label_agrees_with_its_vertices(balanced):
 def test_head_on_collision_is_labelled_as_geometry_says(offset, hits):
     scene = Scene(COLLIDE, Draws(1), Draws(2))
     standing_patient(scene, Solid(Geom("sphere", (0.15,)), 0.15), 0.6, offset)
-    rolling_ball(scene, AGENT, 0.1, (-0.6, 0.0), 1.5, 0.0, colour=RED)
+    rolling_ball(scene, AGENT, 0.1, (-0.6, 0.0), 1.5, 0.0, color=RED)
     trajectory = simulate(scene, (0,))
     assert trajectory.label is hits
     if hits:

@@ -62,16 +62,16 @@ def test_repeating_unmoved_frames_changes_nothing_visible(scenario):
 
 
 def test_no_distractor_looks_like_the_agent_or_the_patient():
-    for colour in PALETTE:
+    for color in PALETTE:
         for reserved in (RED, YELLOW):
-            assert np.linalg.norm(np.subtract(colour, reserved)) > 0.5
+            assert np.linalg.norm(np.subtract(color, reserved)) > 0.5
 
 
 def test_rooms_are_muted():
     for seed in range(20):
         room = draw_room(Draws(seed), 1.0)
         for material in (room.floor, room.wall):
-            assert np.ptp(material.colour) < 0.2
+            assert np.ptp(material.color) < 0.2
             assert material.contrast <= 0.16
 
 

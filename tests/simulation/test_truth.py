@@ -42,7 +42,7 @@ def test_masks_are_what_the_pictures_show(clip):
         picture = renderer.frame(frame).astype(float)
         hue = picture / picture.sum(-1, keepdims=True)
         shown = np.abs(hue[..., None, :] - known).sum(-1).argmin(-1)
-        assert (shown == truth.masks[frame]).mean() > 0.998  # dark pixels have few colours
+        assert (shown == truth.masks[frame]).mean() > 0.998  # dark pixels have few colors
     assert {1, 2} <= set(np.unique(truth.masks[0]))
 
 

@@ -143,7 +143,7 @@ def test_test_labels_change_nothing():
     assert first[1] == second[1]
 
 
-def test_a_scenario_that_was_never_learnt_gets_the_share_of_positives():
+def test_a_scenario_that_was_never_learned_gets_the_share_of_positives():
     readout = [Video(str(number), "", "Drop", number < 3) for number in range(12)]
     found, _ = _answers(BY_SCENARIO, np.ones((12, 1)), readout, np.ones((1, 1)), [Video("a", "", "Roll", True)], 0)
     assert found == 0.25

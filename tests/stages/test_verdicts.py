@@ -85,8 +85,8 @@ def study(shuffled=None, copied=False, random_labels=False, told=True, touch=Non
         return {"chosen": LOGISTIC.name, "variants": {LOGISTIC.name: facts | measured(probabilities)}}
 
     of_slots = rollouts[:, :WATCHED:5].mean(1).reshape(VIDEOS, -1)
-    learnt_from = rng.permutation(labels[:half]) if random_labels else labels[:half]
-    readout = fit("logistic", of_slots[:half], learnt_from, [v.name for v in videos[:half]])
+    learned_from = rng.permutation(labels[:half]) if random_labels else labels[:half]
+    readout = fit("logistic", of_slots[:half], learned_from, [v.name for v in videos[:half]])
     states = truth.places.mean(1).reshape(VIDEOS, -1)
     on = {"slots-rollout": of_slots} | ({"states-full": states, "states-rollout": states} if told else {})
     return {

@@ -24,7 +24,7 @@ def _build(scene: Scene) -> None:
     elif agent.is_ball:
         speed, drag = draws.uniform(0.8, 1.8), draws.uniform(0.001, 0.01)
         contact = Contact(rolling=0.002)
-        rolling_ball(scene, AGENT, agent.half_height, (start, 0.0), speed, heading, colour=RED, contact=contact, drag=drag)
+        rolling_ball(scene, AGENT, agent.half_height, (start, 0.0), speed, heading, color=RED, contact=contact, drag=drag)
     else:
         _slide(scene, agent, start, heading)
     for number in range(draws.integer(0, 2)):

@@ -22,7 +22,7 @@ def _build(scene: Scene) -> None:
     bowl = _bowl(draws.uniform(0.15, 0.23), draws.uniform(0.03, 0.11), draws.uniform(0, 30))
     offset = (draws.uniform(-0.02, 0.02), draws.uniform(-0.02, 0.02))
     bowl_z = stand_height + MAT_TOP + THICKNESS + 0.002
-    material = Material(scene.colour(), Pattern.WOOD, 20.0)
+    material = Material(scene.color(), Pattern.WOOD, 20.0)
     scene.add_body("bowl", bowl, (*offset, bowl_z), (0, 0, draws.uniform(-45, 45)), material=material, density=300)
 
     count, z = draws.integer(1, 3), stand_height + 0.06

@@ -18,7 +18,7 @@ def _build(scene: Scene) -> None:
     gap = 2 * half_height * draws.uniform(0.48, 0.92)
     # A taller domino needs less turning speed to go over its edge.
     topple = draws.uniform(1.5, 2.2) * math.sqrt(0.25 / half_height)
-    same_colour = scene.colour() if draws.chance(0.6) else None
+    same_color = scene.color() if draws.chance(0.6) else None
     x = -gap * count / 2
     for number in range(count + 1):
         is_first, is_agent = number == 0, number == count
@@ -28,7 +28,7 @@ def _build(scene: Scene) -> None:
             [Geom("box", (half_x, half_y, half_height))],
             (x, y, half_height),
             (0, 0, yaw),
-            material=scene.material(RED if is_agent else same_colour),
+            material=scene.material(RED if is_agent else same_color),
             velocity=(topple * half_height, 0, 0, 0, topple, 0) if is_first else None,
             contact=Contact(friction=0.5),
         )

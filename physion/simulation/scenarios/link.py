@@ -34,7 +34,7 @@ def _build(scene: Scene) -> None:
             AGENT if is_agent else f"ring{number}",
             ring(radius, tube),
             (0, 0, z),
-            material=Material(RED if is_agent else scene.colour(), gloss=scene.look.uniform(0, 0.35)),
+            material=Material(RED if is_agent else scene.color(), gloss=scene.look.uniform(0, 0.35)),
             density=draws.uniform(150, 500),
             contact=Contact(friction=0.4),
             drag=0.0005,

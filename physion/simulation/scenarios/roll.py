@@ -19,14 +19,14 @@ def _build(scene: Scene) -> None:
     start = -1.0 if ledge else -0.75
     if ledge:
         block = Geom("box", (half_length + 0.12, 0.25, ledge / 2))
-        material = Material(scene.colour(), Pattern.WOOD, 8.0)
+        material = Material(scene.color(), Pattern.WOOD, 8.0)
         scene.add_body("ledge", [block], (start + half_length + 0.12, 0, ledge / 2), static=True, material=material)
     scene.add_body(
         "ramp",
         [wedge(half_length, 0.22, 2 * half_rise)],
         (start, 0, ledge),
         static=True,
-        material=Material(scene.colour(), Pattern.WOOD, 8.0),
+        material=Material(scene.color(), Pattern.WOOD, 8.0),
         contact=Contact(friction=0.5),
     )
     _agent_on_ramp(scene, start, ledge + 2 * half_rise, half_incline, slope)

@@ -15,7 +15,7 @@ def _build(scene: Scene) -> None:
     count, z = draws.integer(2, 4), 0.002
     agent_number = count if draws.chance(0.7) else draws.integer(1, count)
     jitter, half_width = draws.uniform(0, 0.05), draws.uniform(0.08, 0.12)
-    same_colour = scene.colour() if draws.chance(0.5) else None
+    same_color = scene.color() if draws.chance(0.5) else None
     for number in range(count + 1):
         if number == count:
             cap = random_solid(draws, draws.uniform(0.08, 0.12), ("box", "cylinder", "cone"))
@@ -31,7 +31,7 @@ def _build(scene: Scene) -> None:
             [geom],
             (draws.uniform(-jitter, jitter), draws.uniform(-jitter, jitter), z),
             (0, 0, draws.uniform(-30, 30)),
-            material=scene.material(RED if is_agent else same_colour),
+            material=scene.material(RED if is_agent else same_color),
             density=draws.uniform(200, 450),
             contact=Contact(friction=0.5),
         )
