@@ -81,7 +81,6 @@ def test_predictions_have_types(preset, finished, monkeypatch):
 
 
 def test_predictions_are_a_data_frame_where_pandas_is(preset, finished):
-    pytest.importorskip("pandas")
     table = physion.open(str(finished), preset).predictions()
     assert table["label"].dtype == bool
 
@@ -93,7 +92,7 @@ def test_a_study_in_either_kind_of_store_opens_alike(preset, finished, study_sto
     for what in ("frames", "slots", "rollout", "masks"):
         np.testing.assert_array_equal(getattr(there, what)("test")[video], getattr(here, what)("test")[video])
     assert there.metrics == here.metrics
-    assert list(there.predictions()) == list(here.predictions())
+    assert there.predictions().equals(here.predictions())
     weights = here.model("steve").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in there.model("steve").state_dict().items())
     assert there.artifact("train-steve").manifest == here.artifact("train-steve").manifest
