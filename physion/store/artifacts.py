@@ -437,8 +437,12 @@ class PrefixWriter:
         standing = manifest_at(self.store, self.prefix, "remove it and publish again")
         if standing is None:
             raise self._removed("it")
-        self._delete_all_but({MANIFEST, *(record.name for record in standing.files)})
+        self._clean_up(standing)
         return standing
+
+    def _clean_up(self, standing: Manifest) -> None:
+        """Remove what the making left: records, checkpoints, and files of parts that were made again otherwise."""
+        self._delete_all_but({MANIFEST, *(record.name for record in standing.files)})
 
     def _require_parts(self) -> None:
         """Records describe the stored objects: if another runner replaced a record, it replaced the files too."""

@@ -84,6 +84,14 @@ def shared_weights(place: str) -> Shared:
     return Shared(store, folder, manifest)
 
 
+class _NamedWriter(PrefixWriter):
+    """Named weights in the making. People may put files of their own beside them, such as a license."""
+
+    def _clean_up(self, standing: Manifest) -> None:
+        for key in self.store.list(f"{self.prefix}/parts"):
+            self.store.delete(key)
+
+
 def list_weights(store: Store) -> tuple[list[Manifest], list[str]]:
     """The manifests of all named weights of a store, by name, and the problems of those that cannot be read."""
     found, problems = [], []
@@ -198,7 +206,7 @@ def _publish(store: Store, manifest: Manifest, files: Mapping[str, tuple[str, Pa
     """Publish files (name -> SHA-256 and local file)."""
     name = manifest.instance
     _standing(store, manifest)
-    output = PrefixWriter(store, f"{PREFIX}/{name}")
+    output = _NamedWriter(store, f"{PREFIX}/{name}")
     paths = {file: path for file, (_, path) in files.items()}
     part = output.add_part("weights", paths, sha256={file: sha256 for file, (sha256, _) in files.items()})
     standing = output.publish(manifest.model_copy(update={"files": sorted(part.files, key=lambda record: record.name)}))

@@ -565,6 +565,19 @@ def test_a_store_with_symbolic_links(physion, world, store, link):
                 use(key)
 
 
+def test_files_of_others_beside_named_weights_stay(physion, world, store):
+    target = world.place("target")
+    for _ in range(2):
+        assert physion("weights", "push", "pretrained/good", "--to", target, "-s", store.root).code == 0
+        (target / "pretrained/good/LICENSE").write_text("MIT")
+    names = {path.name.partition("-")[0] for path in (target / "pretrained/good").iterdir()}
+    assert names == {"LICENSE", "README.md", "config.json", "manifest.json", "weights"}
+    (target / "pretrained/good/manifest.json").unlink()  # and published anew
+    assert physion("weights", "push", "pretrained/good", "--to", target, "-s", store.root).code == 0
+    assert (target / "pretrained/good/LICENSE").read_text() == "MIT"
+    assert not (target / "pretrained/good/parts").exists()
+
+
 def test_pulls_into_a_symbolic_link(physion, world, store):
     victim = world.plant(world.root / "victim")
     pulls = Path(os.environ["PHYSION_CACHE"]) / "physion-pulls"
