@@ -2,6 +2,8 @@
 # root gets installed).
 PYTHON ?= python3
 STORE ?= runs/demo
+# Half of a test is waiting, for processes that start and servers that answer: one more at a time than there are cores.
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 VENV := .venv
 UV = $(shell command -v uv || echo $(VENV)/bin/uv)
 
@@ -11,14 +13,14 @@ demo: $(VENV)/ready
 	@$(VENV)/bin/physion run --preset demo --store $(STORE)
 
 test: $(VENV)/ready
-	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
+	$(VENV)/bin/pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
 # One of each kind, on another Python too: make test-fast PYTHON=python3.13 VENV=.venv-3.13
 FAST := config data models/test_goldens.py models/test_steve.py models/test_weights.py pipeline/test_graph.py pipeline/test_identity.py \
 	report/test_metrics.py report/test_html.py stages/test_frames.py store/test_artifacts.py store/test_local.py kubernetes/test_manifest.py \
 	end_to_end/test_smoke.py test_open.py
 test-fast: $(VENV)/ready
-	$(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal $(FAST:%=tests/%)
+	$(VENV)/bin/pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(FAST:%=tests/%)
 
 # README's commands, run in a fresh clone: tests/readme.py says what is done otherwise than it says.
 readme: $(VENV)/ready
