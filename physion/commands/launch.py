@@ -1,4 +1,4 @@
-"""`physion launch`: one training as a PyTorchJob on a Kubernetes cluster."""
+"""`physion launch`: one training as a job on a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from physion.commands import (
 )
 from physion.config.schema import holds_secret
 from physion.errors import ConfigError, nearest
-from physion.kubernetes.manifest import MANIFEST
 from physion.pipeline.graph import select_one
 from physion.stages import STAGES, Kind
 
@@ -46,8 +45,12 @@ def launch(
     queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the job.")] = None,
     namespace: Namespace = None,
     jobs: Annotated[
-        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Folder with training.yaml, the PyTorchJob.")
+        Path, typer.Option(envvar="PHYSION_JOBS", metavar="FOLDER", help="Folder with the manifests of both kinds of jobs.")
     ] = Path("jobs"),
+    kind: Annotated[
+        str | None,
+        typer.Option(help="pytorchjob or trainjob. Default: what the cluster has, with both PyTorchJobs.", show_default=False),
+    ] = None,
     patch: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML to merge into the pods' spec: tolerations, nodeSelector, ...")
     ] = None,
@@ -56,11 +59,11 @@ def launch(
     pod_namespace: Annotated[str | None, typer.Option(envvar="POD_NAMESPACE", hidden=True)] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Train on a cluster: create a PyTorchJob, or join the running one, follow it, and exit with its exit code."""
+    """Train on a cluster: create a PyTorchJob or TrainJob, or join the running one, follow it, and exit with its exit code."""
     for_pods(preset, overrides)
     overrides = for_trainings(preset, overrides, precision=precision)
     graph, target = study(preset, overrides, store)
-    _require_manifest(jobs, name)  # now that plug-ins have added theirs
+    _check(name, jobs)  # now that plug-ins have added theirs
     node = select_one(graph, name, {})
     from physion.pipeline.runner import Done, published_input, standing
 
@@ -71,35 +74,34 @@ def launch(
         published_input(graph[source], graph, target).close()
 
     from physion.kubernetes.cluster import PATIENCE, Cluster
+    from physion.kubernetes.jobs import chosen
     from physion.kubernetes.launcher import Launcher
     from physion.kubernetes.manifest import Shape, job_name, read_mapping, training_job
 
     if pod_name and namespace not in (None, pod_namespace):
         raise ConfigError(f"--namespace {namespace}: a job is owned by this pod, so it must be in {pod_namespace}, too")
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid} if pod_name and pod_uid else None
-    job = training_job(
-        jobs,
-        node.stage.name,
-        job_name(node.stage.name, node.fingerprint, target.uri),
-        Shape(nodes, gpus, ranks, image, queue, read_mapping(patch, "--patch") if patch else None),
-        {"PHYSION_PRESET": preset, "PHYSION_STORE": target.uri, "PHYSION_SET": " ".join(overrides)},
-        {"physion/fingerprint": node.fingerprint, "physion/store": target.uri, "physion/instance": node.name},
-    )
+    shape = Shape(nodes, gpus, ranks, image, queue, read_mapping(patch, "--patch") if patch else None)
+    environment = {"PHYSION_PRESET": preset, "PHYSION_STORE": target.uri, "PHYSION_SET": " ".join(overrides)}
+    notes = {"physion/fingerprint": node.fingerprint, "physion/store": target.uri, "physion/instance": node.name}
     started = time.monotonic()
     with stopping() as stop:
         cluster = Cluster(namespace or pod_namespace, PATIENCE, stop)
-        Launcher(cluster, job, owner, lambda: standing(node, graph, target) is not None).run()
+        made = chosen(cluster, kind)
+        called = job_name(name, node.fingerprint, target.uri)
+        documents = training_job(made, jobs, name, called, shape, environment, notes)
+        Launcher(cluster, made, documents, owner, lambda: standing(node, graph, target) is not None).run()
     manifest = standing(node, graph, target)
     assert manifest is not None  # what Launcher.run promises
     tell_result(Done(node, manifest, cached=False, seconds=time.monotonic() - started), target, as_json)
 
 
-def _require_manifest(jobs: Path, name: str) -> None:
+def _check(name: str, jobs: Path) -> None:
     known = STAGES.of_kind(Kind.TRAINING)
     if name not in known:
         raise ConfigError(f"{name} is not a training{nearest(name, known)}; there are {', '.join(known)}")
-    if not (jobs / MANIFEST).exists():
-        raise ConfigError(f"no {MANIFEST} in {jobs}: run it where jobs/ lies, or name that folder with --jobs")
+    if not jobs.is_dir():
+        raise ConfigError(f"no folder {jobs}: run it where jobs/ lies, or name that folder with --jobs")
 
 
 def for_pods(preset: str, overrides: list[str]) -> None:

@@ -29,10 +29,16 @@ GROUPS = {
     "events": "/api/v1",
     "secrets": "/api/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
+    "trainjobs": "/apis/trainer.kubeflow.org/v1alpha1",
+    "trainingruntimes": "/apis/trainer.kubeflow.org/v1alpha1",
     "workflows": "/apis/argoproj.io/v1alpha1",
     "workflowtemplates": "/apis/argoproj.io/v1alpha1",
 }
-INSTALLED_BY = {"kubeflow.org": "the Kubeflow training operator", "argoproj.io": "Argo Workflows"}
+INSTALLED_BY = {
+    "kubeflow.org": "the Kubeflow training operator",
+    "trainer.kubeflow.org": "Kubeflow Trainer",
+    "argoproj.io": "Argo Workflows",
+}
 PATIENCE = 600.0  # seconds an API server may be away before a command that follows something gives up
 LONGEST_PAUSE = 10.0
 TIMEOUT = urllib3.Timeout(connect=5, read=30)
@@ -65,6 +71,11 @@ class Cluster:
         other = copy.copy(self)
         other.patience, other.stop, other._silent = 0.0, Stop(), False
         return other
+
+    def serves(self, kind: str) -> bool:
+        """Whether the cluster knows objects of this kind."""
+        found = self._ask("GET", kind, path=GROUPS[kind])
+        return any(each["name"] == kind for each in (found or {"resources": []})["resources"])
 
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
         """An object, or None where there is none of that name."""
@@ -101,7 +112,7 @@ class Cluster:
         """The chunks of a container's log, each line with its time; no patience: raises HTTPError when the stream breaks."""
         query = [("container", container), ("follow", str(follow).lower()), ("timestamps", "true"), ("sinceTime", since)]
         query.append(("tailLines", "" if tail is None else str(tail)))
-        answer = self._send("GET", "pods", f"{pod}/log", [pair for pair in query if pair[1]], None, LOG_TIMEOUT)
+        answer = self._send("GET", self._path("pods", f"{pod}/log"), [pair for pair in query if pair[1]], None, LOG_TIMEOUT)
         try:
             if answer.status >= 400:
                 raise urllib3.exceptions.HTTPError(f"{answer.status}: {_message(answer.read())}")
@@ -120,13 +131,19 @@ class Cluster:
             time.sleep(min(left, 0.2))
 
     def _ask(
-        self, method: str, kind: str, name: str = "", query: list[tuple[str, str]] | None = None, body: Any = None
+        self,
+        method: str,
+        kind: str,
+        name: str = "",
+        query: list[tuple[str, str]] | None = None,
+        body: Any = None,
+        path: str | None = None,
     ) -> dict[str, Any] | None:
-        """What the API server answers; None for an object that is not there."""
+        """What the API server answers; None for an object, or with `path` anything, that is not there."""
         started, pause = time.monotonic(), 0.5
         while True:
             try:
-                answer = self._send(method, kind, name, query or [], body, TIMEOUT)
+                answer = self._send(method, path or self._path(kind, name), query or [], body, TIMEOUT)
                 status, text = answer.status, answer.read()
                 answer.release_conn()
                 trouble = f"it answers {status}: {_message(text)}"
@@ -141,7 +158,7 @@ class Cluster:
                 if status < 400:
                     found: dict[str, Any] = json.loads(text)
                     return found
-                if status == 404 and json_or_none(text) and "could not find the requested" not in trouble:
+                if status == 404 and (path or (json_or_none(text) and "could not find the requested" not in trouble)):
                     return None
                 raise self._refused(status, text, kind, name)
             if time.monotonic() - started >= self.patience:
@@ -153,10 +170,12 @@ class Cluster:
             self.pause(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _path(self, kind: str, name: str) -> str:
+        return f"{GROUPS[kind]}/namespaces/{self.namespace}/{kind}" + (f"/{name}" if name else "")
+
     def _send(
-        self, method: str, kind: str, name: str, query: list[tuple[str, str]], body: Any, timeout: urllib3.Timeout
+        self, method: str, path: str, query: list[tuple[str, str]], body: Any, timeout: urllib3.Timeout
     ) -> urllib3.BaseHTTPResponse:
-        path = f"{GROUPS[kind]}/namespaces/{self.namespace}/{kind}" + (f"/{name}" if name else "")
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"

@@ -1,4 +1,4 @@
-"""Makes a training's PyTorchJob, or joins the one that runs, and follows it to its end."""
+"""Makes a training's job, or joins the one that runs, and follows it to its end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from physion.errors import ConfigError, Interrupted, PhysionError, Preempted, TransientError, of_exit_code
 from physion.job import Stop
 from physion.kubernetes.cluster import Cluster, Conflict
-from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle, refusals
+from physion.kubernetes.jobs import JobKind
+from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle
 from physion.progress import say, tell_argo
 
 INTERVAL = 0.5  # seconds between looks at the job; a list cannot expire, as a watch can
@@ -27,25 +27,32 @@ STAGE_CODES = (1, 2, 3, 75, 130, 143)  # with which a stage ends; a killed one e
 
 
 class Launcher:
-    """One training's way through a PyTorchJob.
+    """One training's way through a job.
 
-    job: as it is to be created. owner: the pod this runs in, as an ownerReference, or None outside of a cluster; when all its
-    owners are gone, Kubernetes deletes the job. published: whether the artifact is there.
+    documents: as they are to be created, the last one the job. owner: the pod this runs in, as an ownerReference, or None
+    outside of a cluster; when all its owners are gone, Kubernetes deletes the job. published: whether the artifact is there.
     """
 
     def __init__(
-        self, cluster: Cluster, job: dict[str, Any], owner: dict[str, Any] | None, published: Callable[[], bool]
+        self,
+        cluster: Cluster,
+        kind: JobKind,
+        documents: list[dict[str, Any]],
+        owner: dict[str, Any] | None,
+        published: Callable[[], bool],
     ) -> None:
-        self._cluster, self._owner, self._published = cluster, owner, published
-        self._name = name_of(job)
+        self._cluster, self._kind, self._owner, self._published = cluster, kind, owner, published
+        self._name = name_of(documents[-1])
+        self._title = f"{kind.name} {self._name}"
         self._me = uuid.uuid4().hex  # tells a job of this launcher from another's, also when the answer to its creation is lost
-        self._job = job | {"metadata": job["metadata"] | {"ownerReferences": [owner] if owner else []}}
-        self._job["metadata"]["annotations"] = job["metadata"].get("annotations", {}) | {CREATED_BY: self._me}
-        self._replicas = job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]
-        self._selector = f"training.kubeflow.org/job-name={self._name}"
+        mine = {"ownerReferences": [owner] if owner else []}
+        self._documents = [each | {"metadata": each["metadata"] | mine} for each in documents]
+        job = self._documents[-1]
+        job["metadata"]["annotations"] = job["metadata"].get("annotations", {}) | {CREATED_BY: self._me}
+        self._replicas = kind.nodes(job)
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
-        self._log: tuple[str, PodLog] | None = None
+        self._logs: dict[str, PodLog] = {}  # by pod
         self._progress: tuple[int, int] | None = None
         self._farthest = 0
         self._workers: set[str] = set()  # seen since the training last got further than ever
@@ -68,24 +75,25 @@ class Launcher:
     def _take(self) -> dict[str, Any] | None:
         """The job, created or joined; None if the artifact has been published in the meantime."""
         while True:
-            job = self._cluster.find("pytorchjobs", self._name)
-            # Without an owner they were orphaned on purpose, and the operator gives them to the new job.
+            job = self._cluster.find(self._kind.resource, self._name)
+            # Without an owner they were orphaned on purpose, and the training operator gives them to the new job.
             left = [pod for pod in self._pods() if pod["metadata"].get("ownerReferences")]
             if job is None and not left:
                 try:
-                    made = self._cluster.create("pytorchjobs", self._job)
-                    say(f"created PyTorchJob {self._name} in namespace {self._cluster.namespace}")
+                    made = self._kind.create(self._cluster, self._documents)
+                    say(f"created {self._title} in namespace {self._cluster.namespace}")
                     return made
-                except Conflict:
-                    continue  # another launcher was faster
+                except Conflict:  # another launcher was faster
+                    self._cluster.pause(INTERVAL)
+                    continue
             if job is None or "deletionTimestamp" in job["metadata"]:
                 self._tell("", f"waiting for an earlier {self._name} to be gone")
                 self._release_lost(left)
-            elif outcome(job):
+            elif result := self._kind.outcome(job):
                 if self._published():
                     return None
-                self._tell("", f"an earlier {self._name} has ended ({outcome(job)}) without an artifact: starting anew")
-                self._cluster.delete("pytorchjobs", job)
+                self._tell("", f"an earlier {self._name} has ended ({result}) without an artifact: starting anew")
+                self._cluster.delete(self._kind.resource, job)
             elif joined := self._join(job):
                 return joined
             self._cluster.pause(INTERVAL)
@@ -101,51 +109,55 @@ class Launcher:
         else:
             joined = job
         if not self._is_mine(job):
-            say(f"PyTorchJob {self._name} runs already: following it")
+            say(f"{self._title} runs already: following it")
         return joined
 
     def _follow(self, job: dict[str, Any]) -> None:
         identity = job["metadata"]["uid"]
         while True:
-            found = self._cluster.find("pytorchjobs", self._name)
+            found = self._cluster.find(self._kind.resource, self._name)
             if found is None or found["metadata"]["uid"] != identity or "deletionTimestamp" in found["metadata"]:
                 if self._published():
                     return
                 raise TransientError(
-                    f"PyTorchJob {self._name} was deleted by someone else; the same command goes on from the last checkpoint"
+                    f"{self._title} was deleted by someone else; the same command goes on from the last checkpoint"
                 )
             pods = self._pods()
             self._stream(pods)
             self._release_lost(pods)
             # Once its containers have ended, the operator needs a second or two to hear of it: the store knows.
-            if (result := outcome(found)) or (self._ended_well(pods) and self._published()):
+            if (result := self._kind.outcome(found)) or (self._ended_well(pods) and self._published()):
                 break
             self._explain(found, pods)
             if hopeless := self._hopeless(pods):
                 self._let_go()
                 raise hopeless
             self._cluster.pause(INTERVAL)
-        if self._log:
-            self._log[1].join(LOG_END)
+        self._end_of_logs()
         if self._published():
             if self._progress:
                 tell_argo(self._progress[1], self._progress[1])
             return
         if result == "Succeeded":
             raise ConfigError(
-                f"PyTorchJob {self._name} succeeded, but its artifact is not in the store: do its pods and this command "
+                f"{self._title} succeeded, but its artifact is not in the store: do its pods and this command "
                 "use the same store?"
             )
         raise self._failure(found, self._pods())
 
     def _stream(self, pods: list[dict[str, Any]]) -> None:
-        """Rank 0's log, which is that of the pod with index 0, whichever pod that is at the moment."""
+        """Rank 0's log: of the first pod, and of each that takes its place."""
         for pod in pods:
-            if pod["metadata"]["labels"].get("training.kubeflow.org/replica-index") != "0" or not has_started(pod, CONTAINER):
+            if (identity := pod["metadata"]["uid"]) in self._logs or not self._kind.is_first(pod):
                 continue
-            if self._log is None or self._log[0] != pod["metadata"]["uid"]:
-                self._log = (pod["metadata"]["uid"], PodLog(self._cluster, pod, CONTAINER, self._line))
-                self._log[1].start()
+            if has_started(pod, self._kind.container):
+                self._logs[identity] = PodLog(self._cluster, pod, self._kind.container, self._line)
+                self._logs[identity].start()
+
+    def _end_of_logs(self) -> None:
+        until = time.monotonic() + LOG_END
+        for log in self._logs.values():
+            log.join(max(0.0, until - time.monotonic()))
 
     def _line(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -158,36 +170,36 @@ class Launcher:
 
     def _explain(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         """Say once what keeps the training from running."""
-        if job["spec"].get("runPolicy", {}).get("suspend"):
-            self._tell("", f"PyTorchJob {self._name} is suspended: it waits to be admitted by its queue")
+        if self._kind.is_suspended(job):
+            self._tell("", f"{self._title} is suspended: it waits to be admitted by its queue")
             return
         for pod in pods:
             if reason := obstacle(pod):
                 self._tell(name_of(pod), f"{name_of(pod)} waits: {reason}")
-            elif end := ending(pod, CONTAINER):
+            elif end := ending(pod, self._kind.container):
                 if end["exitCode"]:
                     self._tell(name_of(pod), f"{name_of(pod)} ended with {_ended(end)}")
-            elif has_started(pod, CONTAINER):
+            elif has_started(pod, self._kind.container):
                 self._told.pop(name_of(pod), None)
         if len(pods) < self._replicas:
-            for text in refusals(self._cluster, job):
-                self._tell(text, f"the training operator cannot create a pod: {text}")
+            for text in self._kind.refusals(self._cluster, job):
+                self._tell(text, f"{self._kind.maker} cannot create a pod: {text}")
 
     def _ended_well(self, pods: list[dict[str, Any]]) -> bool:
-        ends = [end for pod in pods if (end := ending(pod, CONTAINER))]
+        ends = [end for pod in pods if (end := ending(pod, self._kind.container))]
         return len(ends) == self._replicas and not any(end["exitCode"] for end in ends)
 
     def _hopeless(self, pods: list[dict[str, Any]]) -> PhysionError | None:
-        """Why the operator should be stopped from making workers anew, which it does for ever with those that were killed."""
+        """Why the training should be stopped, whose killed workers would be made anew for ever."""
         self._workers |= {pod["metadata"]["uid"] for pod in pods}
         lost = len(self._workers) - self._replicas
         if lost >= LOSSES * self._replicas:
             return TransientError(
-                f"PyTorchJob {self._name}: {lost} workers in a row were lost without getting the training any further; "
+                f"{self._title}: {lost} workers in a row were lost without getting the training any further; "
                 "the lines above say how they ended"
             )
         for pod in pods:
-            end = ending(pod, CONTAINER)
+            end = ending(pod, self._kind.container)
             if end and end.get("reason") in NO_START:
                 image = pod["spec"]["containers"][0]["image"]
                 why = end.get("message", end["reason"])
@@ -213,22 +225,21 @@ class Launcher:
         """What the job ended with: its workers' last words, and the exit code of the one that failed first."""
         failed = [pod for pod in pods if has_ended(pod) and pod["status"]["phase"] == "Failed"]
         for pod in failed:
-            if self._log is not None and self._log[0] == pod["metadata"]["uid"]:
+            if pod["metadata"]["uid"] in self._logs:
                 continue  # was streamed
-            for line in last_lines(self._cluster, pod, CONTAINER, SHOWN_LINES):
+            for line in last_lines(self._cluster, pod, self._kind.container, SHOWN_LINES):
                 say(f"{name_of(pod)} | {line}")
-        ends = [(end, pod) for pod in failed if (end := ending(pod, CONTAINER))]
+        ends = [(end, pod) for pod in failed if (end := ending(pod, self._kind.container))]
         said = "; ".join(f"{name_of(pod)} ended with {_ended(end)}" for end, pod in ends)
         if not said:
-            conditions = job["status"]["conditions"]
-            said = next(each["message"] for each in reversed(conditions) if each["type"] == "Failed")
-        return of_exit_code(first_failure([end for end, _ in ends]), f"PyTorchJob {self._name} failed: {said}")
+            said = self._kind.why_failed(job)
+        return of_exit_code(first_failure([end for end, _ in ends]), f"{self._title} failed: {said}")
 
     def _let_go(self) -> None:
         """Delete the job and wait until its pods have saved their state, unless it is another launcher's, too."""
         asked = False
         while True:
-            job, pods = self._cluster.find("pytorchjobs", self._name), self._pods()
+            job, pods = self._cluster.find(self._kind.resource, self._name), self._pods()
             if job is None and not (asked and pods):
                 break
             if job is not None and "deletionTimestamp" not in job["metadata"]:
@@ -241,22 +252,22 @@ class Launcher:
                             self._own(job, others)
                     except Conflict:
                         continue
-                    say(f"PyTorchJob {self._name} goes on: another launcher follows it (kubectl delete pytorchjob stops it)")
+                    stops = f"kubectl delete {self._kind.name.lower()} stops it"
+                    say(f"{self._title} goes on: another launcher follows it ({stops})")
                     return
-                self._cluster.delete("pytorchjobs", job)
+                self._cluster.delete(self._kind.resource, job)
             if not asked:
-                say(f"PyTorchJob {self._name} is being deleted: waiting for its workers to save their state")
+                say(f"{self._title} is being deleted: waiting for its workers to save their state")
             asked = True
             self._stream(pods)
             self._release_lost(pods)
             self._cluster.pause(INTERVAL)
-        if self._log:
-            self._log[1].join(LOG_END)
+        self._end_of_logs()
 
     def _own(self, job: dict[str, Any], owners: list[dict[str, Any]]) -> dict[str, Any] | None:
         version = job["metadata"]["resourceVersion"]  # another launcher may be doing the same
         body = {"metadata": {"resourceVersion": version, "ownerReferences": owners}}
-        return self._cluster.patch("pytorchjobs", self._name, body)
+        return self._cluster.patch(self._kind.resource, self._name, body)
 
     def _is_mine(self, job: dict[str, Any]) -> bool:
         return bool(job["metadata"].get("annotations", {}).get(CREATED_BY) == self._me)
@@ -268,20 +279,12 @@ class Launcher:
         return not has_ended(pod) and "deletionTimestamp" not in pod["metadata"]
 
     def _pods(self) -> list[dict[str, Any]]:
-        return self._cluster.listed("pods", self._selector)
+        return self._kind.pods(self._cluster, self._name)
 
     def _tell(self, about: str, text: str) -> None:
         if self._told.get(about) != text:
             self._told[about] = text
             say(text)
-
-
-def outcome(job: dict[str, Any]) -> str | None:
-    """Succeeded or Failed; None while a job goes on."""
-    for condition in job.get("status", {}).get("conditions", []):
-        if condition["type"] in ("Succeeded", "Failed") and condition["status"] == "True":
-            return str(condition["type"])
-    return None
 
 
 def first_failure(ends: list[dict[str, Any]]) -> int:
@@ -297,5 +300,5 @@ def first_failure(ends: list[dict[str, Any]]) -> int:
 
 def _ended(end: dict[str, Any]) -> str:
     if end.get("reason") == "OOMKilled":
-        return "out of memory: give it more (resources in jobs/training.yaml, or --patch), or make batches smaller"
+        return "out of memory: give it more (resources in jobs/, or --patch), or make batches smaller"
     return f"exit code {end['exitCode']}"

@@ -1,8 +1,10 @@
-"""The PyTorchJob of one training: jobs/training.yaml, filled in with what the command line says."""
+"""The job of one training: a manifest of `jobs/`, filled in with what the command line says."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,9 @@ from typing import Any
 from physion import __version__
 from physion.config.load import parse_yaml
 from physion.errors import ConfigError
+from physion.kubernetes.jobs import KINDS, JobKind
 
-CONTAINER = "pytorch"  # the operator's name for the one that trains
 GPU = "nvidia.com/gpu"
-MANIFEST = "training.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,34 +34,36 @@ def job_name(stage: str, fingerprint: str, store: str) -> str:
     return f"{stage}-{hashlib.sha256(f'{fingerprint} {store}'.encode()).hexdigest()[:10]}"
 
 
-def read_mapping(path: Path, what: str, stage: str = "STAGE") -> dict[str, Any]:
-    """A YAML file that holds one mapping, with this stage for STAGE. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path}: cannot be read ({error})") from error
-    tree = parse_yaml(text.replace("STAGE", stage), f"{what} {path}")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{what} {path}: holds no mapping")
-    return tree
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds one mapping. Raises ConfigError."""
+    (mapping,) = _mappings([_text(path, what)], f"{what} {path}")
+    return mapping
 
 
 def training_job(
-    folder: Path, stage: str, name: str, shape: Shape, environment: dict[str, str], annotations: dict[str, str]
-) -> dict[str, Any]:
-    """The manifest of a folder as it is created: this stage, this name, this shape, these variables. Raises ConfigError."""
-    path = folder / MANIFEST
-    manifest = read_mapping(path, "manifest", stage)
+    kind: JobKind,
+    folder: Path,
+    stage: str,
+    name: str,
+    shape: Shape,
+    environment: dict[str, str],
+    annotations: dict[str, str],
+) -> list[dict[str, Any]]:
+    """The documents of a kind's manifest as they are created: this stage, this name, this shape, these variables.
+
+    The last one is the job. Raises ConfigError.
+    """
+    path = folder / kind.manifest
+    if not path.exists():
+        raise ConfigError(f"no {kind.manifest}, the manifest of a {kind.name}, in {folder}: name the right folder with --jobs")
+    text = _text(path, "manifest").replace("STAGE", stage)
+    documents = _mappings(re.split(r"^---$", text, flags=re.MULTILINE), f"manifest {path}")
     try:
-        worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
-        elastic = manifest["spec"]["elasticPolicy"]
-        pod = worker["template"]["spec"]
-        container = next(each for each in pod["containers"] if each["name"] == CONTAINER)
-    except (KeyError, TypeError, StopIteration) as error:
-        raise ConfigError(f"manifest {path}: no elastic PyTorchJob of Workers with a container '{CONTAINER}'") from error
-    ranks = shape.ranks or max(shape.gpus, 1)
-    worker["replicas"] = elastic["minReplicas"] = elastic["maxReplicas"] = shape.nodes
-    manifest["spec"]["nprocPerNode"] = str(ranks)
+        template = kind.template(documents)
+        container = next(each for each in template["spec"]["containers"] if each["name"] == kind.container)
+        kind.shape(documents, name, shape.nodes, shape.ranks or max(shape.gpus, 1))
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        raise ConfigError(f"manifest {path}: {kind.form} with a container '{kind.container}'") from error
     if shape.image:
         container["image"] = shape.image
     resources = container.setdefault("resources", {})
@@ -70,16 +73,40 @@ def training_job(
         resources.setdefault("limits", {})[GPU] = shape.gpus
     given = [each for each in container.get("env", []) if each["name"] not in environment]
     container["env"] = [*given, *({"name": key, "value": value} for key, value in environment.items())]
-    worker["template"]["spec"] = merged(pod, shape.patch or {})
-    metadata = manifest.setdefault("metadata", {})
-    metadata.pop("namespace", None)
-    metadata["name"] = name
+    template["spec"] = merged(template["spec"], _for(kind, shape.patch or {}))
     labels = {"app.kubernetes.io/name": "physion", "app.kubernetes.io/version": __version__}
+    for document in documents:
+        metadata = document.setdefault("metadata", {})
+        metadata.pop("namespace", None)
+        metadata["name"] = name
+        metadata["labels"] = metadata.get("labels", {}) | labels
+        metadata["annotations"] = metadata.get("annotations", {}) | annotations
     if shape.queue:
-        labels["kueue.x-k8s.io/queue-name"] = shape.queue
-    metadata["labels"] = metadata.get("labels", {}) | labels
-    metadata["annotations"] = metadata.get("annotations", {}) | annotations
-    return manifest
+        documents[-1]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = shape.queue
+    return documents
+
+
+def _for(kind: JobKind, patch: dict[str, Any]) -> dict[str, Any]:
+    """A patch of pods with the container that trains named as this kind names it, whichever kind it was written for."""
+    if not isinstance(containers := patch.get("containers"), list):
+        return patch
+    names = [other.container for other in KINDS.values()]
+    renamed = [each | {"name": kind.container} if each.get("name") in names else each for each in containers]
+    return patch | {"containers": renamed}
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path}: cannot be read ({error})") from error
+
+
+def _mappings(documents: Iterable[str], what: str) -> list[dict[str, Any]]:
+    trees = [parse_yaml(document, what) for document in documents]
+    if not all(isinstance(tree, dict) for tree in trees):
+        raise ConfigError(f"{what}: holds no mapping")
+    return trees
 
 
 def merged(old: Any, new: Any) -> Any:

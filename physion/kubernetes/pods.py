@@ -60,14 +60,8 @@ def refusal(message: str) -> str:
     if "exceeded quota" in message:
         return f"{message}; ask for less, or have the quota of the namespace raised"
     if "violates PodSecurity" in message:
-        return f"{message}; a --patch or an added container lacks the securityContext of jobs/training.yaml"
+        return f"{message}; a --patch or an added container lacks the securityContext that jobs/ has"
     return message
-
-
-def refusals(cluster: Cluster, job: dict[str, Any]) -> list[str]:
-    """Why the training operator could not make pods of a job, as its events say."""
-    about = f"involvedObject.uid={job['metadata']['uid']},type=Warning,reason=FailedCreatePod"
-    return [refusal(event["message"]) for event in cluster.listed("events", fields=about)]
 
 
 def _unscheduled(reason: str, message: str) -> str:
@@ -76,7 +70,7 @@ def _unscheduled(reason: str, message: str) -> str:
     if "nvidia.com/gpu" in message:
         advice = "no node has that many free GPUs: ask for fewer a node, wait for those that are busy, or add nodes"
     elif "Insufficient" in message:
-        advice = "ask for less (resources in jobs/training.yaml, or --patch), wait for what is busy, or add nodes"
+        advice = "ask for less (resources in jobs/, or --patch), wait for what is busy, or add nodes"
     elif "taint" in message or "selector" in message or "affinity" in message:
         advice = (
             "kubectl describe nodes shows their labels and taints (a full disk is one, too); "

@@ -12,9 +12,9 @@ from typing import Any
 
 from physion.errors import ConfigError, nearest
 from physion.kubernetes.cluster import Cluster
+from physion.kubernetes.jobs import JobKind, kinds_of
 from physion.kubernetes.launcher import first_failure
-from physion.kubernetes.manifest import CONTAINER
-from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal, refusals
+from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal
 
 TEMPLATE = "physion-vqa"
 MAIN = "main"  # Argo's name for the container that works
@@ -193,11 +193,14 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
             messages += [text for pod in mine if (text := obstacle(pod))]
             if not mine:  # the API server did not let Argo make the pod
                 messages += [refusal(each["message"]) for each in attempts_of(workflow, step)[-1:] if each.get("message")]
-            for job in _jobs(cluster, mine):
-                for pod in cluster.listed("pods", f"training.kubeflow.org/job-name={name_of(job)}"):
-                    messages += [f"{name_of(pod)}: {text}"] if (text := _trouble(pod)) else []
-                if not job.get("status", {}).get("replicaStatuses", {}).get("Worker", {}).get("active"):
-                    messages += refusals(cluster, job)[-1:]
+            for kind, job in _jobs(cluster, mine):
+                if kind.is_suspended(job):
+                    messages.append(f"{kind.name} {name_of(job)} is suspended: it waits to be admitted by its queue")
+                    continue
+                workers = kind.pods(cluster, name_of(job))
+                messages += [f"{name_of(pod)}: {text}" for pod in workers if (text := _trouble(pod, kind.container))]
+                if len(workers) < kind.nodes(job):
+                    messages += kind.refusals(cluster, job)[-1:]
         rows.append(
             {
                 "name": step["displayName"],
@@ -210,8 +213,8 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The PyTorchJobs that these pods made, or joined."""
+def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[tuple[JobKind, dict[str, Any]]]:
+    """The jobs that these pods made, or joined."""
     component = "app.kubernetes.io/component"
     identities = {
         pod["metadata"]["uid"] for pod in launchers if pod["metadata"]["labels"].get(component, "").endswith("-launcher")
@@ -219,12 +222,13 @@ def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[dict[str, A
     if not identities:
         return []
     return [
-        job
-        for job in cluster.listed("pytorchjobs")
+        (kind, job)
+        for kind in kinds_of(cluster)
+        for job in cluster.listed(kind.resource)
         if identities & {owner["uid"] for owner in job["metadata"].get("ownerReferences", [])}
     ]
 
 
-def _trouble(pod: dict[str, Any]) -> str | None:
-    end = ending(pod, CONTAINER)
+def _trouble(pod: dict[str, Any], container: str) -> str | None:
+    end = ending(pod, container)
     return obstacle(pod) or (f"ended with exit code {end['exitCode']}" if end and end["exitCode"] else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_in import Namespace, stand_in, until
+from stand_in import Namespace, kind_there, stand_in, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,8 +56,9 @@ class Training:
         self.manifest(stand_in())
         self._launchers = []
 
-    def manifest(self, job):
-        (self.jobs / "training.yaml").write_text(yaml.safe_dump(job))
+    def manifest(self, documents):
+        name = "training.yaml" if kind_there() == "pytorchjob" else "trainjob.yaml"
+        (self.jobs / name).write_text(yaml.safe_dump_all(documents))
 
     def publish(self):
         """What the stand-in does not do: the artifact."""
@@ -79,14 +80,14 @@ class Training:
     def done(self, launcher, name):
         """The training ends well, and so does its launcher."""
         self.publish()
-        self.namespace.end(f"{name}-worker-0", 0)
+        self.namespace.end(name, 0, 0)
         assert launcher.ends() == 0, launcher.err
 
     @property
     def job(self):
         """The job that there is, or None."""
         mine = f"file://{self.store}"
-        found = self.namespace.objects("pytorchjobs")
+        found = self.namespace.objects(kind_there())
         return next((job for job in found if job["metadata"]["annotations"]["physion/store"] == mine), None)
 
     def job_name(self):
@@ -97,7 +98,7 @@ class Training:
             launcher.process.kill()
             launcher.process.wait()
         if job := self.job:
-            self.namespace.kubectl("delete", "pytorchjob", job["metadata"]["name"], "--ignore-not-found", "--wait=false")
+            self.namespace.kubectl("delete", kind_there(), job["metadata"]["name"], "--ignore-not-found", "--wait=false")
 
 
 class Launcher:

@@ -1,9 +1,14 @@
 """What the tests of a real cluster share: kubectl, and a training's stand-in that does what a test tells it to."""
 
+import functools
 import json
 import subprocess
 import time
+from pathlib import Path
 
+import yaml
+
+ROOT = Path(__file__).parents[2]
 IMAGE = "alpine:3.10"  # has a shell; physion's own image is too big for every test
 UNPRIVILEGED = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -20,6 +25,20 @@ echo "line $((n + 1))"
 echo "last words of $HOSTNAME"
 exit $code
 """
+
+
+# Of the pods of a job: the label that names it, the one that says which pod it is, and the middle of their host names.
+LABELS = {
+    "pytorchjob": ("training.kubeflow.org/job-name", "training.kubeflow.org/replica-index", "worker"),
+    "trainjob": ("jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-completion-index", "node-0"),
+}
+
+
+@functools.cache
+def kind_there():
+    """The kind of job that `physion launch` should choose in this cluster."""
+    known = subprocess.run(["kubectl", "get", "crd", "-o", "name"], capture_output=True, text=True, check=True).stdout
+    return "pytorchjob" if "/pytorchjobs.kubeflow.org" in known else "trainjob"
 
 
 def until(condition, what):
@@ -51,7 +70,10 @@ class Namespace:
         return json.loads(self.kubectl("get", kind, *selection, "-o", "json"))["items"]
 
     def workers(self, job):
-        return {pod["metadata"]["name"]: pod for pod in self.objects("pods", "-l", f"training.kubeflow.org/job-name={job}")}
+        """The job's pods by their index: of two, as when one takes the place of the other, the one that stays."""
+        label, index, _ = LABELS[kind_there()]
+        pods = sorted(self.objects("pods", "-l", f"{label}={job}"), key=lambda pod: "deletionTimestamp" not in pod["metadata"])
+        return {int(pod["metadata"]["labels"][index]): pod for pod in pods}
 
     def running(self, job, count=1):
         """The job's pods, once so many of them run."""
@@ -67,14 +89,16 @@ class Namespace:
         """Wait for another pod in the place of this first worker."""
 
         def look():
-            pod = self.workers(job).get(f"{job}-worker-0")
+            pod = self.workers(job).get(0)
             return pod and pod["metadata"]["uid"] != lost
 
         until(look, "another pod")
 
-    def end(self, pod, code):
-        """Let the stand-in in this pod end."""
+    def end(self, job, index, code):
+        """Let the stand-in in this pod of a job end. Returns the pod's name."""
+        pod = self.workers(job)[index]["metadata"]["name"]
         self.kubectl("exec", pod, "--", "sh", "-c", f"echo {code} > /told/code")
+        return pod
 
     def owner(self, name):
         """A pod that does nothing but own, as a launcher's does. Returns its identity."""
@@ -84,33 +108,48 @@ class Namespace:
         return self.kubectl("get", "pod", name, "-o", "jsonpath={.metadata.uid}")
 
 
-def stand_in(script=STAND_IN, **spec):
-    """A PyTorchJob of the shape of jobs/training.yaml."""
-    container = {
-        "name": "pytorch",
+def host_of(job, index):
+    """What a worker of a job calls itself."""
+    return f"{job}-{LABELS[kind_there()][2]}-{index}"
+
+
+def stand_in(script=STAND_IN, container=(), **spec):
+    """The documents of a manifest of the shape of those of jobs/, of the kind that is there."""
+    works = {
+        "name": "pytorch" if kind_there() == "pytorchjob" else "node",
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", script],
         "securityContext": RESTRICTED,
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
         "volumeMounts": [{"name": "told", "mountPath": "/told"}],
+        "env": [],
+        **dict(container),
     }
     pod = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 10,
         "securityContext": UNPRIVILEGED,
-        "containers": [container],
+        "containers": [works],
         "volumes": [{"name": "told", "emptyDir": {}}],
         **spec,
     }
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": {"name": "train-dvae"},
-        "spec": {
-            "nprocPerNode": "1",
-            "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 1, "maxRestarts": 3},
-            "runPolicy": {"cleanPodPolicy": "Running", "ttlSecondsAfterFinished": 3600},
-            "pytorchReplicaSpecs": {"Worker": {"replicas": 1, "restartPolicy": "ExitCode", "template": {"spec": pod}}},
-        },
-    }
+    if kind_there() == "trainjob":
+        runtime, job = yaml.safe_load_all((ROOT / "jobs" / "trainjob.yaml").read_text())
+        runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"] = {
+            "spec": pod | {"restartPolicy": "Never"}
+        }
+        return [runtime, job]
+    return [
+        {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "metadata": {"name": "train-dvae"},
+            "spec": {
+                "nprocPerNode": "1",
+                "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 1, "maxRestarts": 3},
+                "runPolicy": {"cleanPodPolicy": "Running", "ttlSecondsAfterFinished": 3600},
+                "pytorchReplicaSpecs": {"Worker": {"replicas": 1, "restartPolicy": "ExitCode", "template": {"spec": pod}}},
+            },
+        }
+    ]

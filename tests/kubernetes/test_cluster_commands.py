@@ -8,17 +8,15 @@ import sys
 
 import pytest
 import yaml
-from stand_in import stand_in
+from stand_in import ROOT
 
 from physion.kubernetes.workflows import exit_code, steps
 
 
 @pytest.fixture
 def launch(physion, tmp_path, preset):
-    (tmp_path / "training.yaml").write_text(yaml.safe_dump(stand_in()))
-
     def command(stage, *options):
-        return physion("launch", stage, "-p", preset, "-s", tmp_path / "store", "--jobs", tmp_path, *options)
+        return physion("launch", stage, "-p", preset, "-s", tmp_path / "store", "--jobs", ROOT / "jobs", *options)
 
     return command
 

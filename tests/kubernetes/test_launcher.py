@@ -1,4 +1,4 @@
-"""`physion launch` on a real cluster with the real training operator; only the training itself is a stand-in."""
+"""`physion launch` on a real cluster with the real training operator, or Trainer; only the training itself is a stand-in."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import yaml
-from stand_in import stand_in, until
+from stand_in import host_of, kind_there, stand_in, until
 
 pytestmark = pytest.mark.cluster
 
@@ -30,10 +30,10 @@ def test_a_job_is_made_followed_and_reported(training, namespace, tmp_path):
     training.done(launcher, name)
     assert argo.read_text() == "10/10"
     assert f"preset={training.preset} store=file://{training.store} set=frames.workers=1 ranks=3 nodes=2:2" in launcher.err
-    assert f"last words of {name}-worker-0" in launcher.err
+    assert f"last words of {host_of(name, 0)}" in launcher.err
     no_gap_and_no_double(launcher.counted())
     assert launcher.result()["published"] is True
-    assert set(workers) == {f"{name}-worker-0", f"{name}-worker-1"}
+    assert set(workers) == {0, 1}
     assert training.job["metadata"]["annotations"]["physion/instance"] == "train-dvae"
 
 
@@ -59,22 +59,22 @@ def test_a_missing_input_and_a_wrong_preset_make_no_job(training):
 @pytest.mark.parametrize("code", [2, 3, 75])
 def test_a_failed_training_ends_the_launcher_with_its_exit_code(training, namespace, code):
     launcher, name = training.running("--nodes", 2, workers=2)
-    namespace.end(f"{name}-worker-1", code)
+    pod = namespace.end(name, 1, code)
     assert launcher.ends() == code, launcher.err
-    assert f"{name}-worker-1 | last words of {name}-worker-1" in launcher.err
-    assert f"{name}-worker-1 ended with exit code {code}" in launcher.err.splitlines()[-1]
+    assert f"{pod} | last words of {host_of(name, 1)}" in launcher.err
+    assert f"{pod} ended with exit code {code}" in launcher.err.splitlines()[-1]
 
 
 def test_success_without_an_artifact_is_an_error(training, namespace):
     launcher, name = training.running()
-    namespace.end(f"{name}-worker-0", 0)
+    namespace.end(name, 0, 0)
     assert launcher.ends() == 2
     assert "its artifact is not in the store" in launcher.err
 
 
 def test_a_job_that_has_failed_is_replaced(training, namespace):
     first, name = training.running()
-    namespace.end(f"{name}-worker-0", 75)
+    namespace.end(name, 0, 75)
     assert first.ends() == 75
     failed = training.job["metadata"]["uid"]
     second = training.launch()
@@ -90,9 +90,9 @@ def test_a_second_launcher_follows_the_job_of_the_first(training, namespace):
     second.says("runs already: following it")
     assert [each["name"] for each in training.job["metadata"]["ownerReferences"]] == ["first", "second"]
     training.publish()
-    namespace.end(f"{name}-worker-0", 0)
+    namespace.end(name, 0, 0)
     assert (first.ends(), second.ends()) == (0, 0)
-    assert len([line for line in second.err.splitlines() if line == f"last words of {name}-worker-0"]) == 1
+    assert len([line for line in second.err.splitlines() if line == f"last words of {host_of(name, 0)}"]) == 1
     namespace.kubectl("delete", "pod", "first", "second")
 
 
@@ -157,11 +157,11 @@ def test_a_job_that_is_being_deleted_is_waited_for(training, namespace):
     first.signal(signal.SIGKILL)
     first.ends()
     hold = {"metadata": {"finalizers": ["physion.test/hold"]}}
-    namespace.kubectl("patch", "pytorchjob", name, "--type=merge", "-p", json.dumps(hold))
-    namespace.kubectl("delete", "pytorchjob", name, "--wait=false")
+    namespace.kubectl("patch", kind_there(), name, "--type=merge", "-p", json.dumps(hold))
+    namespace.kubectl("delete", kind_there(), name, "--wait=false")
     second = training.launch()
     second.says("to be gone")
-    namespace.kubectl("patch", "pytorchjob", name, "--type=json", "-p", '[{"op": "remove", "path": "/metadata/finalizers"}]')
+    namespace.kubectl("patch", kind_there(), name, "--type=json", "-p", '[{"op": "remove", "path": "/metadata/finalizers"}]')
     namespace.running(name)
     second.says("line 1")
     training.done(second, name)
@@ -169,7 +169,7 @@ def test_a_job_that_is_being_deleted_is_waited_for(training, namespace):
 
 def test_a_job_that_someone_deletes_is_a_reason_to_try_again(training, namespace):
     launcher, name = training.running()
-    namespace.kubectl("delete", "pytorchjob", name)
+    namespace.kubectl("delete", kind_there(), name)
     assert launcher.ends() == 75
     assert "was deleted by someone else" in launcher.err
 
@@ -177,10 +177,10 @@ def test_a_job_that_someone_deletes_is_a_reason_to_try_again(training, namespace
 def test_the_log_goes_on_with_the_pod_that_takes_a_lost_ones_place(training, namespace):
     launcher = training.launch()
     name = training.job_name()
-    lost = namespace.running(name)[f"{name}-worker-0"]["metadata"]["uid"]
+    lost = namespace.running(name)[0]["metadata"]
     launcher.says("line 5")
-    namespace.kubectl("delete", "pod", f"{name}-worker-0")
-    namespace.replaced(name, lost)
+    namespace.kubectl("delete", "pod", lost["name"])
+    namespace.replaced(name, lost["uid"])
     namespace.running(name)
     until(lambda: launcher.counted().count(1) == 2, "the log of the new pod")
     training.done(launcher, name)
@@ -198,12 +198,10 @@ def test_a_worker_on_a_node_that_does_not_answer_is_deleted_by_force(training, n
         training.manifest(stand_in(nodeName=ghost, terminationGracePeriodSeconds=1))
         launcher = training.launch()
         name = training.job_name()
-        lost = until(lambda: namespace.workers(name), "a worker")[f"{name}-worker-0"]["metadata"]["uid"]
-        namespace.kubectl("delete", "pod", f"{name}-worker-0", "--wait=false")
+        lost = until(lambda: namespace.workers(name), "a worker")[0]["metadata"]
+        namespace.kubectl("delete", "pod", lost["name"], "--wait=false")
         launcher.says(f"on {ghost} does not end")
-        until(
-            lambda: (pod := namespace.workers(name).get(f"{name}-worker-0")) and pod["metadata"]["uid"] != lost, "another pod"
-        )
+        namespace.replaced(name, lost["uid"])
         launcher.signal()
         assert launcher.ends() == 143
         assert namespace.workers(name) == {}
@@ -229,24 +227,18 @@ def test_the_api_server_may_go_away_for_a_while(training):
     assert launcher.err.count("does not answer as it should") == 1
 
 
-def changed(**container):
-    job = stand_in()
-    job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0].update(container)
-    return job
-
-
 @pytest.mark.parametrize(
-    ("options", "job", "words"),
+    ("options", "container", "words"),
     [
-        (["--gpus", 1], stand_in(), "no node has that many free GPUs"),
-        (["--image", "physion.invalid/nothing:1"], stand_in(), "image physion.invalid/nothing:1 cannot be had"),
-        ([], changed(envFrom=[{"secretRef": {"name": "physion-s3"}}]), "secret physion-s3 is missing: create it in namespace"),
-        ([], changed(securityContext={}), "violates PodSecurity"),
+        (["--gpus", 1], {}, "no node has that many free GPUs"),
+        (["--image", "physion.invalid/nothing:1"], {}, "image physion.invalid/nothing:1 cannot be had"),
+        ([], {"envFrom": [{"secretRef": {"name": "physion-s3"}}]}, "secret physion-s3 is missing: create it in namespace"),
+        ([], {"securityContext": {}}, "violates PodSecurity"),
     ],
     ids=["gpus", "image", "secret", "pod-security"],
 )
-def test_a_launcher_says_what_keeps_workers_from_running(training, options, job, words):
-    training.manifest(job)
+def test_a_launcher_says_what_keeps_workers_from_running(training, options, container, words):
+    training.manifest(stand_in(container=container))
     launcher = training.launch(*options)
     launcher.says(words)
     launcher.signal()
@@ -255,7 +247,7 @@ def test_a_launcher_says_what_keeps_workers_from_running(training, options, job,
 
 
 def test_an_image_without_the_program_ends_it(training):
-    training.manifest(changed(command=["physion"]))
+    training.manifest(stand_in(container={"command": ["physion"]}))
     launcher = training.launch()
     assert launcher.ends() == 2, launcher.err
     assert "cannot be started" in launcher.err.splitlines()[-1]
@@ -310,7 +302,7 @@ def test_who_may_not_make_jobs_reads_what_is_missing_and_where(training, namespa
     launcher = training.launch(KUBECONFIG=str(as_nobody))
     assert launcher.ends() == 2
     last = launcher.err.splitlines()[-1]
-    assert f"system:serviceaccount:{namespace.name}:nobody may not get pytorchjobs in namespace {namespace.name}" in last
+    assert f"system:serviceaccount:{namespace.name}:nobody may not get {kind_there()}s in namespace {namespace.name}" in last
     assert "k8s/base" in last
 
 

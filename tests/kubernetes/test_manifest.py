@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from physion.errors import ConfigError
+from physion.kubernetes.jobs import KINDS
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
 from physion.kubernetes.pods import obstacle
@@ -47,6 +48,9 @@ MANIFEST = {
 ENVIRONMENT = {"PHYSION_PRESET": "tiny", "PHYSION_STORE": "s3://b/p", "PHYSION_SET": "train-dvae.optim.lr=1"}
 
 
+PYTORCHJOB, TRAINJOB = KINDS["pytorchjob"], KINDS["trainjob"]
+
+
 @pytest.fixture
 def jobs(tmp_path):
     (tmp_path / "training.yaml").write_text(yaml.safe_dump(MANIFEST))
@@ -54,7 +58,9 @@ def jobs(tmp_path):
 
 
 def built(jobs, **shape):
-    job = training_job(jobs, "train-dvae", "train-dvae-12", Shape(**shape), ENVIRONMENT, {"physion/store": "s3://b/p"})
+    (job,) = training_job(
+        PYTORCHJOB, jobs, "train-dvae", "train-dvae-12", Shape(**shape), ENVIRONMENT, {"physion/store": "s3://b/p"}
+    )
     pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     return job, pod, pod["containers"][0]
 
@@ -122,19 +128,77 @@ def test_a_patch_that_is_no_yaml_is_refused_by_name(tmp_path, text):
         read_mapping(tmp_path / "pod.yaml", "--patch")
 
 
+def test_a_trainjob_and_the_runtime_that_it_names():
+    shape = Shape(nodes=3, gpus=2, image="registry/physion:1", queue="research", patch={"priorityClassName": "high"})
+    runtime, job = training_job(TRAINJOB, ROOT / "jobs", "train-dvae", "train-dvae-12", shape, ENVIRONMENT, {"physion/a": "b"})
+    assert job["spec"]["trainer"] == {"numNodes": 3, "numProcPerNode": 2}
+    assert job["spec"]["runtimeRef"] == {"kind": "TrainingRuntime", "name": "train-dvae-12"}
+    for each in (runtime, job):
+        assert (each["metadata"]["name"], each["metadata"]["annotations"]) == ("train-dvae-12", {"physion/a": "b"})
+    queue = "kueue.x-k8s.io/queue-name"
+    assert (runtime["metadata"]["labels"].get(queue), job["metadata"]["labels"][queue]) == (None, "research")
+    pod = TRAINJOB.template([runtime, job])["spec"]
+    assert pod["priorityClassName"] == "high"
+    (container,) = pod["containers"]
+    assert container["image"] == "registry/physion:1"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    assert ENVIRONMENT.items() <= given.items()
+    assert given["PET_RDZV_ENDPOINT"] == "train-dvae-12-node-0-0.train-dvae-12:29500"
+    assert "STAGE" not in str((runtime, job))
+
+
+@pytest.mark.parametrize("name", ["pytorch", "node"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_patch_of_the_container_that_trains_is_for_either_kind(kind, name):
+    patch = {"containers": [{"name": name, "resources": {"limits": {"memory": "64Gi"}}}]}
+    documents = training_job(kind, ROOT / "jobs", "train-dvae", "train-dvae-12", Shape(patch=patch), ENVIRONMENT, {})
+    (container,) = kind.template(documents)["spec"]["containers"]
+    assert container["name"] == kind.container
+    assert container["resources"]["limits"]["memory"] == "64Gi"
+    assert container["image"].startswith("physion:")
+
+
+@pytest.mark.parametrize("text", ["kind: TrainJob", "kind: A\n---\nkind: B", "spec: {}\n---\nspec: {trainer: }"])
+def test_a_manifest_that_is_no_trainjob_is_refused_by_name(tmp_path, text):
+    (tmp_path / "trainjob.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"trainjob\.yaml: no TrainingRuntime .* with a container 'node'"):
+        training_job(TRAINJOB, tmp_path, "train-dvae", "train-dvae-12", Shape(), ENVIRONMENT, {})
+
+
+def test_a_manifest_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no trainjob\.yaml, the manifest of a TrainJob, in .*--jobs"):
+        training_job(TRAINJOB, tmp_path, "train-dvae", "train-dvae-12", Shape(), ENVIRONMENT, {})
+
+
+def by_hand(kind, stage):
+    """With sed."""
+    return list(yaml.safe_load_all((ROOT / "jobs" / kind.manifest).read_text().replace("STAGE", stage)))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("stage", STAGES.of_kind(Kind.TRAINING))
-def test_the_manifest_of_the_repository_is_one_for_every_training(stage):
-    job = training_job(ROOT / "jobs", stage, f"{stage}-12", Shape(), ENVIRONMENT, {})
-    by_hand = yaml.safe_load((ROOT / "jobs" / "training.yaml").read_text().replace("STAGE", stage))  # with sed
-    assert by_hand["metadata"]["name"] == stage
-    assert "STAGE" not in str(job)
-    for each in (job, by_hand):
-        template = each["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+def test_the_manifests_of_the_repository_are_for_every_training(stage, kind):
+    launched = training_job(kind, ROOT / "jobs", stage, f"{stage}-12", Shape(), ENVIRONMENT, {})
+    assert "STAGE" not in str(launched)
+    assert by_hand(kind, stage)[-1]["metadata"]["name"] == stage
+    for documents in (launched, by_hand(kind, stage)):
+        template = kind.template(documents)
         component = {"app.kubernetes.io/component": stage}
-        assert component.items() <= each["metadata"]["labels"].items()
+        assert all(component.items() <= each["metadata"]["labels"].items() for each in documents)
         assert component.items() <= template["metadata"]["labels"].items()
         assert template["spec"]["topologySpreadConstraints"][0]["labelSelector"] == {"matchLabels": component}
         assert template["spec"]["containers"][0]["args"] == ["stage", stage]
+
+
+def test_the_pods_of_both_kinds_are_the_same_but_for_how_they_meet():
+    pods = [kind.template(by_hand(kind, "train-dvae")) for kind in (PYTORCHJOB, TRAINJOB)]
+    for pod in pods:
+        (container,) = pod["spec"]["containers"]
+        container["env"] = [each for each in container["env"] if not each["name"].startswith("PET_")]
+        container.pop("name")
+        pod["spec"].pop("restartPolicy", None)
+    assert pods[0] == pods[1]
 
 
 def test_a_job_has_one_name_for_each_training_and_store():

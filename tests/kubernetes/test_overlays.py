@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from physion.commands import parse_bytes
+from physion.kubernetes.jobs import KINDS
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s" / "base"
@@ -114,9 +115,10 @@ def test_no_pod_takes_more_of_a_nodes_disk_than_it_asks_for(overlay):
         assert asked < most
 
 
-def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for():
-    job = yaml.safe_load((ROOT / "jobs" / "training.yaml").read_text())
-    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_no_training_worker_takes_more_of_a_nodes_disk_than_it_asks_for(kind):
+    documents = list(yaml.safe_load_all((ROOT / "jobs" / kind.manifest).read_text()))
+    (container,) = kind.template(documents)["spec"]["containers"]
     assert limited(container)
     assert disk(container)[0] > 20e9  # the frames and tokens that `paper` trains on are 18 GB, read in random order
 
@@ -144,10 +146,14 @@ def test_images_are_pinned_by_digest_as_the_document_says(tmp_path):
 def test_the_policy_of_launchers_is_in_force_in_the_namespace_and_finds_what_it_looks_up(overlay):
     """tests/cluster/test_access.py tries what it refuses."""
     found = {(each["kind"], each["metadata"]["name"]): each for each in rendered(ROOT / "k8s/overlays" / overlay)}
+    for name in ("physion-launcher", "physion-launcher-trainer"):
+        policy = found["ValidatingAdmissionPolicy", name]["spec"]
+        assert policy["failurePolicy"] == "Fail"
+        binding = found["ValidatingAdmissionPolicyBinding", name]["spec"]
+        assert (binding["policyName"], binding["validationActions"]) == (name, ["Deny"])
+        assert selects(binding["matchResources"]["namespaceSelector"], found["Namespace", "physion"]["metadata"]["labels"])
     policy = found["ValidatingAdmissionPolicy", "physion-launcher"]["spec"]
     binding = found["ValidatingAdmissionPolicyBinding", "physion-launcher"]["spec"]
-    assert (binding["policyName"], binding["validationActions"]) == ("physion-launcher", ["Deny"])
-    assert selects(binding["matchResources"]["namespaceSelector"], found["Namespace", "physion"]["metadata"]["labels"])
     data = found["ConfigMap", binding["paramRef"]["name"]]["data"]
     keys = set(re.findall(r"params\.data(?:\.|\[')([a-z-]+)", str(policy)))
     assert keys == {"image", "training-secrets", "training-claims"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_in import IMAGE, PATIENCE, RESTRICTED, UNPRIVILEGED, stand_in, until
+from stand_in import IMAGE, PATIENCE, RESTRICTED, UNPRIVILEGED, host_of, stand_in, until
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -139,11 +139,13 @@ def test_status_says_why_the_workers_of_a_training_wait(run, ready):
         lambda: ready.objects("pods", "-l", f"workflows.argoproj.io/workflow={name}", "--field-selector=status.phase=Running"),
         "the launcher",
     )[0]["metadata"]
-    job = stand_in(nodeSelector={"no": "such-node"})
     owner = {"apiVersion": "v1", "kind": "Pod", "name": launcher["name"], "uid": launcher["uid"]}
-    ready.apply(**job | {"metadata": {"name": f"train-dvae-{name[-6:]}x", "ownerReferences": [owner]}})
+    job = f"train-dvae-{name[-6:]}x"
+    for each in stand_in(nodeSelector={"no": "such-node"}):
+        text = json.dumps(each | {"metadata": {"name": job, "ownerReferences": [owner]}})
+        ready.apply(**json.loads(text.replace('"name": "STAGE"', f'"name": "{job}"')))
     until(lambda: "give tolerations or a nodeSelector that fit" in run("status", name).out, lambda: run("status", name).out)
-    assert f"train-dvae-{name[-6:]}x-worker-0: no node can take it" in run("status", name).out
+    assert f"{host_of(job, 0)}" in run("status", name).out
     ready.kubectl("delete", "workflow", name)
 
 
