@@ -1,5 +1,6 @@
 """Commands on the cluster of KUBECONFIG, and the study that runs in it."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import yaml
+
+from physion.kubernetes.jobs import KINDS
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "physion"
@@ -33,9 +36,16 @@ def objects(kind, *selection):
     return json.loads(kubectl("get", kind, *selection, "-o", "json"))["items"]
 
 
+@functools.cache
+def kind():
+    """The kind of job that trains in this cluster."""
+    known = command("kubectl", "get", "crd", "-o", "name")
+    return KINDS["pytorchjob" if "/pytorchjobs.kubeflow.org" in known else "trainjob"]
+
+
 def by_hand(stage):
-    """The PyTorchJob of a training as docs/kubernetes.md makes it, without `physion launch`."""
-    return yaml.safe_load(command("sed", f"s/STAGE/{stage}/", "jobs/training.yaml"))
+    """The documents of a training as docs/kubernetes.md makes them, without `physion launch`; the last one is the job."""
+    return list(yaml.safe_load_all(command("sed", f"s/STAGE/{stage}/g", f"jobs/{kind().manifest}")))
 
 
 def until(condition, seconds=PATIENCE, pause=1.0):

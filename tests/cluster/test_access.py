@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 import yaml
-from live import NAMESPACE, ROOT, by_hand, command, kubectl, until
+from live import NAMESPACE, ROOT, by_hand, command, kind, kubectl, until
 
 from physion.kubernetes.manifest import Shape, merged, training_job
 from physion.stages import STAGES, Kind
@@ -21,7 +21,9 @@ NEEDED = {
     "stage": set(),
     "workflow": {("create", "workflowtaskresults.argoproj.io"), ("patch", "workflowtaskresults.argoproj.io")},
     "launcher": {
-        *((verb, "pytorchjobs.kubeflow.org") for verb in ("create", "get", "list", "patch", "delete")),
+        *((verb, "pytorchjobs.kubeflow.org") for verb in ("create", "get", "patch", "delete")),
+        *((verb, "trainjobs.trainer.kubeflow.org") for verb in ("create", "get", "patch", "delete")),
+        *((verb, "trainingruntimes.trainer.kubeflow.org") for verb in ("create", "get", "patch")),
         *((verb, "pods") for verb in ("get", "list", "delete")),
         ("get", "pods/log"),
         ("list", "events"),
@@ -42,6 +44,10 @@ RESOURCES = (
     "serviceaccounts/token",
     "persistentvolumeclaims",
     "pytorchjobs.kubeflow.org",
+    "trainjobs.trainer.kubeflow.org",
+    "trainingruntimes.trainer.kubeflow.org",
+    "jobsets.jobset.x-k8s.io",
+    "jobs.batch",
     "workflows.argoproj.io",
     "workflowtemplates.argoproj.io",
     "workflowtaskresults.argoproj.io",
@@ -114,10 +120,9 @@ def test_every_manifest_is_valid_to_the_api_server(overlay):
 
 @pytest.mark.parametrize("stage", STAGES.of_kind(Kind.TRAINING))
 def test_every_job_is_valid_and_needs_no_exception_from_restricted(stage):
-    manifest = by_hand(stage)
-    kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", given=json.dumps(manifest))
-    pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": pod["spec"]}
+    documents = by_hand(stage)
+    kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", given=json.dumps(documents[0]))
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": kind().template(documents)["spec"]}
     kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", given=json.dumps(pod))
 
 
@@ -151,10 +156,10 @@ def cluster_image():
 
 
 def launched(name, stage=STAGE, **shape):
-    """The PyTorchJob that `physion launch` would make."""
+    """What `physion launch` would make that says what its pods are: the PyTorchJob, or the TrainingRuntime."""
     environment = {"PHYSION_PRESET": "tiny", "PHYSION_STORE": "s3://b/p", "PHYSION_SET": ""}
     shape = Shape(**{"image": cluster_image()} | shape)
-    return training_job(ROOT / "jobs", stage, name, shape, environment, {"physion/store": "s3://b/p"})
+    return training_job(kind(), ROOT / "jobs", stage, name, shape, environment, {"physion/store": "s3://b/p"})[0]
 
 
 def tried(jobs, *options):
@@ -207,7 +212,7 @@ def test_every_job_of_a_launcher_is_let_in(guarded):
 
 
 def container(**fields):
-    return {"containers": [{"name": "pytorch", **fields}]}
+    return {"containers": [{"name": "node", **fields}]}
 
 
 def volume(**kind):
@@ -216,15 +221,14 @@ def volume(**kind):
 
 def another(**fields):
     """A container that is as it should be, but for these fields."""
-    own = by_hand(STAGE)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
-    return {**own, "name": "another", **fields}
+    return {"name": "another", "image": "physion:0.1.0", "securityContext": HARDENED, **fields}
 
 
+HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 TOKEN = "workflow.service-account-token"  # a Secret of the namespace that is no business of a training
 ITEM = {"secretKeyRef": {"name": TOKEN, "key": "token"}}
 CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
 CLONE = {"dataSource": {"kind": "PersistentVolumeClaim", "name": "data-s3-0"}}
-HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 PROBE = {"httpGet": {"host": "169.254.169.254", "port": 80}}  # sent by the kubelet, from its node
 IMAGES = ["evil", "physion-evil:0.1.0", "physion/evil", "physion:1/evil", "evil/physion:0.1.0", "physion:5000/physion"]
 IMAGES += ["physion@a"]
@@ -286,12 +290,10 @@ def ways_out():
     for name, patch in WAYS_OUT.items():
         yield launched(name, patch=patch)
 
-    def changed(name, replica=None, **metadata):
+    def changed(name, **metadata):
         job = launched(name)
-        replicas = job["spec"]["pytorchReplicaSpecs"]
-        replicas["Worker"]["template"] = merged(replicas["Worker"]["template"], {"metadata": metadata})
-        if replica:
-            replicas[replica] = merged(replicas["Worker"], {"template": {"spec": {"serviceAccountName": "launcher"}}})
+        template = template_of(job)
+        template |= merged(template, {"metadata": metadata})
         return job
 
     yield changed("label-of-the-server", labels={"app.kubernetes.io/name": "s3"})
@@ -299,7 +301,20 @@ def ways_out():
     yield changed("label-of-others", labels={"app": "database"})
     yield changed("annotation", annotations={"k8s.v1.cni.cncf.io/networks": "other"})
     yield changed("finalizer", finalizers=["a/b"])
-    yield changed("a-master", "Master")
+    job = launched("another-kind-of-pods")
+    if job["kind"] == "PyTorchJob":
+        replicas = job["spec"]["pytorchReplicaSpecs"]
+        replicas["Master"] = merged(replicas["Worker"], {"template": {"spec": {"serviceAccountName": "launcher"}}})
+    else:
+        jobs = job["spec"]["template"]["spec"]["replicatedJobs"]
+        evil = {"template": {"spec": {"template": {"spec": {"serviceAccountName": "launcher"}}}}}
+        jobs.append(merged(jobs[0], {"name": "other", "template": {"metadata": None}}))
+        jobs[1] = merged(jobs[1], evil)
+    yield job
+
+
+def template_of(job):
+    return kind().template([job] if job["kind"] == "PyTorchJob" else [job, None])
 
 
 def test_no_job_of_a_launcher_gets_out(guarded):
@@ -324,17 +339,65 @@ def test_no_job_of_a_launcher_gets_out(guarded):
 def test_a_job_that_is_there_is_not_changed_into_another(guarded):
     """Its owners and annotations are, which a launcher that joins it adds."""
     job = launched("train-dvae-probe")
-    job["spec"]["runPolicy"]["suspend"] = True  # so that nothing starts
+    if job["kind"] == "PyTorchJob":
+        job["spec"]["runPolicy"]["suspend"] = True  # so that nothing starts
     kubectl("create", "--as", LAUNCHER, "-f", "-", given=json.dumps(job))
     try:
-        change = ["patch", "pytorchjob", "train-dvae-probe", "--as", LAUNCHER, "--type", "merge", "-p"]
+        change = ["patch", job["kind"], "train-dvae-probe", "--as", LAUNCHER, "--type", "merge", "-p"]
         kubectl(*change, json.dumps({"metadata": {"annotations": {"a": "b"}}}))
-        worker = {"template": {"spec": {"serviceAccountName": "launcher"}}}
-        evil = {"spec": {"pytorchReplicaSpecs": {"Worker": worker}}}
-        refused = kubectl(*change, json.dumps(evil), check=False)
+        template_of(job)["spec"]["serviceAccountName"] = "launcher"
+        refused = kubectl(*change, json.dumps({"spec": job["spec"]}), check=False)
         assert POLICY in refused.stderr
     finally:
-        kubectl("delete", "pytorchjob", "train-dvae-probe")
+        kubectl("delete", job["kind"], "train-dvae-probe")
+
+
+def trainer():
+    if kind().name != "TrainJob":
+        pytest.skip("no TrainJobs in this cluster")
+
+
+JOBSETS = {  # what a launcher has no use for in a TrainingRuntime, by the words of its refusal
+    "mpi": ("for torch", {"mlPolicy": {"torch": None, "mpi": {"numProcPerNode": 1}}}),
+    "gang": ("for torch", {"podGroupPolicy": {"coscheduling": {}}}),
+    "labels": ("for torch", {"template": {"metadata": {"labels": {"a": "b"}}}}),
+    "network": ("of a TrainingRuntime's Job", {"template": {"spec": {"network": {"subdomain": "s3"}}}}),
+    "manager": ("of a TrainingRuntime's Job", {"template": {"spec": {"managedBy": "a/b"}}}),
+}
+TRAINJOBS = {  # and in a TrainJob
+    "other-runtime": ("of its own name", {"runtimeRef": {"name": "other"}}),
+    "cluster-runtime": ("of its own name", {"runtimeRef": {"kind": "ClusterTrainingRuntime"}}),
+    "image": ("how many nodes", {"trainer": {"image": "evil"}}),
+    "command": ("how many nodes", {"trainer": {"command": ["evil"]}}),
+    "secret": ("how many nodes", {"trainer": {"env": [{"name": "A", "valueFrom": ITEM}]}}),
+    "initializer": ("how many nodes", {"initializer": {"dataset": {"secretRef": {"name": TOKEN}}}}),
+    "patch": ("how many nodes", {"runtimePatches": [{"manager": "a.b/c", "trainingRuntimeSpec": {}}]}),
+}
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_a_training_runtime_of_a_launcher_says_nothing_but_what_its_pods_are(guarded, name):
+    trainer()
+    words, spec = JOBSETS[name]
+    runtime = merged(launched(f"set-{name}"), {"spec": spec})
+    assert tried([runtime])[1] == []
+    ((said,), let_in) = reversed(tried([runtime], "--as", LAUNCHER))
+    assert let_in == set()
+    assert POLICY[:-1] + "-trainer'" in said
+    assert words in said
+
+
+def test_a_train_job_of_a_launcher_says_nothing_but_how_many(guarded):
+    trainer()
+    runtime, job = training_job(kind(), ROOT / "jobs", STAGE, "train-dvae-probe", Shape(image=cluster_image()), {}, {})
+    kubectl("create", "-f", "-", given=json.dumps(runtime))
+    try:
+        until(lambda: tried([job], "--as", LAUNCHER) == ({"train-dvae-probe"}, []), 30)
+        for words, spec in TRAINJOBS.values():
+            said = tried([merged(job, {"spec": spec})], "--as", LAUNCHER)[1]
+            assert words in said[0]
+    finally:
+        kubectl("delete", "trainingruntime", "train-dvae-probe")
 
 
 def test_what_the_cluster_is_set_to_is_let_in(guarded):
@@ -359,7 +422,9 @@ def test_a_launchers_token_is_a_launchers_name(guarded):
     server = config["clusters"][0]["cluster"]
     trust = ssl.create_default_context(cadata=base64.b64decode(server["certificate-authority-data"]).decode())
     token = kubectl("create", "token", "launcher").strip()
-    url = f"{server['server']}/apis/kubeflow.org/v1/namespaces/{NAMESPACE}/pytorchjobs?dryRun=All"
+    job = launched("fine")
+    resource = "pytorchjobs" if job["kind"] == "PyTorchJob" else "trainingruntimes"
+    url = f"{server['server']}/apis/{job['apiVersion']}/namespaces/{NAMESPACE}/{resource}?dryRun=All"
 
     def made(job):
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -367,7 +432,7 @@ def test_a_launchers_token_is_a_launchers_name(guarded):
         with urllib.request.urlopen(request, context=trust) as answer:
             return json.loads(answer.read())["kind"]
 
-    assert made(launched("fine")) == "PyTorchJob"
+    assert made(job) == job["kind"]
     with pytest.raises(urllib.error.HTTPError) as refused:
         made(launched("not-fine", patch=WAYS_OUT["account-launcher"]))
     assert POLICY in refused.value.read().decode()

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from live import Study, argo, by_hand, command, failed, kubectl, nodes, succeeded
+from live import Study, argo, by_hand, command, failed, kind, kubectl, nodes, succeeded
 
 from physion.store.artifacts import WITH_TIMES
 
@@ -31,7 +31,7 @@ def first(study):
     return end
 
 
-def test_trainings_ran_as_pytorchjobs_on_several_ranks(first, study):
+def test_trainings_ran_as_jobs_on_several_ranks(first, study):
     made = study.manifests()
     assert len(made) == 36
     for stage in ("train-dvae", "train-steve", "train-slotformer"):
@@ -85,28 +85,29 @@ def test_submit_from_the_template(study, first):
 
 
 def test_a_job_by_hand(first, study):
-    """jobs/training.yaml needs no workflow and no launcher: kubectl makes it, and it takes what the store has.
+    """jobs/ needs no workflow and no launcher: kubectl makes it, and it takes what the store has.
 
     With as many ranks as before it gives the same bytes, so what stands on it stays.
     """
     before = study.manifests()["train-dvae"]["files"]
     study.drop("train-dvae")
-    job = by_hand("train-dvae")
-    replicas = {key: 2 for key in ("minReplicas", "maxReplicas")}
-    job["spec"] |= {"nprocPerNode": "2", "elasticPolicy": job["spec"]["elasticPolicy"] | replicas}
-    job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] = 2
-    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    container["env"] = [{"name": f"PHYSION_{key.upper()}", "value": study.parameters[key]} for key in ("preset", "store")]
-    kubectl("create", "-f", "-", given=json.dumps(job))
+    documents = by_hand("train-dvae")
+    kind().shape(documents, "train-dvae", nodes=2, ranks=2)
+    (container,) = kind().template(documents)["spec"]["containers"]
+    given = [{"name": f"PHYSION_{key.upper()}", "value": study.parameters[key]} for key in ("preset", "store")]
+    container["env"] = [each for each in container["env"] if each["name"].startswith("PET_")] + given
+    for each in documents:
+        kubectl("create", "-f", "-", given=json.dumps(each))
     try:
-        kubectl("wait", "--for=condition=Succeeded", "pytorchjob/train-dvae", "--timeout=300s")
+        kubectl("wait", f"--for=condition={kind().success}", f"{kind().resource}/train-dvae", "--timeout=300s")
         made = study.manifests()["train-dvae"]
         assert made["host"]["ranks"] == 4
         assert [file for file in made["files"] if file["name"] not in WITH_TIMES] == [
             file for file in before if file["name"] not in WITH_TIMES
         ]
     finally:
-        kubectl("delete", "pytorchjob", "train-dvae")
+        for each in reversed(documents):
+            kubectl("delete", each["kind"], "train-dvae")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from live import NAMESPACE, ROOT, Study, argo, command, ended, kubectl, objects, phase, succeeded, until
+from live import NAMESPACE, ROOT, Study, argo, command, ended, kind, kubectl, objects, phase, succeeded, until
 
 from physion.store.artifacts import WITH_TIMES
 
@@ -66,7 +66,7 @@ def part(*words):
 
 
 def workers():
-    return sorted(pod["metadata"]["name"] for pod in objects("pods", "-l", "training.kubeflow.org/job-name"))
+    return sorted(pod["metadata"]["name"] for pod in objects("pods", "-l", kind().job_label))
 
 
 def pods_of(component):
@@ -102,7 +102,9 @@ def restart_the_workflow_controller(name):
 
 
 def restart_the_operator(name):
-    command("kubectl", "-n", "kubeflow", "delete", "pod", "-l", "control-plane=kubeflow-training-operator", "--wait=false")
+    """Of each kind all controllers; other namespaces are not there."""
+    for namespace in ("kubeflow", "kubeflow-system", "jobset-system"):
+        command("kubectl", "-n", namespace, "delete", "pod", "--all", "--wait=false", check=False)
 
 
 def restart_the_api_server(name):
@@ -187,7 +189,7 @@ def test_a_deleted_workflow_leaves_nothing(undisturbed, training):
     def nothing_left():
         left = [name for pod in objects("pods") if not (name := pod["metadata"]["name"]).startswith(("s3-0", "toolbox-"))]
         there = [workflow["metadata"]["name"] for workflow in objects("workflows")]
-        return not left and not objects("pytorchjobs") and training not in there
+        return not left and not objects(kind().resource) and training not in there
 
     until(nothing_left, 60)
     assert len(objects("pvc")) == len(claims)
