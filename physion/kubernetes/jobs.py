@@ -145,7 +145,7 @@ class TrainJob(JobKind):
         job["spec"]["trainer"] |= {"numNodes": nodes, "numProcPerNode": ranks}
         job["spec"]["runtimeRef"]["name"] = runtime["metadata"]["name"] = name
         (container,) = (each for each in self.template(documents)["spec"]["containers"] if each["name"] == self.container)
-        for variable in container["env"]:
+        for variable in container.get("env", []):
             if variable["name"] == "PET_RDZV_ENDPOINT":
                 variable["value"] = f"{name}-node-0-0.{name}:29500"
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from physion.errors import ConfigError
-from physion.kubernetes.jobs import KINDS
+from physion.kubernetes.jobs import KINDS, chosen
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
 from physion.kubernetes.pods import obstacle
@@ -199,6 +199,36 @@ def test_the_pods_of_both_kinds_are_the_same_but_for_how_they_meet():
         container.pop("name")
         pod["spec"].pop("restartPolicy", None)
     assert pods[0] == pods[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "conditions", "outcome"),
+    [
+        (PYTORCHJOB, [("Created", "True"), ("Running", "False"), ("Succeeded", "True")], "Succeeded"),
+        (PYTORCHJOB, [("Running", "True"), ("Failed", "False")], None),
+        (PYTORCHJOB, [("Failed", "True")], "Failed"),
+        (TRAINJOB, [], None),
+        (TRAINJOB, [("Suspended", "False")], None),
+        (TRAINJOB, [("Suspended", "False"), ("Complete", "True")], "Succeeded"),
+        (TRAINJOB, [("Failed", "True"), ("Complete", "False")], "Failed"),
+    ],
+)
+def test_how_a_job_has_ended(kind, conditions, outcome):
+    said = [{"type": name, "status": status, "message": f"it {name}"} for name, status in conditions]
+    job = {"status": {"conditions": said} if said else {}}
+    assert kind.outcome(job) == outcome
+    if outcome == "Failed":
+        assert kind.why_failed(job) == "it Failed"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("PyTorchJob", PYTORCHJOB), ("trainjob", TRAINJOB)])
+def test_a_kind_that_is_asked_for_by_name(name, kind):
+    assert chosen(None, name) is kind
+
+
+def test_a_kind_that_there_is_none_of():
+    with pytest.raises(ConfigError, match=r"no such kind of job, did you mean 'trainjob'.*; there are pytorchjob, trainjob"):
+        chosen(None, "trainjobs")
 
 
 def test_a_job_has_one_name_for_each_training_and_store():
