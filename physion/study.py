@@ -24,8 +24,6 @@ from physion.store.artifacts import Artifact
 from physion.store.cache import ShardCache, default_limit
 from physion.store.uri import open_store
 
-CHUNK = 16  # frames encoded at once
-
 
 class PerVideo(Mapping[str, np.ndarray]):
     """One array per video of a subset, by name, read on access."""
@@ -81,23 +79,23 @@ class Study:
         return self._arrays(f"rollout-{subset}")
 
     def masks(self, subset: str) -> PerVideo:
-        """Where each slot looks, float32 [T, S, H, W], summing to 1 over the slots: computed by the slot model."""
+        """Where each of the `slots` looks, float32 [T, S, H, W], summing to 1 over the slots: computed by the slot model."""
         import torch
 
         from physion.data.clips import to_unit
-        from physion.models.slots import encode_video, resize_masks
+        from physion.models.slots import masks_of
 
-        frames = FrameShards(self.artifact(f"frames-{subset}"))
+        frames, slots = FrameShards(self.artifact(f"frames-{subset}")), self.slots(subset)
         model = self.model(self._node(f"extract-slots-{subset}").inputs["slot-model"])
 
         @torch.inference_mode()
-        def masks_of(video: str) -> np.ndarray:
-            images = torch.from_numpy(frames.images(video, 0, frames.video_frames)).permute(0, 3, 1, 2)[None]
-            outs = encode_video(model, map(to_unit, images.split(CHUNK, 1)), with_masks=True)
-            found = [resize_masks(out.masks, frames.image_size)[0] for out in outs if out.masks is not None]
-            return torch.cat(found).numpy()
+        def read(video: str) -> np.ndarray:
+            def clip() -> torch.Tensor:
+                return to_unit(torch.from_numpy(frames.images(video, 0, frames.video_frames)).permute(0, 3, 1, 2)[None])
 
-        return PerVideo(frames, masks_of)
+            return masks_of(model, torch.from_numpy(slots[video])[None], clip, frames.image_size)[0].numpy()
+
+        return PerVideo(frames, read)
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shapes: B videos, T frames, S slots, D slot size, N frames of any videos, H W pi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -106,10 +106,11 @@ def see_video(model: SlotModel, images_BT3HW: Tensor, size: int, chunk: int = 30
     return torch.cat(slots, 1), torch.cat(masks, 1)
 
 
-def masks_of(model: SlotModel, slots_BTSD: Tensor, images_BT3HW: Tensor, size: int) -> Tensor:
-    """Where the slots that the model once found in these videos look, [B, T, S, size, size]; on the CPU, float32.
+def masks_of(model: SlotModel, slots_BTSD: Tensor, videos: Callable[[], Tensor], size: int) -> Tensor:
+    """Where the slots that the model once found in some videos look, [B, T, S, size, size]; on the CPU, float32.
 
-    If slots alone do not tell, the model sees the videos again. It then finds other slots, by rounding and what that grows to.
+    If slots alone do not tell, the model sees the videos again, which `videos` gives as [B, T, 3, H, W]. It then finds other
+    slots, by rounding and what that grows to.
     """
     masks = model.masks(slots_BTSD)
-    return see_video(model, images_BT3HW, size)[1] if masks is None else resize_masks(masks.float(), size).cpu()
+    return see_video(model, videos(), size)[1] if masks is None else resize_masks(masks.float(), size).cpu()

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def _pictures(
                 continue
             batch = to_unit(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
             slots = torch.from_numpy(shards["true slots, decoded"].slots(video.name)).to(device)
-            masks = masks_of(model, slots[None], batch[None], frames.image_size)[0].numpy()
+            masks = masks_of(model, slots[None], partial(batch.unsqueeze, 0), frames.image_size)[0].numpy()
             images, batch, masks = images[shown], batch[shown], masks[shown]
             clips = {"video": images, "slot masks": pictures.overlay_masks(images, masks)}
             border = {caption: [False] * len(shown) for caption in clips}

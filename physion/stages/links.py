@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,12 @@ def look(
             job.stop.check()
             few = videos[first : first + AT_ONCE]
             arrays = None if slots is None else np.stack([slots.slots(video.name) for video in few])
-            masks = None
-            if model is not None and (truth is not None or arrays is None):
-                images = np.stack([frames.images(video.name, 0, frames.video_frames) for video in few])
-                batch, size = to_unit(torch.from_numpy(images).movedim(-1, 2).to(device)), images.shape[2]
-                if arrays is None:
-                    seen, masks = see_video(model, batch, size)
-                    arrays = seen.numpy()
-                else:
-                    masks = masks_of(model, torch.from_numpy(arrays).to(device), batch, size)
+            masks, clips = None, partial(_clips, frames, few, device)
+            if model is not None and arrays is None:
+                seen, masks = see_video(model, clips(), frames.image_size)
+                arrays = seen.numpy()
+            elif model is not None and truth is not None:
+                masks = masks_of(model, torch.from_numpy(arrays).to(device), clips, frames.image_size)
             assert arrays is not None
             for number, video in enumerate(few):
                 overlap = None
@@ -93,6 +91,12 @@ def look(
                 found.append(Seen(video, arrays[number], overlap))
             bar.advance(len(few))
     return found
+
+
+def _clips(frames: FrameShards, videos: Sequence[Video], device: torch.device) -> torch.Tensor:
+    """All frames of some videos, [B, T, 3, H, W]."""
+    images = np.stack([frames.images(video.name, 0, frames.video_frames) for video in videos])
+    return to_unit(torch.from_numpy(images).movedim(-1, 2).to(device))
 
 
 def slot_numbers(seen: Sequence[Seen], truth: TruthShards | None, config: Evaluate) -> dict[str, Any]:
