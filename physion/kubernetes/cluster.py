@@ -33,11 +33,13 @@ GROUPS = {
     "trainingruntimes": "/apis/trainer.kubeflow.org/v1alpha1",
     "workflows": "/apis/argoproj.io/v1alpha1",
     "workflowtemplates": "/apis/argoproj.io/v1alpha1",
+    "workloads": "/apis/kueue.x-k8s.io/v1beta2",
 }
 INSTALLED_BY = {
     "kubeflow.org": "the Kubeflow training operator",
     "trainer.kubeflow.org": "Kubeflow Trainer",
     "argoproj.io": "Argo Workflows",
+    "kueue.x-k8s.io": "Kueue 0.15 or newer",
 }
 PATIENCE = 600.0  # seconds an API server may be away before a command that follows something gives up
 LONGEST_PAUSE = 10.0

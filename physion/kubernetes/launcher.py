@@ -14,6 +14,7 @@ from physion.job import Stop
 from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.jobs import JobKind
 from physion.kubernetes.pods import PodLog, ending, has_ended, has_started, last_lines, name_of, obstacle
+from physion.kubernetes.queue import QUEUED
 from physion.progress import say, tell_argo
 
 INTERVAL = 0.5  # seconds between looks at the job; a list cannot expire, as a watch can
@@ -171,8 +172,11 @@ class Launcher:
     def _explain(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         """Say once what keeps the training from running."""
         if self._kind.is_suspended(job):
-            self._tell("", f"{self._title} is suspended: it waits to be admitted by its queue")
+            self._tell("", f"{self._title} is suspended: {QUEUED}")
+            self._workers.clear()  # a queue may take them as often as it wants
             return
+        if "is suspended" in self._told.pop("", ""):
+            say(f"{self._title} has been admitted")
         for pod in pods:
             if reason := obstacle(pod):
                 self._tell(name_of(pod), f"{name_of(pod)} waits: {reason}")

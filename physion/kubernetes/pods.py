@@ -13,9 +13,11 @@ import urllib3
 
 from physion.errors import PhysionError
 from physion.kubernetes.cluster import Cluster
+from physion.kubernetes.queue import QUEUED
 
 IMAGE_TROUBLE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
+GATED = "SchedulingGated"
 SECOND = len("2026-01-01T00:00:00")
 LOG_PAUSE = 0.5  # between two attempts to read a log
 
@@ -55,6 +57,12 @@ def obstacle(pod: dict[str, Any]) -> str | None:
     return None
 
 
+def is_gated(pod: dict[str, Any]) -> bool:
+    """Whether a queue keeps a pod from being scheduled."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(each["type"] == "PodScheduled" and each.get("reason") == GATED for each in conditions)
+
+
 def refusal(message: str) -> str:
     """Why the API server did not let a pod be made, and what to do."""
     if "exceeded quota" in message:
@@ -65,8 +73,8 @@ def refusal(message: str) -> str:
 
 
 def _unscheduled(reason: str, message: str) -> str:
-    if reason == "SchedulingGated":
-        return "it waits to be admitted by its queue"
+    if reason == GATED:
+        return QUEUED
     if "nvidia.com/gpu" in message:
         advice = "no node has that many free GPUs: ask for fewer a node, wait for those that are busy, or add nodes"
     elif "Insufficient" in message:

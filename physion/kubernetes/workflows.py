@@ -14,7 +14,8 @@ from physion.errors import ConfigError, nearest
 from physion.kubernetes.cluster import Cluster
 from physion.kubernetes.jobs import JobKind, kinds_of
 from physion.kubernetes.launcher import first_failure
-from physion.kubernetes.pods import ending, last_lines, name_of, obstacle, refusal
+from physion.kubernetes.pods import ending, is_gated, last_lines, name_of, obstacle, refusal
+from physion.kubernetes.queue import why_queued
 
 TEMPLATE = "physion-vqa"
 MAIN = "main"  # Argo's name for the container that works
@@ -190,12 +191,12 @@ def report(cluster: Cluster, workflow: dict[str, Any]) -> list[dict[str, Any]]:
             said = [line for pod in mine[-1:] for line in last_lines(cluster, pod, MAIN, 50) if line.startswith("error: ")]
             messages += [line for line in said[-1:] if line.removeprefix("error: ") not in "".join(messages)]
         elif step["phase"] in ("Pending", "Running"):
-            messages += [text for pod in mine if (text := obstacle(pod))]
+            messages += [text for pod in mine if (text := _waits(cluster, pod))]
             if not mine:  # the API server did not let Argo make the pod
                 messages += [refusal(each["message"]) for each in attempts_of(workflow, step)[-1:] if each.get("message")]
             for kind, job in _jobs(cluster, mine):
                 if kind.is_suspended(job):
-                    messages.append(f"{kind.name} {name_of(job)} is suspended: it waits to be admitted by its queue")
+                    messages.append(f"{kind.name} {name_of(job)} is suspended: {why_queued(cluster, job)}")
                     continue
                 workers = kind.pods(cluster, name_of(job))
                 messages += [f"{name_of(pod)}: {text}" for pod in workers if (text := _trouble(pod, kind.container))]
@@ -227,6 +228,10 @@ def _jobs(cluster: Cluster, launchers: list[dict[str, Any]]) -> list[tuple[JobKi
         for job in cluster.listed(kind.resource)
         if identities & {owner["uid"] for owner in job["metadata"].get("ownerReferences", [])}
     ]
+
+
+def _waits(cluster: Cluster, pod: dict[str, Any]) -> str | None:
+    return why_queued(cluster, pod) if is_gated(pod) else obstacle(pod)
 
 
 def _trouble(pod: dict[str, Any], container: str) -> str | None:

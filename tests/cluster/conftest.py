@@ -9,7 +9,7 @@ import os
 import secrets
 
 import pytest
-from live import command, kubectl, objects, until
+from live import FROM_SLOTFORMER, Study, command, kubectl, objects, succeeded, until
 
 
 def pytest_collection_modifyitems(items):
@@ -65,3 +65,20 @@ def toolbox(deployed):
     kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
     yield lambda *words, **options: kubectl("exec", name, "--", *words, **options)
     kubectl("delete", "pod", name)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(toolbox):
+    """A study that nothing happened to, with a SlotFormer that takes a while to train, and what it published."""
+    overrides = (
+        "train-readout.features=[rollout]",
+        "train-readout.optim.steps=100",
+        "train-slotformer.optim.steps=200",
+        "train-slotformer.checkpoint-every=20",
+        "train-slotformer.heldout-every=100",
+    )
+    parameters = {"readout-seeds": "0", "cpu-ranks": "2", "train-slotformer-nodes": "2"}
+    study = Study(toolbox, "chaos", overrides=" ".join(overrides), **parameters)
+    study.drop(*FROM_SLOTFORMER)  # by an earlier run of these tests
+    succeeded(study.submit())
+    return study, study.manifests()

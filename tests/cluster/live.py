@@ -10,11 +10,13 @@ from pathlib import Path
 import yaml
 
 from physion.kubernetes.jobs import KINDS
+from physion.store.artifacts import WITH_TIMES
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "physion"
 PATIENCE = 900.0
 DONE = ("Succeeded", "Failed", "Error")
+FROM_SLOTFORMER = ("train-slotformer", "rollout", "train-readout", "evaluate")
 
 
 def command(*words, check=True, given=None, env=None):
@@ -111,6 +113,10 @@ class Study:
         keys = self.toolbox("python", "-c", KEYS, "physion", f"{self.prefix}/artifacts/{stage}/").split()
         return [key for key in keys if "/checkpoints/" in key]
 
+    def has_begun(self, stage):
+        """Wait until a training has checkpoints in the store."""
+        until(lambda: self.checkpoints(stage), pause=3.0)  # each look starts Python in a pod
+
     def drop(self, *stages):
         """Forget what these stages made, and begun."""
         self.toolbox("python", "-c", DROP, "physion", self.prefix, *stages)
@@ -126,6 +132,11 @@ def phase(name):
 
 def nodes(name):
     return list(workflow(name).get("status", {}).get("nodes", {}).values())
+
+
+def status(name):
+    """What `physion status` says of it."""
+    return command(sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
 
 
 def ended(name):
@@ -151,5 +162,17 @@ def failed(name, step, message):
     assert len(tries) == 1
     assert "exit code 2" in tries[0]["message"]
     assert message in tries[0]["message"]
-    assert message in command(sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
+    assert message in status(name)
     kubectl("delete", "workflow", name)
+
+
+def assert_same(study, expected):
+    """The study's store has these artifacts, byte for byte, and of those before SlotFormer none was made again."""
+    found = study.manifests()
+    assert found.keys() == expected.keys()
+    for instance, manifest in expected.items():
+        names = {file["name"] for file in manifest["files"]} - WITH_TIMES
+        digests = [{f["name"]: f["sha256"] for f in m["files"] if f["name"] in names} for m in (found[instance], manifest)]
+        assert digests[0] == digests[1], instance
+        if manifest["stage"] not in FROM_SLOTFORMER:
+            assert found[instance]["created"] == manifest["created"], f"{instance} was made again"

@@ -1,61 +1,38 @@
 """Whatever is taken away while a training runs, the same artifacts come out and nothing published is made again."""
 
 import os
-import sys
 import time
 
 import pytest
 import yaml
-from live import NAMESPACE, ROOT, Study, argo, command, ended, kind, kubectl, objects, phase, succeeded, until
-
-from physion.store.artifacts import WITH_TIMES
-
-pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
-DISTURBED = ("train-slotformer", "rollout", "train-readout", "evaluate")
-OVERRIDES = (
-    "train-readout.features=[rollout]",
-    "train-readout.optim.steps=100",
-    "train-slotformer.optim.steps=200",
-    "train-slotformer.checkpoint-every=20",
-    "train-slotformer.heldout-every=100",
+from live import (
+    FROM_SLOTFORMER,
+    ROOT,
+    argo,
+    assert_same,
+    command,
+    ended,
+    kind,
+    kubectl,
+    objects,
+    phase,
+    status,
+    succeeded,
+    until,
 )
 
-
-@pytest.fixture(scope="module")
-def undisturbed(toolbox):
-    """A study that nothing happened to, and what it published."""
-    study = Study(
-        toolbox,
-        "chaos",
-        overrides=" ".join(OVERRIDES),
-        **{"readout-seeds": "0", "cpu-ranks": "2", "train-slotformer-nodes": "2"},
-    )
-    study.drop(*DISTURBED)  # by an earlier run of these tests
-    succeeded(study.submit())
-    return study, study.manifests()
+pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
 
 @pytest.fixture
 def training(undisturbed):
     """The study again from its SlotFormer on: its workflow, once the training has checkpoints in the store."""
     study, _ = undisturbed
-    study.drop(*DISTURBED)
+    study.drop(*FROM_SLOTFORMER)
     name = study.submit()
-    until(lambda: study.checkpoints("train-slotformer"), pause=3.0)  # each look starts Python in a pod
+    study.has_begun("train-slotformer")
     yield name
     kubectl("delete", "workflow", name, "--ignore-not-found")
-
-
-def assert_same(study, expected):
-    found = study.manifests()
-    assert found.keys() == expected.keys()
-    for instance, manifest in expected.items():
-        stage = manifest["stage"]
-        names = {file["name"] for file in manifest["files"]} - WITH_TIMES
-        digests = [{f["name"]: f["sha256"] for f in m["files"] if f["name"] in names} for m in (found[instance], manifest)]
-        assert digests[0] == digests[1], instance
-        if stage not in DISTURBED:
-            assert found[instance]["created"] == manifest["created"], f"{instance} was made again"
 
 
 def part(*words):
@@ -160,9 +137,9 @@ def test_a_lost_node(undisturbed, tmp_path, launcher_too):
     workflow = yaml.safe_load((ROOT / "workflows" / "physion_vqa.yaml").read_text())
     workflow["spec"]["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow))
-    study.drop(*DISTURBED)
+    study.drop(*FROM_SLOTFORMER)
     name = study.submit(tmp_path / "workflow.yaml")
-    until(lambda: study.checkpoints("train-slotformer"), pause=3.0)
+    study.has_begun("train-slotformer")
     placed = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in objects("pods") if pod["spec"].get("nodeName")}
     (launcher,) = pods_of("train-slotformer-launcher")
     assert placed[launcher] == (lost if launcher_too else stays)
@@ -170,8 +147,7 @@ def test_a_lost_node(undisturbed, tmp_path, launcher_too):
     try:
         part("lose", lost)
         if launcher_too:  # nobody in the study could know whether it still runs there
-            status = (sys.executable, "-m", "physion.cli", "status", name, "-n", NAMESPACE)
-            until(lambda: f"its node {lost} does not answer" in command(*status))
+            until(lambda: f"its node {lost} does not answer" in status(name))
             command("kubectl", "delete", "node", lost)  # as a cloud does, and as `physion status` advises
         succeeded(name)
         assert_same(*undisturbed)

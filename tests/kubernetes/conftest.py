@@ -80,7 +80,8 @@ class Training:
     def done(self, launcher, name):
         """The training ends well, and so does its launcher."""
         self.publish()
-        self.namespace.end(name, 0, 0)
+        for index in self.namespace.workers(name):
+            self.namespace.end(name, index, 0)
         assert launcher.ends() == 0, launcher.err
 
     @property

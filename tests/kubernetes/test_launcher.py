@@ -29,7 +29,7 @@ def test_a_job_is_made_followed_and_reported(training, namespace, tmp_path):
     until(lambda: argo.exists() and argo.read_text() == "3/10", "the progress")
     training.done(launcher, name)
     assert argo.read_text() == "10/10"
-    assert f"preset={training.preset} store=file://{training.store} set=frames.workers=1 ranks=3 nodes=2:2" in launcher.err
+    assert f"preset={training.preset} store=file://{training.store} set=frames.workers=1 ranks=3 nodes=2" in launcher.err
     assert f"last words of {host_of(name, 0)}" in launcher.err
     no_gap_and_no_double(launcher.counted())
     assert launcher.result()["published"] is True
