@@ -5,6 +5,7 @@ Each is filled in from a file of `jobs/`, and read back; a launcher and `physion
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from physion.kubernetes.cluster import Cluster, Conflict
 from physion.kubernetes.pods import name_of, refusal
 
 Json = dict[str, Any]
+HEARD_OF = 15.0  # seconds after which every controller must know what has been made
 
 
 class JobKind(ABC):
@@ -174,7 +176,15 @@ class TrainJob(JobKind):
             if old is None or "deletionTimestamp" in old["metadata"]:
                 raise
             cluster.patch("trainingruntimes", name_of(runtime), {"spec": runtime["spec"]})
-        made = cluster.create(self.resource, job)
+        until = time.monotonic() + HEARD_OF
+        while True:
+            try:
+                made = cluster.create(self.resource, job)
+                break
+            except ConfigError as error:  # who checks it may not have heard of the runtime yet
+                if "not found" not in str(error) or time.monotonic() > until:
+                    raise
+                cluster.pause(0.5)
         owner = {"apiVersion": job["apiVersion"], "kind": "TrainJob", "name": name_of(made), "uid": made["metadata"]["uid"]}
         cluster.patch("trainingruntimes", name_of(runtime), {"metadata": {"ownerReferences": [owner]}})
         return made

@@ -231,6 +231,33 @@ def test_a_kind_that_there_is_none_of():
         chosen(None, "trainjobs")
 
 
+class ForgetfulCluster:
+    """A fake, for a moment that no test of a real one can choose: its webhooks have not heard of the newest runtime yet."""
+
+    def __init__(self, refusals):
+        self.refusals, self.asked = list(refusals), []
+
+    def create(self, kind, body):
+        self.asked.append(f"create {kind}")
+        if kind == "trainjobs" and self.refusals:
+            raise ConfigError(self.refusals.pop(0))
+        return body | {"metadata": body["metadata"] | {"uid": "u"}}
+
+    def patch(self, kind, name, body):
+        self.asked.append(f"patch {kind} {body['metadata']['ownerReferences'][0]['uid']}")
+
+    def pause(self, seconds):
+        self.asked.append("pause")
+
+
+def test_a_trainjob_whose_runtime_is_not_known_yet_is_made_a_moment_later():
+    cluster = ForgetfulCluster(["runtime 'train-dvae' not found"])
+    TRAINJOB.create(cluster, by_hand(TRAINJOB, "train-dvae"))
+    assert cluster.asked == ["create trainingruntimes", "create trainjobs", "pause", "create trainjobs", "patch trainingruntimes u"]
+    with pytest.raises(ConfigError, match="exceeded quota"):
+        TRAINJOB.create(ForgetfulCluster(["exceeded quota"]), by_hand(TRAINJOB, "train-dvae"))
+
+
 def test_a_job_has_one_name_for_each_training_and_store():
     name = job_name("train-slotformer", "a" * 20, "s3://b/p")
     assert name == job_name("train-slotformer", "a" * 20, "s3://b/p")
