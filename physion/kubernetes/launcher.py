@@ -19,6 +19,7 @@ from physion.progress import say, tell_argo
 
 INTERVAL = 0.5  # seconds between looks at the job; a list cannot expire, as a watch can
 LATE = 15.0  # seconds after a pod's grace period at which its node must be gone
+STAYS = 5.0  # seconds after a forced deletion at which a pod must be gone
 LOG_END = 30.0  # seconds to wait for the rest of a log when the job has ended
 SHOWN_LINES = 20
 LOSSES = 5  # of each worker, without progress in between, after which something must be wrong
@@ -53,6 +54,7 @@ class Launcher:
         self._replicas = kind.nodes(job)
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
+        self._forced: dict[str, float] = {}  # and when their deletion was forced
         self._logs: dict[str, PodLog] = {}  # by pod
         self._progress: tuple[int, int] | None = None
         self._farthest = 0
@@ -65,9 +67,8 @@ class Launcher:
         left to another launcher.
         """
         try:
-            job = self._take()
-            if job is not None:
-                self._follow(job)
+            while (job := self._take()) and not self._follow(job):
+                pass
         except (Interrupted, Preempted):
             self._cluster.stop = Stop()  # one is enough: a second Ctrl-C is a KeyboardInterrupt
             self._let_go()
@@ -113,19 +114,23 @@ class Launcher:
             say(f"{self._title} runs already: following it")
         return joined
 
-    def _follow(self, job: dict[str, Any]) -> None:
+    def _follow(self, job: dict[str, Any]) -> bool:
+        """Until it has ended well; False if it has to be made anew."""
         identity = job["metadata"]["uid"]
         while True:
             found = self._cluster.find(self._kind.resource, self._name)
             if found is None or found["metadata"]["uid"] != identity or "deletionTimestamp" in found["metadata"]:
                 if self._published():
-                    return
+                    return True
                 raise TransientError(
                     f"{self._title} was deleted by someone else; the same command goes on from the last checkpoint"
                 )
             pods = self._pods()
             self._stream(pods)
-            self._release_lost(pods)
+            if self._release_lost(pods):
+                say(f"{self._title} cannot go on without what was lost: making it anew")
+                self._let_go()
+                return False
             # Once its containers have ended, the operator needs a second or two to hear of it: the store knows.
             if (result := self._kind.outcome(found)) or (self._ended_well(pods) and self._published()):
                 break
@@ -138,7 +143,7 @@ class Launcher:
         if self._published():
             if self._progress:
                 tell_argo(self._progress[1], self._progress[1])
-            return
+            return True
         if result == "Succeeded":
             raise ConfigError(
                 f"{self._title} succeeded, but its artifact is not in the store: do its pods and this command "
@@ -210,20 +215,27 @@ class Launcher:
                 return ConfigError(f"{name_of(pod)} cannot be started ({why}): does {image} hold this version of physion?")
         return None
 
-    def _release_lost(self, pods: list[dict[str, Any]]) -> None:
+    def _release_lost(self, pods: list[dict[str, Any]]) -> bool:
         """Force the deletion of pods whose node cannot confirm it any more, so that others can have their names.
 
-        If one runs on unseen, it leaves its successor's checkpoints alone (docs/training.md).
+        If one runs on unseen, it leaves its successor's checkpoints alone (docs/training.md). True if even so one stays, as
+        that of a Job with a podFailurePolicy does: it waits to hear how the pod ended, until it is deleted itself.
         """
+        stays = False
         for pod in pods:
             if "deletionTimestamp" not in pod["metadata"]:
                 continue
+            uid, now = pod["metadata"]["uid"], time.monotonic()
             grace = pod["metadata"].get("deletionGracePeriodSeconds", 0)
-            since = self._leaving.setdefault(pod["metadata"]["uid"], time.monotonic())
-            if time.monotonic() - since > grace + LATE:
+            since = self._leaving.setdefault(uid, now)
+            if uid in self._forced:
+                stays |= now - self._forced[uid] > STAYS
+            elif now - since > grace + LATE:
                 node = pod["spec"].get("nodeName", "no node")
-                self._tell(name_of(pod), f"{name_of(pod)} on {node} does not end: its node must be lost, deleting it by force")
+                say(f"{name_of(pod)} on {node} does not end: its node must be lost, deleting it by force")
+                self._forced[uid] = now
                 self._cluster.delete("pods", pod, grace=0)
+        return stays
 
     def _failure(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> PhysionError:
         """What the job ended with: its workers' last words, and the exit code of the one that failed first."""
