@@ -54,6 +54,7 @@ class Launcher:
         self._replicas = kind.nodes(job)
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
+        self._asked = False  # whether it is being deleted on our behalf, which goes on when it is interrupted
         self._forced: dict[str, float] = {}  # and when their deletion was forced
         self._logs: dict[str, PodLog] = {}  # by pod
         self._progress: tuple[int, int] | None = None
@@ -253,10 +254,9 @@ class Launcher:
 
     def _let_go(self) -> None:
         """Delete the job and wait until its pods have saved their state, unless it is another launcher's, too."""
-        asked = False
         while True:
             job, pods = self._cluster.find(self._kind.resource, self._name), self._pods()
-            if job is None and not (asked and pods):
+            if job is None and not (self._asked and pods):
                 break
             if job is not None and "deletionTimestamp" not in job["metadata"]:
                 owners = job["metadata"].get("ownerReferences", [])
@@ -272,12 +272,13 @@ class Launcher:
                     say(f"{self._title} goes on: another launcher follows it ({stops})")
                     return
                 self._cluster.delete(self._kind.resource, job)
-            if not asked:
+            if not self._asked:
                 say(f"{self._title} is being deleted: waiting for its workers to save their state")
-            asked = True
+            self._asked = True
             self._stream(pods)
             self._release_lost(pods)
             self._cluster.pause(INTERVAL)
+        self._asked = False
         self._end_of_logs()
 
     def _own(self, job: dict[str, Any], owners: list[dict[str, Any]]) -> dict[str, Any] | None:
