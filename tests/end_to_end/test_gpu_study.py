@@ -49,9 +49,11 @@ def test_on_a_new_machine_trainings_are_there_and_the_rest_is_made_again(job, pr
 
 def test_a_piece_that_runs_out_of_time_brings_its_checkpoint_out(job, preset, store, tmp_path):
     endless = ("--set", "train-steve.optim.steps=10000000", "--set", "train-steve.checkpoint-every=1")
-    ended = piece(preset, store, tmp_path / "out", "--seconds", "40", *endless)
-    assert ended.returncode == 75, ended.stderr
-    kept = sorted(store.glob("artifacts/train-steve/*/checkpoints/*"))
+    for _ in range(10):  # pieces until one gets as far: on a busy machine not the first
+        ended = piece(preset, store, tmp_path / "out", "--seconds", "40", *endless)
+        assert ended.returncode == 75, ended.stderr
+        if kept := sorted(store.glob("artifacts/train-steve/*/checkpoints/*")):
+            break
     assert job.unpack(tmp_path / "out", tmp_path / "new") > 0
     (brought,) = (tmp_path / "new").glob("artifacts/train-steve/*/checkpoints/*")
     assert brought.name == kept[-1].name
