@@ -30,8 +30,9 @@ readme: $(VENV)/ready
 test-containers: $(VENV)/ready
 	$(VENV)/bin/pytest -m containers tests/containers
 
-# Needs a Kubernetes cluster (KUBECONFIG) with Argo Workflows, the training operator and the image on its nodes, kubectl and argo:
-# docs/kubernetes.md. About 15 minutes; test-chaos, where things are taken away while a training runs, and a sweep: about an hour.
+# Needs a Kubernetes cluster (KUBECONFIG) with Argo Workflows, Trainer or the training operator, and the image on its nodes, kubectl and argo:
+# docs/kubernetes.md. About 15 minutes; test-chaos, where things are taken away while a training runs, Kueue's queues, if it is there, and a
+# sweep: about an hour.
 test-cluster: $(VENV)/ready
 	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "cluster and not chaos" tests/cluster tests/kubernetes
 test-chaos: $(VENV)/ready

@@ -224,7 +224,7 @@ class Launcher:
         """
         stays = False
         for pod in pods:
-            if "deletionTimestamp" not in pod["metadata"]:
+            if "deletionTimestamp" not in pod["metadata"] or has_ended(pod):
                 continue
             uid, now = pod["metadata"]["uid"], time.monotonic()
             grace = pod["metadata"].get("deletionGracePeriodSeconds", 0)
