@@ -358,7 +358,7 @@ def trainer():
 
 
 def runtime_patch(**template):
-    """Not an empty one, as Kueue adds."""
+    """More than Kueue adds: the queue's name."""
     return {"runtimePatches": [{"manager": "a.b/c", "trainingRuntimeSpec": {"template": template}}]}
 
 
@@ -378,6 +378,7 @@ TRAINJOBS = {  # and in a TrainJob
     "initializer": ("how many nodes", {"initializer": {"dataset": {"secretRef": {"name": TOKEN}}}}),
     "patch": ("how many nodes", runtime_patch(spec={"replicatedJobs": [{"name": "node"}]})),
     "patch-labels": ("how many nodes", runtime_patch(metadata={"labels": {"a": "b"}})),
+    "patch-annotations": ("how many nodes", runtime_patch(metadata={"annotations": {"a": "b"}})),
 }
 
 
@@ -398,7 +399,9 @@ def test_a_train_job_of_a_launcher_says_nothing_but_how_many(guarded):
     runtime, job = training_job(kind(), ROOT / "jobs", STAGE, "train-dvae-probe", Shape(image=cluster_image()), {}, {})
     kubectl("create", "-f", "-", given=json.dumps(runtime))
     try:
-        until(lambda: tried([job], "--as", LAUNCHER) == ({"train-dvae-probe"}, []), 30)
+        queued = merged(job, {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "any"}}})
+        for mine in (job, queued):
+            until(lambda mine=mine: tried([mine], "--as", LAUNCHER) == ({"train-dvae-probe"}, []), 30)
         for words, spec in TRAINJOBS.values():
             let_in, said = tried([merged(job, {"spec": spec})], "--as", LAUNCHER)
             assert let_in == set(), spec
