@@ -171,7 +171,7 @@ def tried(jobs, *options):
         return ended if "failed calling webhook" not in ended.stderr else None  # the operator's, which is being started
 
     ended = until(answered)
-    said = [line for line in ended.stderr.splitlines() if line.startswith(("Error", "The "))]  # from a file, or from one document
+    said = [line for line in ended.stderr.splitlines() if line.startswith(("Error", "The "))]  # either is kubectl's
     return {line.partition("/")[2] for line in ended.stdout.splitlines()}, said
 
 

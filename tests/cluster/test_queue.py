@@ -46,7 +46,7 @@ def queue(undisturbed, tmp_path_factory):
     yield
     command(*apply, "k8s/overlays/local")
     for each in reversed(things):
-        kubectl("delete", each["kind"].lower() + "s.kueue.x-k8s.io", each["metadata"]["name"], "--ignore-not-found")
+        kubectl("delete", "--ignore-not-found", "-f", "-", given=json.dumps(each))
 
 
 def holds(thing, condition):

@@ -253,7 +253,8 @@ class ForgetfulCluster:
 def test_a_trainjob_whose_runtime_is_not_known_yet_is_made_a_moment_later():
     cluster = ForgetfulCluster(["runtime 'train-dvae' not found"])
     TRAINJOB.create(cluster, by_hand(TRAINJOB, "train-dvae"))
-    assert cluster.asked == ["create trainingruntimes", "create trainjobs", "pause", "create trainjobs", "patch trainingruntimes u"]
+    made = ["create trainingruntimes", "create trainjobs", "pause", "create trainjobs", "patch trainingruntimes u"]
+    assert cluster.asked == made
     with pytest.raises(ConfigError, match="exceeded quota"):
         TRAINJOB.create(ForgetfulCluster(["exceeded quota"]), by_hand(TRAINJOB, "train-dvae"))
 
