@@ -8,6 +8,7 @@ from physion.kubernetes.jobs import KINDS, chosen
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
 from physion.kubernetes.pods import obstacle
+from physion.kubernetes.queue import QUEUED, why_queued
 from physion.stages import STAGES, Kind
 
 ROOT = Path(__file__).parents[2]
@@ -321,6 +322,32 @@ def unscheduled(message, reason="Unschedulable"):
 def test_why_a_pod_waits_and_what_to_do(stuck, words):
     reason = obstacle(stuck)
     assert all(word in reason for word in words), reason
+
+
+class Queue:
+    """A fake with the Workloads of one job; tests/cluster/test_queue.py asks a real Kueue."""
+
+    def __init__(self, *conditions):
+        self.conditions = conditions
+
+    def listed(self, kind, labels):
+        assert (kind, labels) == ("workloads", "kueue.x-k8s.io/job-uid=u")
+        if not self.conditions:
+            raise ConfigError("you may not list workloads")
+        keys = ("type", "status", "message")
+        return [{}, {"status": {"conditions": [dict(zip(keys, each, strict=True)) for each in self.conditions]}}]
+
+
+@pytest.mark.parametrize(
+    ("queue", "said"),
+    [
+        (Queue(), QUEUED),
+        (Queue(("QuotaReserved", "True", "reserved"), ("Admitted", "False", "on its way")), QUEUED),
+        (Queue(("QuotaReserved", "False", "2 more needed"), ("Evicted", "True", "no")), f"{QUEUED} (2 more needed)"),
+    ],
+)
+def test_why_a_queue_has_not_admitted_a_job(queue, said):
+    assert why_queued(queue, {"metadata": {"uid": "u"}}) == said
 
 
 def test_a_pod_that_merely_starts_has_no_obstacle():
