@@ -54,8 +54,8 @@ class Launcher:
         self._replicas = kind.nodes(job)
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
-        self._asked = False  # whether it is being deleted on our behalf, which goes on when it is interrupted
         self._forced: dict[str, float] = {}  # and when their deletion was forced
+        self._asked = False  # whether the job is being deleted on our behalf, which goes on when we are interrupted
         self._logs: dict[str, PodLog] = {}  # by pod
         self._progress: tuple[int, int] | None = None
         self._farthest = 0

@@ -113,9 +113,12 @@ class Study:
         keys = self.toolbox("python", "-c", KEYS, "physion", f"{self.prefix}/artifacts/{stage}/").split()
         return [key for key in keys if "/checkpoints/" in key]
 
-    def has_begun(self, stage):
-        """Wait until a training has checkpoints in the store."""
-        until(lambda: self.checkpoints(stage), pause=3.0)  # each look starts Python in a pod
+    def trains_again(self, *workflow):
+        """The name of a new workflow that makes everything from SlotFormer on, once that has checkpoints in the store."""
+        self.drop(*FROM_SLOTFORMER)
+        name = self.submit(*workflow)
+        until(lambda: self.checkpoints("train-slotformer"), pause=3.0)  # each look starts Python in a pod
+        return name
 
     def drop(self, *stages):
         """Forget what these stages made, and begun."""

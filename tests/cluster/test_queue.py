@@ -90,14 +90,6 @@ def gone():
     kubectl("delete", "job", "other")
 
 
-def begun(study):
-    """Its workflow, once SlotFormer trains."""
-    study.drop(*FROM_SLOTFORMER)
-    name = study.submit()
-    study.has_begun("train-slotformer")
-    return name
-
-
 def used():
     """Cores of the queue that are in use."""
     spent = json.loads(command("kubectl", "get", "clusterqueue", "physion", "-o", "json"))["status"]["flavorsReservation"]
@@ -134,10 +126,10 @@ def test_a_study_waits_until_there_is_room(undisturbed, other):
 def test_a_preempted_training_goes_on(undisturbed, other, launcher_too):
     """Somebody more important comes, and goes."""
     study, expected = undisturbed
-    name = begun(study)
+    name = study.trains_again()
     other(CORES if launcher_too else CORES - used() + 0.1, priority_class="urgent")
-    title = f"{kind().name} train-slotformer"
-    until(lambda: WAITS in status(name) and (launcher_too or f"{title}" in status(name)), 180)
+    waits = (WAITS,) if launcher_too else (WAITS, f"{kind().name} train-slotformer")
+    until(lambda: all(words in said for said in [status(name)] for words in waits), 180)
     gone()
     succeeded(name)
     assert_same(study, expected)

@@ -6,7 +6,6 @@ import time
 import pytest
 import yaml
 from live import (
-    FROM_SLOTFORMER,
     ROOT,
     argo,
     assert_same,
@@ -28,9 +27,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 def training(undisturbed):
     """The study again from its SlotFormer on: its workflow, once the training has checkpoints in the store."""
     study, _ = undisturbed
-    study.drop(*FROM_SLOTFORMER)
-    name = study.submit()
-    study.has_begun("train-slotformer")
+    name = study.trains_again()
     yield name
     kubectl("delete", "workflow", name, "--ignore-not-found")
 
@@ -137,9 +134,7 @@ def test_a_lost_node(undisturbed, tmp_path, launcher_too):
     workflow = yaml.safe_load((ROOT / "workflows" / "physion_vqa.yaml").read_text())
     workflow["spec"]["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow))
-    study.drop(*FROM_SLOTFORMER)
-    name = study.submit(tmp_path / "workflow.yaml")
-    study.has_begun("train-slotformer")
+    name = study.trains_again(tmp_path / "workflow.yaml")
     placed = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in objects("pods") if pod["spec"].get("nodeName")}
     (launcher,) = pods_of("train-slotformer-launcher")
     assert placed[launcher] == (lost if launcher_too else stays)
