@@ -22,14 +22,14 @@ images() {
 begin() {
     $cluster/up --generation "$@"
     kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=200ms # docs/kubernetes.md: Overhead
-    kubectl -n argo set resources deployment/workflow-controller --requests=cpu=100m
-    [ "$1" = new ] || kubectl -n kubeflow set resources deployment/training-operator --requests=cpu=100m
+    local deployments
+    deployments=$(kubectl get deployments -A --no-headers | awk '{print $1, $2}')
+    while read -r space name; do kubectl -n "$space" set resources "deployment/$name" --requests=cpu=100m; done <<< "$deployments"
     # What $cluster/load does, without a registry that packs and unpacks 5 GB: half the time, the first time.
     for node in $state/node*/; do
         docker save "$image" chrislusf/seaweedfs:4.48 | ctr --address "${node}run/containerd.sock" -n k8s.io images import -
     done
-    kubectl -n argo rollout status deployment/workflow-controller --timeout=120s
-    [ "$1" = new ] || kubectl -n kubeflow rollout status deployment/training-operator --timeout=120s
+    while read -r space name; do kubectl -n "$space" rollout status "deployment/$name" --timeout=120s; done <<< "$deployments"
 }
 # What kept the cluster from doing its work, in a page.
 diagnose() {

@@ -15,6 +15,7 @@ from physion.kubernetes.pods import name_of, refusal
 
 Json = dict[str, Any]
 HEARD_OF = 15.0  # seconds after which every controller must know what has been made
+IN_USE = "trainer.kubeflow.org/resource-in-use"  # the finalizer that Trainer takes from a runtime when no TrainJob names it
 
 
 class JobKind(ABC):
@@ -167,8 +168,12 @@ class TrainJob(JobKind):
         return [refusal(event["message"]) for event in events if (event.get("lastTimestamp") or created) >= created]
 
     def create(self, cluster: Cluster, documents: list[Json]) -> Json:
-        """The runtime first, without which a TrainJob is refused; it goes with the job."""
+        """The runtime first, without which a TrainJob is refused, even when it is only to go; so it goes after the job.
+
+        Trainer sees to that by a finalizer, but a moment late: a job that is deleted in that moment would stay for ever.
+        """
         runtime, job = documents
+        runtime = runtime | {"metadata": runtime["metadata"] | {"finalizers": [IN_USE]}}
         try:
             cluster.create("trainingruntimes", runtime)
         except Conflict:  # of a launcher that ended before it made the job

@@ -248,6 +248,17 @@ def test_a_launcher_says_what_keeps_workers_from_running(training, options, cont
     assert training.job is None
 
 
+def test_a_stop_in_the_moment_of_the_start_leaves_nothing(training):
+    launcher = training.launch()
+    launcher.says("created")
+    launcher.signal()
+    assert launcher.ends() == 143, launcher.err
+    assert training.job is None
+    if kind_there() == "trainjob":
+        name = launcher.err.split()[2]  # created TrainJob NAME
+        until(lambda: name not in training.namespace.kubectl("get", "trainingruntimes", "-o", "name"), "the end of its runtime")
+
+
 def test_an_image_without_the_program_ends_it(training):
     training.manifest(stand_in(container={"command": ["physion"]}))
     launcher = training.launch()

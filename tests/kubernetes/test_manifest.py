@@ -236,10 +236,11 @@ class ForgetfulCluster:
     """A fake, for a moment that no test of a real one can choose: its webhooks have not heard of the newest runtime yet."""
 
     def __init__(self, refusals):
-        self.refusals, self.asked = list(refusals), []
+        self.refusals, self.asked, self.finalizers = list(refusals), [], {}
 
     def create(self, kind, body):
         self.asked.append(f"create {kind}")
+        self.finalizers[kind] = body["metadata"].get("finalizers")
         if kind == "trainjobs" and self.refusals:
             raise ConfigError(self.refusals.pop(0))
         return body | {"metadata": body["metadata"] | {"uid": "u"}}
@@ -256,6 +257,8 @@ def test_a_trainjob_whose_runtime_is_not_known_yet_is_made_a_moment_later():
     TRAINJOB.create(cluster, by_hand(TRAINJOB, "train-dvae"))
     made = ["create trainingruntimes", "create trainjobs", "pause", "create trainjobs", "patch trainingruntimes u"]
     assert cluster.asked == made
+    # A TrainJob without its runtime cannot go: its finalizers can be changed no more.
+    assert cluster.finalizers == {"trainingruntimes": ["trainer.kubeflow.org/resource-in-use"], "trainjobs": None}
     with pytest.raises(ConfigError, match="exceeded quota"):
         TRAINJOB.create(ForgetfulCluster(["exceeded quota"]), by_hand(TRAINJOB, "train-dvae"))
 
