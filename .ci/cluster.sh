@@ -21,15 +21,18 @@ images() {
 # little of two cores that their probes fail.
 begin() {
     $cluster/up --generation "$@"
+    # A test takes node2 away: none of them may be there.
+    [ ! -d $state/node2 ] || kubectl cordon node2
     kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=200ms # docs/kubernetes.md: Overhead
     local deployments
     deployments=$(kubectl get deployments -A --no-headers | awk '{print $1, $2}')
     while read -r space name; do kubectl -n "$space" set resources "deployment/$name" --requests=cpu=100m; done <<< "$deployments"
+    while read -r space name; do kubectl -n "$space" rollout status "deployment/$name" --timeout=120s; done <<< "$deployments"
+    [ ! -d $state/node2 ] || kubectl uncordon node2
     # What $cluster/load does, without a registry that packs and unpacks 5 GB: half the time, the first time.
     for node in $state/node*/; do
         docker save "$image" chrislusf/seaweedfs:4.48 | ctr --address "${node}run/containerd.sock" -n k8s.io images import -
     done
-    while read -r space name; do kubectl -n "$space" rollout status "deployment/$name" --timeout=120s; done <<< "$deployments"
 }
 # What kept the cluster from doing its work, in a page.
 diagnose() {
