@@ -144,9 +144,9 @@ class TrainJob(JobKind):
 
     def shape(self, documents: list[Json], name: str, nodes: int, ranks: int) -> None:
         """Into the trainer; and the name into what refers to it."""
-        runtime, job = documents
+        _, job = documents
         job["spec"]["trainer"] |= {"numNodes": nodes, "numProcPerNode": ranks}
-        job["spec"]["runtimeRef"]["name"] = runtime["metadata"]["name"] = name
+        job["spec"]["runtimeRef"]["name"] = name
         (container,) = (each for each in self.template(documents)["spec"]["containers"] if each["name"] == self.container)
         for variable in container.get("env", []):
             if variable["name"] == "PET_RDZV_ENDPOINT":
