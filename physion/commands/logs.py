@@ -13,6 +13,7 @@ from physion.progress import say
 
 Workflow = Annotated[str, typer.Argument(help="Its name, or @latest.")]
 FOLLOW_INTERVAL = 2.0  # seconds
+READING = 0.05
 
 
 def logs(
@@ -39,15 +40,17 @@ def logs(
                 reader = PodLog(cluster, pod, workflows.MAIN, partial(_prefixed, node["displayName"]), follow)
                 readers[node["id"]] = reader
                 reader.start()
-                if not follow:
-                    reader.join()  # one after the other
+                while not follow and reader.is_alive():  # one after the other
+                    cluster.pause(READING)
             if over or not follow:
                 break
             cluster.pause(FOLLOW_INTERVAL)
             found = workflows.found(cluster, found["metadata"]["name"])
-        for reader in readers.values():
-            reader.join()
+        while any(reader.is_alive() for reader in readers.values()):
+            cluster.pause(READING)
     for node in nodes:
+        if node["id"] in readers and (trouble := readers[node["id"]].trouble):
+            say(f"{node['displayName']}: the rest of its log cannot be read: {trouble}")
         if node["id"] not in readers and node.get("phase") in workflows.ENDED:
             say(f"{node['displayName']}: its pod is gone, and its log with it ({node['phase']})")
 

@@ -100,11 +100,14 @@ class Cluster:
         """Merge into an object. Raises Conflict when its resourceVersion is not that of the body any more."""
         return self._ask("PATCH", kind, name, body=body)
 
-    def delete(self, kind: str, found: dict[str, Any], grace: int | None = None) -> None:
-        """Delete just this object, after what it owns; no error when it is gone or another has its name."""
-        options: dict[str, Any] = {"preconditions": {"uid": found["metadata"]["uid"]}, "propagationPolicy": "Foreground"}
+    def delete(self, kind: str, found: dict[str, Any], grace: int | None = None, propagation: str = "Background") -> None:
+        """Delete just this object, what it owns after it, or before (Foreground).
+
+        No error when it is gone or another has its name.
+        """
+        options: dict[str, Any] = {"preconditions": {"uid": found["metadata"]["uid"]}, "propagationPolicy": propagation}
         if grace is not None:
-            options = {**options, "gracePeriodSeconds": grace, "propagationPolicy": "Background"}
+            options["gracePeriodSeconds"] = grace
         try:
             self._ask("DELETE", kind, found["metadata"]["name"], body=options)
         except Conflict:

@@ -9,12 +9,13 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from physion.errors import ConfigError, nearest
+from physion.errors import ConfigError, PhysionError, nearest
 from physion.kubernetes.cluster import Cluster, Conflict
-from physion.kubernetes.pods import name_of, refusal
+from physion.kubernetes.pods import SECOND, name_of, refusal
 
 Json = dict[str, Any]
 HEARD_OF = 15.0  # seconds after which every controller must know what has been made
+REFUSED = ("FailedCreate", "JobCreationFailed", "HeadlessServiceCreationFailed", "TrainJobResourcesCreationFailed")
 IN_USE = "trainer.kubeflow.org/resource-in-use"  # the finalizer that Trainer takes from a runtime when no TrainJob names it
 
 
@@ -59,6 +60,10 @@ class JobKind(ABC):
     def create(self, cluster: Cluster, documents: list[Json]) -> Json:
         """Create the job. Raises Conflict when there is one of its name."""
         return cluster.create(self.resource, documents[-1])
+
+    def delete(self, cluster: Cluster, job: Json) -> None:
+        """Delete the job, its pods first."""
+        cluster.delete(self.resource, job, propagation="Foreground")
 
     def pods(self, cluster: Cluster, name: str) -> list[Json]:
         """The pods of a job, also those that are being deleted."""
@@ -161,26 +166,34 @@ class TrainJob(JobKind):
         return bool(job["spec"].get("suspend"))
 
     def refusals(self, cluster: Cluster, job: Json) -> list[str]:
-        """Events of its Job; of the TrainJob there are none, and no condition either."""
-        about = f"involvedObject.kind=Job,involvedObject.name={name_of(job)}-node-0,type=Warning,reason=FailedCreate"
-        created = job["metadata"]["creationTimestamp"]  # an earlier one's Job had the same name
-        events = cluster.listed("events", fields=about)
-        return [refusal(event["message"]) for event in events if (event.get("lastTimestamp") or created) >= created]
+        """Events of its Job (whose pods are refused), its JobSet (whose Job is) and its own; there is no condition."""
+        found = []
+        for name in (name_of(job), f"{name_of(job)}-node-0"):
+            found += cluster.listed("events", fields=f"involvedObject.name={name},type=Warning")
+        since = job["metadata"]["creationTimestamp"][:SECOND]  # an earlier one had the same name
+        times = [(event.get("lastTimestamp") or event.get("eventTime") or since)[:SECOND] for event in found]
+        refused = [event for event, time in zip(found, times, strict=True) if event["reason"] in REFUSED and time >= since]
+        return [refusal(event["message"]) for event in refused]
+
+    def delete(self, cluster: Cluster, job: Json) -> None:
+        """Delete the job first: as long as it is there, Trainer makes anew what goes, and a change of it needs its webhook."""
+        cluster.delete(self.resource, job)
 
     def create(self, cluster: Cluster, documents: list[Json]) -> Json:
         """The runtime first, without which a TrainJob is refused, even when it is only to go; so it goes after the job.
 
-        Trainer sees to that by a finalizer, but a moment late: a job that is deleted in that moment would stay for ever.
+        Trainer sees to that by a finalizer, but a moment late: a job that is deleted in that moment could stay for ever.
         """
         runtime, job = documents
         runtime = runtime | {"metadata": runtime["metadata"] | {"finalizers": [IN_USE]}}
         try:
             cluster.create("trainingruntimes", runtime)
-        except Conflict:  # of a launcher that ended before it made the job
-            old = cluster.find("trainingruntimes", name_of(runtime))
+        except Conflict:  # of an earlier job, or of a launcher that ended before it made one
+            owners = runtime["metadata"].get("ownerReferences", [])
+            mine = {"spec": runtime["spec"], "metadata": {"finalizers": [IN_USE], "ownerReferences": owners}}
+            old = cluster.patch("trainingruntimes", name_of(runtime), mine)
             if old is None or "deletionTimestamp" in old["metadata"]:
                 raise
-            cluster.patch("trainingruntimes", name_of(runtime), {"spec": runtime["spec"]})
         until = time.monotonic() + HEARD_OF
         while True:
             try:
@@ -191,7 +204,11 @@ class TrainJob(JobKind):
                     raise
                 cluster.pause(0.5)
         owner = {"apiVersion": job["apiVersion"], "kind": "TrainJob", "name": name_of(made), "uid": made["metadata"]["uid"]}
-        cluster.patch("trainingruntimes", name_of(runtime), {"metadata": {"ownerReferences": [owner]}})
+        try:
+            cluster.patch("trainingruntimes", name_of(runtime), {"metadata": {"ownerReferences": [owner]}})
+        except PhysionError:
+            self.delete(cluster, made)
+            raise
         return made
 
 

@@ -51,7 +51,7 @@ class Launcher:
         self._documents = [each | {"metadata": each["metadata"] | mine} for each in documents]
         job = self._documents[-1]
         job["metadata"]["annotations"] = job["metadata"].get("annotations", {}) | {CREATED_BY: self._me}
-        self._replicas = kind.nodes(job)
+        self._replicas = kind.nodes(job)  # pods that train together
         self._told: dict[str, str] = {}
         self._leaving: dict[str, float] = {}  # when pods that are being deleted were first seen so
         self._forced: dict[str, float] = {}  # and when their deletion was forced
@@ -96,15 +96,16 @@ class Launcher:
                 if self._published():
                     return None
                 self._tell("", f"an earlier {self._name} has ended ({result}) without an artifact: starting anew")
-                self._cluster.delete(self._kind.resource, job)
+                self._kind.delete(self._cluster, job)
             elif joined := self._join(job):
                 return joined
             self._cluster.pause(INTERVAL)
 
     def _join(self, job: dict[str, Any]) -> dict[str, Any] | None:
         """The running job with this launcher among its owners; None when it has changed."""
+        # One without owners was started from a desk, where it is followed without being owned: it stays that launcher's.
         owners = job["metadata"].get("ownerReferences", [])
-        if self._owner and self._owner["uid"] not in [each["uid"] for each in owners]:
+        if self._owner and owners and self._owner["uid"] not in [each["uid"] for each in owners]:
             try:
                 joined = self._own(job, [*owners, self._owner])
             except Conflict:
@@ -123,14 +124,17 @@ class Launcher:
             if found is None or found["metadata"]["uid"] != identity or "deletionTimestamp" in found["metadata"]:
                 if self._published():
                     return True
+                if self._forced:
+                    return False  # by another launcher, which saw the same
                 raise TransientError(
                     f"{self._title} was deleted by someone else; the same command goes on from the last checkpoint"
                 )
+            self._replicas = self._kind.nodes(found)  # another launcher may have made it of more
             pods = self._pods()
             self._stream(pods)
             if self._release_lost(pods):
                 say(f"{self._title} cannot go on without what was lost: making it anew")
-                self._let_go()
+                self._let_go(lost=identity)
                 return False
             # Once its containers have ended, the operator needs a second or two to hear of it: the store knows.
             if (result := self._kind.outcome(found)) or (self._ended_well(pods) and self._published()):
@@ -223,6 +227,7 @@ class Launcher:
         that of a Job with a podFailurePolicy does: it waits to hear how the pod ended, until it is deleted itself.
         """
         stays = False
+        self._forced = {uid: self._forced[uid] for pod in pods if (uid := pod["metadata"]["uid"]) in self._forced}
         for pod in pods:
             if "deletionTimestamp" not in pod["metadata"] or has_ended(pod):
                 continue
@@ -252,17 +257,22 @@ class Launcher:
             said = self._kind.why_failed(job)
         return of_exit_code(first_failure([end for end, _ in ends]), f"{self._title} failed: {said}")
 
-    def _let_go(self) -> None:
-        """Delete the job and wait until its pods have saved their state, unless it is another launcher's, too."""
+    def _let_go(self, *, lost: str | None = None) -> None:
+        """Delete the job and wait until its pods have saved their state, unless it is another launcher's, too.
+
+        lost: the uid of a job to be deleted even so, for it cannot go on: all that follow it see that, and one makes it anew.
+        """
         while True:
             job, pods = self._cluster.find(self._kind.resource, self._name), self._pods()
             if job is None and not (self._asked and pods):
                 break
+            if job is not None and lost and job["metadata"]["uid"] != lost:
+                break  # made anew already
             if job is not None and "deletionTimestamp" not in job["metadata"]:
                 owners = job["metadata"].get("ownerReferences", [])
                 others = [each for each in owners if not self._owner or each["uid"] != self._owner["uid"]]
                 joined = len(others) < len(owners)
-                if not (joined or self._is_mine(job)) or any(self._is_alive(each) for each in others):
+                if not lost and (not (joined or self._is_mine(job)) or any(self._is_alive(each) for each in others)):
                     try:
                         if joined:
                             self._own(job, others)
@@ -271,7 +281,7 @@ class Launcher:
                     stops = f"kubectl delete {self._kind.name.lower()} stops it"
                     say(f"{self._title} goes on: another launcher follows it ({stops})")
                     return
-                self._cluster.delete(self._kind.resource, job)
+                self._kind.delete(self._cluster, job)
             if not self._asked:
                 say(f"{self._title} is being deleted: waiting for its workers to save their state")
             self._asked = True

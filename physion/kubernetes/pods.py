@@ -20,6 +20,7 @@ MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
 GATED = "SchedulingGated"
 SECOND = len("2026-01-01T00:00:00")
 LOG_PAUSE = 0.5  # between two attempts to read a log
+LOG_TRIES = 4  # of the end of a log, none of which gets any further
 
 
 def name_of(thing: dict[str, Any]) -> str:
@@ -114,7 +115,7 @@ def has_started(pod: dict[str, Any], container: str) -> bool:
 class PodLog(threading.Thread):
     """Hands each line of one container's log to `take` as it comes, none twice, until the container has ended.
 
-    With `follow` false, until the end of what it has written so far.
+    With `follow` false, until the end of what it has written so far. `trouble`: why the log could not be read to its end.
     """
 
     def __init__(
@@ -123,11 +124,13 @@ class PodLog(threading.Thread):
         super().__init__(daemon=True)
         self._cluster, self._pod, self._container, self._take = cluster.impatient(), pod, container, take
         self._follow = follow
+        self.trouble = ""
         self._newest = ""  # the latest time that a line came from
         self._recent: set[bytes] = set()  # lines that come again when the log is asked for from shortly before it
 
     def run(self) -> None:
         """Read, and after every break read on."""
+        last, failures, before = not self._follow, 0, ""
         while True:
             try:
                 pod = self._cluster.find("pods", name_of(self._pod))
@@ -138,8 +141,11 @@ class PodLog(threading.Thread):
                     self._read(last)
                 if last:
                     return
-            except (urllib3.exceptions.HTTPError, PhysionError):
-                pass  # who follows the job says that the API is away
+            except (urllib3.exceptions.HTTPError, PhysionError) as error:  # who follows the job says that the API is away
+                failures, before = failures + 1 if before == self._newest else 1, self._newest
+                if last and failures >= LOG_TRIES:
+                    self.trouble = " ".join(str(error).split())
+                    return
             time.sleep(LOG_PAUSE)
 
     def _read(self, last: bool) -> None:

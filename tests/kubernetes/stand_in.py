@@ -61,7 +61,7 @@ class Namespace:
             ["kubectl", "-n", self.name, *map(str, words)], input=given, capture_output=True, text=True, timeout=PATIENCE
         )
         assert not check or ended.returncode == 0, f"kubectl {' '.join(map(str, words))}: {ended.stdout}{ended.stderr}"
-        return ended.stdout
+        return ended.stdout if check else ended.stdout + ended.stderr
 
     def apply(self, **thing):
         return self.kubectl("create", "-f", "-", given=json.dumps(thing))
@@ -97,7 +97,10 @@ class Namespace:
     def end(self, job, index, code):
         """Let the stand-in in this pod of a job end. Returns the pod's name."""
         pod = self.workers(job)[index]["metadata"]["name"]
-        self.kubectl("exec", pod, "--", "sh", "-c", f"echo {code} > /told/code")
+        # The stand-in may end, and with it this shell (137), before kubectl has heard that it has written.
+        tell = f"echo {code} > /told/next && mv /told/next /told/code || exit 9"
+        said = self.kubectl("exec", pod, "--", "sh", "-c", tell, check=False)
+        assert said in ("", "command terminated with exit code 137\n"), said
         return pod
 
     def owner(self, name):

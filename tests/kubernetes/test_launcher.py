@@ -107,6 +107,9 @@ def test_a_stopped_launcher_takes_its_job_with_it_once_the_state_is_saved(traini
     assert "\nsaved\n" in launcher.err
     assert training.job is None
     assert namespace.workers(name) == {}
+    # Kubeflow Trainer makes pods anew as long as their job is there.
+    made = namespace.objects("events", "--field-selector", f"involvedObject.name={name}-node-0,reason=SuccessfulCreate")
+    assert len(made) == (kind_there() == "trainjob")
 
 
 def test_a_stopped_launcher_leaves_the_job_to_another(training, namespace):
@@ -144,6 +147,28 @@ def test_a_launcher_on_a_desk_does_not_take_away_what_it_only_joined(training):
     first.signal(signal.SIGINT)
     assert first.ends() == 130
     assert training.job is None
+
+
+def test_a_launcher_of_a_workflow_leaves_what_a_desk_started_to_the_desk(training, namespace):
+    first, name = training.running()
+    second = training.launch(**owned("guest", namespace.owner("guest"), namespace))
+    second.says("runs already")
+    second.signal()
+    assert second.ends() == 143
+    assert "goes on: another launcher follows it" in second.err
+    namespace.kubectl("delete", "pod", "guest")
+    training.done(first, name)
+
+
+def test_a_launcher_that_joins_counts_the_workers_that_there_are(training, namespace):
+    first, name = training.running("--nodes", 6, workers=6)
+    second = training.launch()
+    second.says("runs already")
+    second.says("line 1")
+    training.publish()
+    for index in namespace.workers(name):
+        namespace.end(name, index, 0)
+    assert (first.ends(), second.ends()) == (0, 0), second.err
 
 
 def test_nothing_outlives_a_launcher_that_was_killed_with_its_pod(training, namespace):
@@ -198,14 +223,21 @@ def test_a_worker_on_a_node_that_does_not_answer_is_deleted_by_force(training, n
     namespace.apply(apiVersion="v1", kind="Node", metadata={"name": ghost}, spec={"unschedulable": True})
     try:
         training.manifest(stand_in(nodeName=ghost, terminationGracePeriodSeconds=1))
-        launcher = training.launch()
+        launcher = training.launch(**owned("one-of-two", namespace.owner("one-of-two"), namespace))
         name = training.job_name()
+        second = training.launch(**owned("other-of-two", namespace.owner("other-of-two"), namespace))
+        second.says("runs already")
         lost = until(lambda: namespace.workers(name), "a worker")[0]["metadata"]
         namespace.kubectl("delete", "pod", lost["name"], "--wait=false")
         launcher.says(f"on {ghost} does not end")
         namespace.replaced(name, lost["uid"])
+        until(lambda: training.job, "the job")
+        assert second.process.poll() is None, second.err
         launcher.signal()
         assert launcher.ends() == 143
+        assert "goes on: another launcher follows it" in launcher.err
+        second.signal()
+        assert second.ends() == 143
         assert namespace.workers(name) == {}
     finally:
         namespace.kubectl("delete", "node", ghost)
@@ -236,8 +268,9 @@ def test_the_api_server_may_go_away_for_a_while(training):
         (["--image", "physion.invalid/nothing:1"], {}, "image physion.invalid/nothing:1 cannot be had"),
         ([], {"envFrom": [{"secretRef": {"name": "physion-s3"}}]}, "secret physion-s3 is missing: create it in namespace"),
         ([], {"securityContext": {}}, "violates PodSecurity"),
+        ([], {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}}, "less than or equal to memory limit"),
     ],
-    ids=["gpus", "image", "secret", "pod-security"],
+    ids=["gpus", "image", "secret", "pod-security", "resources"],
 )
 def test_a_launcher_says_what_keeps_workers_from_running(training, options, container, words):
     training.manifest(stand_in(container=container))

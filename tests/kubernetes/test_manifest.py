@@ -1,13 +1,14 @@
 from pathlib import Path
 
 import pytest
+import urllib3
 import yaml
 
 from physion.errors import ConfigError
 from physion.kubernetes.jobs import KINDS, chosen
 from physion.kubernetes.launcher import first_failure
 from physion.kubernetes.manifest import Shape, job_name, merged, read_mapping, training_job
-from physion.kubernetes.pods import obstacle
+from physion.kubernetes.pods import PodLog, obstacle
 from physion.kubernetes.queue import QUEUED, why_queued
 from physion.stages import STAGES, Kind
 
@@ -263,6 +264,29 @@ def test_a_trainjob_whose_runtime_is_not_known_yet_is_made_a_moment_later():
         TRAINJOB.create(ForgetfulCluster(["exceeded quota"]), by_hand(TRAINJOB, "train-dvae"))
 
 
+class LostNode:
+    """A fake, of an API server that cannot reach the node which has the log."""
+
+    def impatient(self):
+        return self
+
+    def find(self, kind, name):
+        return pod(phase="Running", containerStatuses=[{"name": "main", "state": {"running": {}}}])
+
+    def log(self, *names, **options):
+        yield b"2026-01-01T00:00:00.1Z as far as it came\n"
+        raise urllib3.exceptions.HTTPError("500: no route to host")
+
+
+def test_a_log_that_cannot_be_read_to_its_end_says_so(monkeypatch):
+    monkeypatch.setattr("physion.kubernetes.pods.LOG_PAUSE", 0)
+    lines = []
+    cluster = LostNode()
+    log = PodLog(cluster, cluster.find("pods", "p"), "main", lines.append, follow=False)
+    log.run()
+    assert (lines, log.trouble) == (["as far as it came"], "500: no route to host")
+
+
 def test_a_job_has_one_name_for_each_training_and_store():
     name = job_name("train-slotformer", "a" * 20, "s3://b/p")
     assert name == job_name("train-slotformer", "a" * 20, "s3://b/p")
@@ -289,7 +313,7 @@ def test_a_job_ends_as_the_worker_that_failed_first(ends, code):
 
 
 def pod(**status):
-    return {"metadata": {"name": "p", "namespace": "ns"}, "spec": {"nodeName": "node2"}, "status": status}
+    return {"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {"nodeName": "node2"}, "status": status}
 
 
 def ready(**conditions):
