@@ -78,7 +78,7 @@ CacheLimit = Annotated[
     typer.Option(
         envvar="PHYSION_CACHE_LIMIT",
         metavar="SIZE",
-        help="Size limit of the cache, such as 50GB. Default: half of the available disk space.",
+        help="Size limit of the cache, such as 50GB. Default: half of the available disk space, at most 200 GB.",
     ),
 ]
 

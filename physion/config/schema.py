@@ -453,7 +453,7 @@ class ReadoutFrames(Section):
     """How many frames of a video a readout sees; with features `observed` it is rollout.observed."""
 
     rollout: PositiveInt = Field(75, description="mode `rollout`: observed frames, then predicted ones")
-    full: PositiveInt = Field(150, description="mode `full`: true slots of the whole video, an upper bound")
+    full: PositiveInt = Field(150, description="mode `full`: slots found in the whole video; shows what the rollout costs")
 
 
 class TrainReadout(TrainingStage):
