@@ -23,7 +23,7 @@ NEEDED = {
     "launcher": {
         *((verb, "pytorchjobs.kubeflow.org") for verb in ("create", "get", "patch", "delete")),
         *((verb, "trainjobs.trainer.kubeflow.org") for verb in ("create", "get", "patch", "delete")),
-        *((verb, "trainingruntimes.trainer.kubeflow.org") for verb in ("create", "patch", "delete")),
+        *((verb, "trainingruntimes.trainer.kubeflow.org") for verb in ("create", "get", "patch", "delete")),
         *((verb, "pods") for verb in ("get", "list", "delete")),
         ("get", "pods/log"),
         ("list", "events"),
