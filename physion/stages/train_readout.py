@@ -86,8 +86,11 @@ def heldout_videos(slots: Shards, frames: int) -> LabelledSlots:
 def choose_on_heldout(model: nn.Module, heldout: LabelledSlots, name: str) -> dict[str, Any]:
     """The decision threshold of a readout, and its scores with that threshold, on the held-out readout videos.
 
-    Raises what `predict` does; `name` says there which weights these are.
+    Without such videos, which given weights do not need, it is 0.5. Raises what `predict` does; `name` says there which weights
+    these are.
     """
+    if not len(heldout):
+        return {"threshold": 0.5, "heldout_balanced_accuracy": None}
     probabilities = predict({name: model}, heldout)[0]
     labels = heldout[range(len(heldout))]["labels"].bool().numpy()
     threshold = choose_threshold(probabilities, labels)

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from physion.config.schema import Optim, TrainingStage
 from physion.data.clips import Batch, Clips
 from physion.data.order import StepBatches, spread
-from physion.errors import ConfigError, DataError, PhysionError
+from physion.errors import ConfigError, DataError, PhysionError, TransientError
 from physion.job import Job, Stop
 from physion.machine import cores
 from physion.models.noise import sample_noise
@@ -237,7 +237,7 @@ class Training:
             self._measure(0)
         batches = StepBatches(len(self.task.train), optim.batch_size, self.config.seed, start, optim.steps, self.share)
         loader = iter(_loader(self.task.train, batches, workers, self.device))
-        with progress(name, optim.steps, "steps", start) as bar:
+        with _lost_workers(self.who), progress(name, optim.steps, "steps", start) as bar:
             self.model.train()
             self.watch.restart_clock(start)
             for step in range(start, optim.steps):
@@ -346,9 +346,12 @@ class Training:
         """Fetch the losses of the steps before `done`, and stop at the first that is not finite."""
         values = torch.stack([torch.stack(pair) for pair in self.waiting]).double().cpu()
         losses = self.ranks.all_reduce(values[:, 0].contiguous()).tolist()
-        norms = [norm if math.isfinite(norm) else 0.0 for norm in values[:, 1].tolist()]  # loss scaling skips these steps
+        norms = values[:, 1].tolist()
+        if self.scaler.is_enabled():  # loss scaling skips steps whose gradients are not finite
+            norms = [norm if math.isfinite(norm) else 0.0 for norm in norms]
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
             self._require_finite(loss, "loss", number)
+            self._require_finite(norm, "norm of the gradients", number)
             self.history.count(loss, norm)
         self.waiting.clear()
         if self.ranks.rank == 0:
@@ -508,8 +511,22 @@ def _loader(clips: Clips, batches: StepBatches, workers: int, device: torch.devi
         pin_memory=device.type == "cuda",
         persistent_workers=False,
         prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_only_its_parent_ends_it,
     )
+
+
+@contextmanager
+def _lost_workers(who: str) -> Iterator[None]:
+    """A data worker that was killed, which torch raises as a RuntimeError wherever the rank is, is a reason to try again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TransientError(
+            f"{who}: a data worker was killed, for want of memory perhaps (fewer loader-workers need less); the same command "
+            f"resumes from the last checkpoint ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _next(batches: Iterator[Batch]) -> Batch:
@@ -520,8 +537,10 @@ def _next(batches: Iterator[Batch]) -> Batch:
         raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2].strip()) from error
 
 
-def _ignore_interrupt(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but the parent ends loading
+def _only_its_parent_ends_it(_: int) -> None:
+    """In a data worker: signals for the whole group (Ctrl-C, `timeout`) are for the parent, which saves and ends it."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

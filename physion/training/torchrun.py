@@ -30,6 +30,8 @@ def main() -> int:
         return ConfigError.exit_code
     # If agents share one store with all attempts of the ranks, it keeps the addresses of dead ones.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # It kills ranks that are still saving so many seconds after SIGTERM, 30 by itself; a pod has 120 (jobs/).
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")
     run.logger.addFilter(lambda record: "OMP_NUM_THREADS" not in record.msg)  # one thread per rank: noise in every worker's log
     at = arguments.index("stage")
     while True:

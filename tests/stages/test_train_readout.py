@@ -4,6 +4,9 @@ import json
 import shutil
 
 import pytest
+from torch import nn
+
+from physion.stages.train_readout import choose_on_heldout
 
 
 def test_the_best_weights_answer_where_they_are_asked_for(physion, preset, store):
@@ -38,3 +41,7 @@ def test_weights_of_at_most_a_hundred_epochs_are_kept(physion, preset, store, st
     epochs = sorted(int(name[7:12]) for name in names if name.startswith("epochs/"))
     assert epochs == sorted({*range(every, last + 1, every), last})
     assert len(epochs) <= 100
+
+
+def test_given_weights_without_heldout_videos_keep_the_threshold_of_one_half():
+    assert choose_on_heldout(nn.Identity(), [], "train-readout-full-0") == {"threshold": 0.5, "heldout_balanced_accuracy": None}

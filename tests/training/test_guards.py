@@ -3,16 +3,17 @@
 import ctypes
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from ranks import Ranks
-from tiny_training import TinyTask, make_job, settings, train
+from tiny_training import TinyTask, make_job, settings, steps_of, train
 
 from physion.errors import ConfigError
-from physion.training.engine import fit, require_compilers
+from physion.training.engine import NonFiniteLoss, fit, require_compilers
 
 
 def stuck(folder, where):
@@ -90,6 +91,68 @@ def test_compiling_for_a_gpu_needs_triton(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"needs Triton and a C compiler \(no-such-compiler\) for a cuda device"):
         require_compilers(job, gpu)
+
+
+def with_a_data_worker(folder, step, ending):
+    """Train with one; at a step, `ending` comes upon it, or upon the whole group of processes. Ends as the program does."""
+    import signal
+
+    import psutil
+
+    from physion.errors import PhysionError
+    from physion.job import Stop
+
+    multiprocessing.current_process()._config["daemon"] = False  # which may have no children
+    multiprocessing.set_start_method("fork", force=True)  # as on the command line
+    os.setpgrp()
+    stop = Stop()
+    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "signal", "SIGTERM"))
+
+    def at_step(now):
+        if now == step:
+            (worker,) = psutil.Process().children()
+            if ending == "worker":
+                worker.kill()
+            else:
+                subprocess.run([sys.executable, "-c", f"import os; os.killpg({os.getpgrp()}, 15)"], start_new_session=True)
+            time.sleep(2)
+
+    try:
+        train(folder, task=TinyTask(at_step), stop=stop, loader_workers=1)
+    except PhysionError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+
+def test_a_signal_for_the_whole_group_leaves_data_workers_to_the_training(tmp_path):
+    ranks = Ranks(1, with_a_data_worker, str(tmp_path), 7, "group", log=tmp_path / "log")
+    assert ranks.wait() == [143], ranks.said()
+    assert steps_of(tmp_path)[-1] == 8
+    again = Ranks(1, with_a_data_worker, str(tmp_path), -1, "", log=tmp_path / "log")
+    assert again.wait() == [0], again.said()
+
+
+def test_a_data_worker_that_is_killed_is_a_reason_to_try_again(tmp_path):
+    ranks = Ranks(1, with_a_data_worker, str(tmp_path), 7, "worker", log=tmp_path / "log")
+    assert ranks.wait() == [75], ranks.said()
+    assert "train-dvae: a data worker was killed" in ranks.said()
+    assert steps_of(tmp_path)[-1] == 5
+
+
+class Exploding(TinyTask):
+    """From step 6 on its gradients are infinite although its loss is not."""
+
+    def loss(self, batch, step):
+        bias = self.model.head.bias
+        return super().loss(batch, step) + ((bias - bias.detach()).sum().sqrt() if self.model.training and step >= 6 else 0)
+
+
+def test_gradients_that_are_not_finite_end_the_training_before_the_weights_are_saved(tmp_path):
+    with pytest.raises(
+        NonFiniteLoss, match=r"the norm of the gradients is (inf|nan) at step 6; last good checkpoint: step 6 in"
+    ):
+        train(tmp_path, task=Exploding(), checkpoint_every=1)
+    assert steps_of(tmp_path)[-1] == 6
 
 
 class Ballast(TinyTask):
