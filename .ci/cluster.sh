@@ -24,7 +24,7 @@ begin() {
     # A test takes node2 away: none of them may be there.
     [ ! -d $state/node2 ] || kubectl cordon node2
     kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=200ms # docs/kubernetes.md: Overhead
-    local deployments
+    local deployments space name
     deployments=$(kubectl get deployments -A --no-headers | awk '{print $1, $2}')
     while read -r space name; do kubectl -n "$space" set resources "deployment/$name" --requests=cpu=100m; done <<< "$deployments"
     while read -r space name; do kubectl -n "$space" rollout status "deployment/$name" --timeout=120s; done <<< "$deployments"
