@@ -340,7 +340,7 @@ def _problem(store: Store, found: Found, record: FileRecord) -> str | None:
         path = store.fetch(key, size=record.size, sha256=record.sha256)
     except FileNotFoundError:
         return f"{store.uri}/{key} is missing; {advice}"
-    except DataError as error:
+    except (DataError, ConfigError) as error:  # the latter: no file, or one that this user may not read
         return f"{error}; {advice}"
     if not isinstance(store, LocalStore):
         path.unlink()  # our own copy

@@ -110,6 +110,8 @@ def run_node(
 
     def found() -> Manifest | None:
         if force:
+            for source in node.inputs.values():  # nothing is thrown away that could not be made again
+                published_input(graph[source], graph, store).close()
             ArtifactWriter(store, node.stage.name, node.fingerprint).erase()
             return None
         return standing_or_erased(node, graph, store)

@@ -114,11 +114,18 @@ class LocalStore:
     def fetch(self, key: str, *, size: int | None = None, sha256: str | None = None) -> Path:
         """A local file that holds the object: here, the object itself. Never write to it.
 
-        Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`.
+        Raises FileNotFoundError if there is none, DataError if it does not match `size` and `sha256`, what `explained` makes of
+        it if it cannot be read.
         """
         path = self._path(key)
-        found = path.stat().st_size
-        if (size is not None and found != size) or (sha256 is not None and sha256_of(path) != sha256):
+        try:
+            found = path.stat().st_size
+            differs = (size is not None and found != size) or (sha256 is not None and sha256_of(path) != sha256)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise explained(error, f"store {self.uri}: cannot read {key}") from error
+        if differs:
             raise DataError(f"{self.uri}/{key} is corrupt (its SHA-256 is not the manifest's)")
         return path
 

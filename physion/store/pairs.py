@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 
+from physion.errors import DataError
 from physion.store.artifacts import WITH_TIMES, Manifest
 from physion.store.survey import Found
 
@@ -36,7 +37,12 @@ def pair_up(a: Sequence[Found], b: Sequence[Found]) -> list[Pair]:
         if found.manifest and (other := there.get(found.fingerprint))
     }
     pairs: dict[str, Pair] = {}
-    for fingerprint in TopologicalSorter({key: _inputs(one) for key, (one, _) in both.items()}).static_order():
+    sorter = TopologicalSorter({key: _inputs(one) for key, (one, _) in both.items()})
+    try:
+        order = list(sorter.static_order())
+    except CycleError as error:
+        raise DataError(f"manifests name each other as inputs ({' -> '.join(error.args[1])}): make these anew") from error
+    for fingerprint in order:
         if fingerprint in both:
             one, other = both[fingerprint]
             ours, theirs = ({record.name: record.sha256 for record in manifest.files} for manifest in (one, other))

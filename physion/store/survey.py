@@ -106,6 +106,7 @@ def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days
         ages = dict(zip((f.prefix for f in everything), pool.map(partial(_age, store), everything), strict=True))
     fresh = {found.fingerprint for found in everything if ages[found.prefix] < days * 86400}
     everything, studies, unknown = _studies(store, everything, fresh)
+    unknown |= any(found.problem and found.fingerprint in fresh for found in everything)  # what it was made from is not known
     needed = _with_inputs(everything, (keep or set()) | fresh | studies)
     verdicts = []
     for found in everything:
@@ -115,7 +116,7 @@ def judge(store: Store, everything: Sequence[Found], keep: set[str] | None, days
             untouched = f"unfinished, last written {ages[found.prefix] / 86400:.1f} days ago"
             verdicts.append(Verdict(found, not (unknown or found.fingerprint in needed), found.keys, untouched))
         elif keep is not None and found.fingerprint not in needed and unknown:
-            verdicts.append(Verdict(found, False, found.keys, "a damaged study.json hides whether a running job needs it"))
+            verdicts.append(Verdict(found, False, found.keys, "a damaged study or manifest hides whether it is still needed"))
         elif keep is not None and found.fingerprint not in needed:
             verdicts.append(Verdict(found, True, found.keys, "no preset that is kept and no recent run needs it"))
         else:

@@ -89,7 +89,7 @@ class WebFolder:
         def get() -> bytes | None:
             try:
                 with opened(self._address(key)) as response:
-                    return response.read(MOST_READ + 1)
+                    return _read(response, MOST_READ + 1)
             except urllib.error.HTTPError as error:
                 if error.code == http.HTTPStatus.NOT_FOUND:
                     return None
@@ -106,13 +106,21 @@ class WebFolder:
         def get() -> bytes:
             with opened(self._address(key), start, start + length) as response:
                 if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # the whole file
-                    response.read(start)
+                    _read(response, start)
                 elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                     raise TransientError("the server sent a different part than requested")
-                return response.read(length)
+                return _read(response, length)
 
         return persistently(self._address(key), get)
 
     def _address(self, key: str) -> str:
         url = urlsplit(self.address)
         return urlunsplit(url._replace(path=f"{url.path}/{quote(key)}"))
+
+
+def _read(response: http.client.HTTPResponse, most: int) -> bytes:
+    """At most so many bytes of an answer. Raises TransientError if the connection ended before: `read` does not tell."""
+    data = response.read(most)
+    if len(data) < most and response.length:
+        raise TransientError(f"the connection ended {response.length} bytes early")
+    return data

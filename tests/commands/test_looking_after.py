@@ -226,6 +226,20 @@ def test_verifying(look, store, graph):
     assert len(json.loads(look("verify", "--json").out)["result"]["problems"]) == 3
 
 
+def test_what_cannot_be_read_is_one_bad_file_of_others(look, store, graph):
+    report, (shard,) = (
+        folder(store, graph["evaluate"]) / "report.html",
+        folder(store, graph["tokenize"]).glob("00001-*.safetensors"),
+    )
+    report.unlink()
+    report.mkdir()
+    shard.unlink()
+    ended = look("verify")
+    assert ended.code == 3
+    assert "report.html" in ended.err
+    assert f"{shard.name} is missing" in ended.err
+
+
 def files_of(store):
     return [path for path in store.rglob("artifacts/*/*/**/*") if path.is_file() and path.name != "manifest.json"]
 
@@ -326,6 +340,22 @@ def test_a_damaged_manifest_is_kept_and_named(look, store, graph):
     (row,) = (row for row in rows if row["fingerprint"] == graph["fetch-test"].fingerprint)
     assert row["action"] == "keep"
     assert "is not a manifest" in row["reason"]
+
+
+def test_the_inputs_of_a_fresh_artifact_stay_that_a_newer_version_made(look, store, preset, graph):
+    """Its manifest cannot be read here, so nobody knows what it still needs."""
+    make_old(store)
+    path = folder(store, graph["train-slotformer"]) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": 99}))
+
+    def count():
+        ended = look("gc", "--keep", "smoke", "--json")
+        assert (ended.code, "update physion" in ended.err) == (3, True)
+        return sum(row["action"] != "keep" for row in json.loads(ended.out)["result"])
+
+    assert count() == 0
+    os.utime(path, (OLD, OLD))
+    assert count() == len(graph) - 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from physion.config.load import load_config
 from physion.data.shards import Shards
-from physion.errors import DataError, TransientError
+from physion.errors import ConfigError, DataError, TransientError
 from physion.job import Stop
 from physion.pipeline import runner
 from physion.pipeline.graph import build_graph
@@ -85,6 +85,14 @@ def test_a_stage_made_again_gives_the_same_files(graph, store, stage, name):
     assert not again.cached
     volatile = {"report.html"}  # it shows how long the stages took
     assert [f for f in again.manifest.files if f.name not in volatile] == [f for f in before if f.name not in volatile]
+
+
+def test_what_could_not_be_made_again_is_not_thrown_away(graph, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "store", ignore=shutil.ignore_patterns("tokenize"))
+    store, node = LocalStore(tmp_path / "store"), graph["train-steve"]
+    with pytest.raises(ConfigError, match="input tokenize"):
+        run_node(node, graph, store, Stop(), force=True)
+    assert read_manifest(store, "train-steve", node.fingerprint) is not None
 
 
 @pytest.mark.parametrize(("moment", "mid_question"), [(1, False), (2, False), (1, True)])

@@ -1,5 +1,8 @@
 """Which artifacts that two stores both have differ, by their manifests alone."""
 
+import pytest
+
+from physion.errors import DataError
 from physion.store.artifacts import WITH_TIMES, FileRecord, Manifest
 from physion.store.pairs import pair_up
 from physion.store.survey import Found
@@ -22,6 +25,12 @@ def test_inputs_come_before_what_is_made_of_them():
     assert sorted(order) == ["data", "evaluate", "model", "tokens"]
     assert order[:2] == ["data", "model"]
     assert not any(pair.differs for pair in pair_up(chain, chain))
+
+
+def test_manifests_that_name_each_other():
+    circle = [found("model", "data"), found("data", "model")]
+    with pytest.raises(DataError, match=r"manifests name each other as inputs \((model|data) -> "):
+        pair_up(circle, circle)
 
 
 def test_what_differs_and_after_what():
