@@ -43,7 +43,8 @@ test-gpu: $(VENV)/ready
 	$(VENV)/bin/pytest -m gpu
 
 # Preset gpu in pieces of 9 minutes, on a machine with a GPU but no network (jobs/gpu_study.py), which has Python 3.12, PyTorch and all that
-# requirements.lock names but SITE; gpu-site, on one with a network, packs that (30 MB): carry it there beside the sources. OUT: what comes out. IN: OUT of the piece before.
+# requirements.lock names but SITE; gpu-site, on one with a network, packs that (30 MB): carry it there beside the sources. OUT: what
+# comes out. IN: OUT of the piece before.
 OUT ?= out
 IN ?= in
 SITE := annotated-types|av|boto3|botocore|jmespath|mujoco|pydantic|pydantic-core|s3transfer|simplejpeg|typing-inspection
